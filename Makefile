@@ -1,0 +1,59 @@
+# `make demo` and `make test` need Python >= 3.11, make and a package index; everything else goes into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+LOWEST_TRANSFORMERS := 5.17.0
+LOWEST := .venv-lowest
+LOWEST_READY := $(LOWEST)/.ready
+
+.PHONY: help setup demo test lint types test-lowest clean
+
+help:
+	@echo "make demo         install into $(VENV) and run the main job: every method on the shipped prompts"
+	@echo "make test         install into $(VENV) and run the tests"
+	@echo "make lint         ruff: rules and formatting"
+	@echo "make types        mypy, strict, on the package"
+	@echo "make test-lowest  the tests under transformers $(LOWEST_TRANSFORMERS), the lowest supported, in $(LOWEST)"
+	@echo "make clean        remove both environments and all caches"
+
+setup: $(READY)
+
+# torch goes first and alone: its version decides which build is fetched, and nothing after it may change that.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed; say which with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/slipstream demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+# The lowest transformers brings its own tokenizers and huggingface-hub; all else stays as in constraints.txt.
+$(LOWEST_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(LOWEST)
+	grep -vE '^(transformers|tokenizers|huggingface-hub)==' constraints.txt > $(LOWEST)/constraints.txt
+	echo 'transformers==$(LOWEST_TRANSFORMERS)' >> $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt torch
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[dev]'
+	@touch $@
+
+test-lowest: $(LOWEST_READY)
+	$(LOWEST)/bin/python -m pytest
+
+clean:
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

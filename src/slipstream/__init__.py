@@ -1,0 +1,56 @@
+"""Lossless speculative decoding for any `transformers` causal language model.
+
+    import slipstream
+
+    model = slipstream.load("demo", drafter="layer-skip")
+    print(model.generate("Write a haiku about rain", max_new_tokens=60).text)
+
+`load`, `Model` and what they return are imported on first use: `import slipstream` itself brings in no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from slipstream import errors
+from slipstream.errors import InputError, LosslessnessError, SlipstreamError
+
+if TYPE_CHECKING:
+    from slipstream.engine import Step
+    from slipstream.model import Model, Output, Stats, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "InputError",
+    "LosslessnessError",
+    "Model",
+    "Output",
+    "SlipstreamError",
+    "Stats",
+    "Step",
+    "__version__",
+    "errors",
+    "load",
+]
+
+_HOME = {
+    "Model": "slipstream.model",
+    "Output": "slipstream.model",
+    "Stats": "slipstream.model",
+    "Step": "slipstream.engine",
+    "load": "slipstream.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
