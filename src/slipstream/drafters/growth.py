@@ -1,0 +1,117 @@
+"""The dynamic draft tree of EAGLE-2 (arXiv 2406.16858, sections 4.1 and 4.2), for every drafter that has a model.
+
+Expansion: level by level, the `width` nodes of highest value (product of confidences along the path) are run together
+through the drafter and get their best children attached. Reranking: of all nodes ever attached, the `total` of highest
+value become the draft. A node's value never exceeds its parent's and ties go to the shallower, then the earlier node,
+so the choice is always connected. Shapes depend on (width, depth, total) alone, and nothing waits for the device.
+
+Rows: the drafter runs the root as row 0, then `width` rows a level; `Frontier.visible` says which rows each new row
+may attend to, so a drafter with a KV cache writes row r to its r-th draft slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from slipstream.errors import InputError
+from slipstream.rules import Candidates
+from slipstream.tree import DraftTree, select_nodes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeShape:
+    """Size of a dynamic tree."""
+
+    width: int = 8
+    """Nodes run together at each level, and children attached to each."""
+    depth: int = 4
+    """Levels below the root."""
+    total: int = 16
+    """Drafted nodes kept for verification."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "total"):
+            if getattr(self, name) < 1:
+                raise InputError(f"tree {name} is {getattr(self, name)}; it must be at least 1")
+
+    @property
+    def num_rows(self) -> int:
+        """Rows the drafter runs for one tree, root included."""
+        return 1 + self.width * (self.depth - 1)
+
+    def cut(self, max_depth: int) -> TreeShape:
+        """The same shape, at most `max_depth` deep."""
+        return TreeShape(width=self.width, depth=min(self.depth, max_depth), total=self.total)
+
+
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """Nodes to run through the drafter in one pass, all of one depth."""
+
+    tokens: Tensor  # [w] int64
+    depth: int  # 0 for the root
+    parent_rows: Tensor  # [w] int64, the row of each node's parent among the rows already run (the root's own: 0)
+    visible: Tensor  # [w, rows run before + w] bool, the rows each node may attend to, itself included
+
+
+Expand = Callable[[Frontier, int], Candidates]
+"""Runs a frontier and proposes k children per node: (frontier, k) -> Candidates with [w, k] tensors."""
+
+
+def grow(expand: Expand, root: Tensor, shape: TreeShape) -> DraftTree:
+    """Grow a tree under `root` ([1] int64) and keep its best `shape.total` nodes."""
+    device = root.device
+    frontier = Frontier(root, 0, root.new_zeros(1), torch.ones(1, 1, dtype=torch.bool, device=device))
+    visible = frontier.visible  # [rows, rows] bool, of all rows run so far
+    nodes = root.new_full((1,), -1)  # [w] the frontier's node indices, -1 for the root
+    path_values = torch.zeros(1, device=device)  # [w] log-values of the frontier
+    levels: list[DraftTree] = []
+    num_nodes = 0
+    for depth in range(1, shape.depth + 1):
+        children = expand(frontier, shape.width)  # [w, k]
+        levels.append(_attach(children, nodes, path_values, depth))
+        if depth == shape.depth:
+            break
+        values = levels[-1].log_value
+        best = values.sort(descending=True, stable=True).indices[: shape.width]  # [w]
+        first_row = visible.shape[0] - frontier.tokens.shape[0]
+        parent_rows = first_row + best // children.tokens.shape[1]
+        own = torch.eye(best.shape[0], dtype=torch.bool, device=device)
+        seen = torch.cat((visible[parent_rows], own), dim=1)  # [w, rows + w]
+        frontier = Frontier(levels[-1].tokens[best], depth, parent_rows, seen)
+        visible = torch.cat((torch.nn.functional.pad(visible, (0, best.shape[0])), seen))
+        nodes, path_values = num_nodes + best, values[best]
+        num_nodes += values.shape[0]
+    return rerank(_join(levels), shape.total)
+
+
+def rerank(tree: DraftTree, total: int) -> DraftTree:
+    """The `total` nodes of highest value. `tree` must list shallower nodes first: a stable sort then breaks ties."""
+    if total >= tree.num_nodes:
+        return tree
+    kept = tree.log_value.sort(descending=True, stable=True).indices[:total].sort().values  # [total]
+    return select_nodes(tree, kept)
+
+
+def _attach(children: Candidates, parents: Tensor, path_values: Tensor, depth: int) -> DraftTree:
+    """One level of nodes: the k children of each of w parents, in order."""
+    k = children.tokens.shape[1]
+    values = path_values[:, None] + children.log_confidence.float()  # [w, k]
+    tokens = children.tokens.flatten()  # [w * k]
+    return DraftTree(
+        tokens, parents.repeat_interleave(k), torch.full_like(tokens, depth), values.flatten(), max_depth=depth
+    )
+
+
+def _join(levels: list[DraftTree]) -> DraftTree:
+    return DraftTree(
+        torch.cat([level.tokens for level in levels]),
+        torch.cat([level.parents for level in levels]),
+        torch.cat([level.depth for level in levels]),
+        torch.cat([level.log_value for level in levels]),
+        max_depth=levels[-1].max_depth,
+    )

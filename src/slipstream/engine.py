@@ -1,0 +1,287 @@
+"""The one decoding loop: propose, verify, commit, observe. Plain decoding is the same loop with empty trees.
+
+Invariant between cycles: `root` is the last committed token and its KV is not in the cache; `length` tokens are
+cached, so the root's position is `length`. The prompt is prefilled up to its last token, which is the first root, so
+the first cycle is like every other, and `length` may be 0.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from slipstream.drafters.base import Drafter, Observed, Run
+from slipstream.errors import ContextLengthError, InputError
+from slipstream.kv_cache import KVCache
+from slipstream.logits import LogitsPipeline, ProcessingSettings
+from slipstream.rules import make_rule
+from slipstream.sampling import SamplingSettings
+from slipstream.target import Target, TargetOutput
+from slipstream.tree import DraftTree, ancestor_mask, empty_tree
+from slipstream.verify import walk
+
+FinishReason = Literal["eos", "stop", "length", "context"]
+"""Why a generation ended: an end-of-sequence token, a stop string, the token budget, or the context limit."""
+
+
+class Stopper(Protocol):
+    """Watches the emitted tokens for a stop string."""
+
+    def add(self, token: int) -> bool:
+        """Take the next emitted token; true if the text so far completes a stop string."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One generation: what to continue, how to choose tokens, when to stop."""
+
+    prompt_ids: Sequence[int]
+    processing: ProcessingSettings
+    sampling: SamplingSettings = SamplingSettings()
+    stopper: Stopper | None = None
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.processing.max_length - len(self.prompt_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One draft-verify cycle."""
+
+    token_ids: tuple[int, ...]
+    """Tokens emitted, after all cuts."""
+    num_drafted: int
+    """Nodes that the target verified."""
+    num_accepted: int
+    """Drafted tokens among those emitted."""
+    prefill_s: float = 0.0
+    """Seconds spent on the prompt; not 0 only in the first step."""
+    draft_s: float = 0.0
+    """Seconds in the drafter."""
+    verify_s: float = 0.0
+    """Seconds in the target's pass and in choosing and walking."""
+    other_s: float = 0.0
+    """Seconds of the cycle outside both: commit, cuts, bookkeeping."""
+    finish_reason: FinishReason | None = None
+    """Set in the last step."""
+    text: str = ""
+    """Text that became final in this step; filled in by `Model.stream`."""
+
+
+class Engine:
+    """Drives one target and one drafter. Several generations may be in progress at once; each has its own state."""
+
+    def __init__(self, target: Target, drafter: Drafter, *, prefill_chunk: int = 512) -> None:
+        """prefill_chunk: prompt tokens run through the target at once."""
+        if prefill_chunk < 1:
+            raise InputError(f"prefill_chunk is {prefill_chunk}; it must be at least 1")
+        self.target, self.drafter, self.prefill_chunk = target, drafter, prefill_chunk
+        self._spare: KVCache | None = None
+
+    def generate(self, request: Request) -> Iterator[Step]:
+        """Yield a Step per cycle until the request is done. Closing the iterator early is safe.
+
+        Raises InputError for an empty prompt or budget, ContextLengthError for a prompt that fills the context.
+        """
+        check_request(request, self.target)
+        cache = self._take_cache()
+        try:
+            generation = _Generation(self, request, cache)
+            step = generation.first_step()
+            yield step
+            while step.finish_reason is None:
+                step = generation.step()
+                yield step
+        finally:
+            self._give_back(cache)
+
+    def _take_cache(self) -> KVCache:
+        cache, self._spare = self._spare, None
+        return cache if cache is not None else self.target.new_cache(extra_slots=self.drafter.draft_slots + 1)
+
+    def _give_back(self, cache: KVCache) -> None:
+        cache.rollback(0)
+        self._spare = cache
+
+
+def check_request(request: Request, target: Target) -> None:
+    """Refuse a request that cannot be served, before any work is done."""
+    if len(request.prompt_ids) == 0:
+        raise InputError("the prompt is empty; give at least one token")
+    if request.max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {request.max_new_tokens}; it must be at least 1")
+    out_of_range = next((t for t in request.prompt_ids if not 0 <= t < target.vocab_size), None)
+    if out_of_range is not None:
+        raise InputError(f"token id {out_of_range} is not in the target's vocabulary of {target.vocab_size}")
+    if target.context_length is not None and len(request.prompt_ids) >= target.context_length:
+        raise ContextLengthError(
+            f"the prompt has {len(request.prompt_ids)} tokens, but the target's context is {target.context_length}; "
+            f"shorten the prompt to at most {target.context_length - 1} tokens"
+        )
+
+
+class _Generation:
+    """State of one generation, and the cycle that advances it."""
+
+    def __init__(self, engine: Engine, request: Request, cache: KVCache) -> None:
+        self.target, self.request, self.cache = engine.target, request, cache
+        self.prefill_chunk = engine.prefill_chunk
+        self.features = engine.drafter.features
+        vocab_size, device = self.target.vocab_size, self.target.device
+        self.rule = make_rule(request.processing, request.sampling, vocab_size, device)
+        self.pipeline = LogitsPipeline(request.processing, vocab_size=vocab_size, device=device)
+        self.run = Run(self.target, cache, self.rule, list(request.prompt_ids), len(request.prompt_ids))
+        self.drafter = engine.drafter
+        self.drafting = self.drafter.start(self.run)
+        self.alone = empty_tree(device)
+
+    @torch.inference_mode()
+    def first_step(self) -> Step:
+        """Prefill the prompt up to its last token, and make the first cycle."""
+        began = time.perf_counter()
+        self.pipeline.start(self.run.tokens)
+        self._prefill()
+        return self.step(prefill_s=time.perf_counter() - began)
+
+    @torch.inference_mode()
+    def step(self, prefill_s: float = 0.0) -> Step:
+        """One cycle: propose, verify, cut, commit, observe."""
+        began = time.perf_counter()
+        self._cross_rope_boundary()
+        self.rule.begin(self.cache.length)
+        tree = self._propose()
+        drafted = time.perf_counter()
+        pass_ = self._verify(tree)
+        verified = time.perf_counter()
+        emitted, finish_reason = self._cut(pass_.emitted)
+        self._commit(pass_, emitted)
+        return Step(
+            token_ids=tuple(emitted),
+            num_drafted=tree.num_nodes,
+            num_accepted=min(len(pass_.path), len(emitted)),
+            prefill_s=prefill_s,
+            draft_s=drafted - began,
+            verify_s=verified - drafted,
+            other_s=time.perf_counter() - verified,
+            finish_reason=finish_reason,
+        )
+
+    def _prefill(self) -> None:
+        """Cache all tokens but the root, in chunks, or in one pass with the root where RoPE depends on the pass."""
+        tokens = torch.tensor(self.run.tokens, device=self.target.device)  # [length + 1]
+        count = tokens.shape[0] - 1
+        whole = self.target.rolling_rope is not None
+        chunk = count + 1 if whole else self.prefill_chunk
+        for first in range(0, count, chunk):
+            part = tokens[first : first + chunk] if whole else tokens[first : min(first + chunk, count)]
+            n = part.shape[0]
+            output = self.target.forward(
+                part,
+                torch.arange(first, first + n, device=tokens.device),
+                self.target.causal(n),
+                self.cache,
+                features=self.features,
+                last_logits_only=True,
+            )
+            kept = min(n, count - first)
+            self.cache.commit(None, kept)
+            features = None if output.features is None else output.features[0, :kept]
+            self.drafting.observe(Observed(tokens=self.run.tokens[first : first + kept], features=features))
+
+    def _cross_rope_boundary(self) -> None:
+        """Prefill anew when the text grows past the boundary of a `longrope`: all keys change their frequencies."""
+        if self.target.rolling_rope == "longrope" and self.cache.length == self.target.rope_boundary:
+            self.cache.rollback(0)
+            self.drafting = self.drafter.start(self.run)  # what it noted of the old keys and features is void
+            self._prefill()
+
+    def _propose(self) -> DraftTree:
+        self.run.max_depth = self._room()
+        if self.run.max_depth == 0:
+            return self.alone
+        tree = self.drafting.propose().cut(self.run.max_depth)
+        max_nodes = self.target.max_nodes(self.cache.length)
+        return tree if max_nodes is None else tree.first(max_nodes)
+
+    def _room(self) -> int:
+        """Depth worth drafting: a cycle emits at most depth + 1 tokens, and no pass may straddle a RoPE boundary."""
+        room = self._remaining() - 1
+        boundary = self.target.rope_boundary
+        if boundary is not None:
+            to_boundary = boundary - 1 - self.cache.length
+            if to_boundary >= 0:
+                return min(room, to_boundary)
+            return room if self.target.rolling_rope == "longrope" else 0
+        return room
+
+    def _remaining(self) -> int:
+        """Tokens that may still be emitted, by the budget and by the context."""
+        budget, context = self.request.processing.max_length, self.target.context_length
+        return (budget if context is None else min(budget, context)) - len(self.run.tokens)
+
+    def _verify(self, tree: DraftTree) -> _Pass:
+        """Run the root and the tree, choose at every node, walk. Copies to the host once."""
+        length = self.cache.length
+        ancestors = ancestor_mask(tree.parents)  # [n + 1, n + 1]
+        depth = torch.cat((tree.depth.new_zeros(1), tree.depth))  # [n + 1]
+        output = self.target.forward(
+            torch.cat((self.run.root, tree.tokens)), length + depth, ancestors, self.cache, features=self.features
+        )
+        logits = self.pipeline.process(output.logits[0], tree.tokens, ancestors)
+        choice = self.rule.choose(logits, tree)  # [n + 1]
+        kept = walk(tree, choice, ancestors)
+        num_accepted, *rest = torch.cat((kept.num_accepted[None], kept.order, choice)).tolist()  # the copy
+        path, choices = rest[:num_accepted], rest[tree.num_nodes :]
+        return _Pass(tree, output, choice, path, [choices[0], *(choices[node + 1] for node in path)])
+
+    def _cut(self, tokens: Sequence[int]) -> tuple[list[int], FinishReason | None]:
+        """The tokens that plain decoding would have emitted before it stopped, and why it stopped."""
+        remaining = self._remaining()
+        for index, token in enumerate(tokens):
+            emitted = list(tokens[: index + 1])
+            if token in self.request.processing.eos_token_ids:
+                return emitted, "eos"
+            if self.request.stopper is not None and self.request.stopper.add(token):
+                return emitted, "stop"
+            if index + 1 == remaining:
+                at_budget = len(self.run.tokens) + remaining == self.request.processing.max_length
+                return emitted, "length" if at_budget else "context"
+        return list(tokens), None
+
+    def _commit(self, pass_: _Pass, emitted: list[int]) -> None:
+        """Keep the KV of the root and of all emitted tokens but the last, which becomes the root."""
+        path = pass_.path[: len(emitted) - 1]
+        committed = [self.run.tokens[-1], *emitted[:-1]]
+        rows = torch.tensor([0, *(node + 1 for node in path)], device=self.target.device)  # [len(path) + 1]
+        in_place = path == list(range(len(path)))
+        self.cache.commit(None if in_place else self.cache.length + rows[1:], len(path) + 1)
+        self.run.tokens.extend(emitted)
+        self.run.root = torch.tensor(emitted[-1:], device=self.target.device)
+        self.pipeline.commit(emitted)
+        features = pass_.output.features
+        self.drafting.observe(
+            Observed(
+                tokens=committed,
+                features=None if features is None else features[0, rows],
+                tree=pass_.tree,
+                choice=pass_.choice,
+                path=path,
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """A verified tree."""
+
+    tree: DraftTree
+    output: TargetOutput
+    choice: Tensor  # [n + 1]
+    path: list[int]  # nodes kept
+    emitted: list[int]  # the tokens of the path and the next token, before cuts

@@ -1,0 +1,156 @@
+"""Decoding rules: how the target chooses its next token, and how a drafter proposes to meet that choice.
+
+One rule object serves one generation. The engine calls `choose` on the target's processed logits; drafters call
+`children` (the k best candidates of a node) or `draw` (one drafted token of a chain) on their own logits. Both sides
+of a coupled rule read the same noise: that is what makes a drafter agree with a *sampled* target.
+
+Positions: the cycle's root stands at absolute position `length`; the next token chosen at depth d takes position
+length + d + 1, so children of depth d take position length + d.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from slipstream.logits import ProcessingSettings, warp
+from slipstream.sampling import GumbelNoise, SamplingSettings
+from slipstream.tree import DraftTree
+from slipstream.verify import choose_chain, choose_coupled, choose_greedy, choose_one_hot, draw
+
+
+class Candidates(NamedTuple):
+    """Proposed children of several nodes, best first."""
+
+    tokens: Tensor  # [rows, k] int64
+    log_confidence: Tensor  # [rows, k] float32: log of the estimated probability that the target takes the token
+
+
+class Drawn(NamedTuple):
+    """One drafted token for a chain."""
+
+    token: Tensor  # [1] int64
+    log_confidence: Tensor  # [1] float32
+    q: Tensor | None  # [1, vocab] the distribution it was sampled from; None: not sampled
+
+
+class DecodingRule(ABC):
+    """How tokens are chosen in one generation."""
+
+    def begin(self, length: int) -> None:
+        """A cycle starts whose root stands at absolute position `length`."""
+        self.length = length
+
+    @abstractmethod
+    def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
+        """The target's next token at the root and every node. logits: [n + 1, vocab], processed. Returns [n + 1]."""
+
+    @abstractmethod
+    def children(self, logits: Tensor, depth: int, k: int) -> Candidates:
+        """The k best candidates after each row of a drafter's `logits` [rows, vocab]; they stand at `depth`, 1 or more."""
+
+    def draw(self, logits: Tensor, depth: int) -> Drawn:
+        """One token for a chain, at `depth`. logits: [1, vocab]."""
+        best = self.children(logits, depth, 1)
+        return Drawn(best.tokens[0], best.log_confidence[0], None)
+
+
+class GreedyRule(DecodingRule):
+    """The most probable token."""
+
+    def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
+        return choose_greedy(logits)
+
+    def children(self, logits: Tensor, depth: int, k: int) -> Candidates:
+        top = logits.float().log_softmax(dim=-1).topk(k, dim=-1)
+        return Candidates(top.indices, top.values)
+
+
+class CoupledRule(DecodingRule):
+    """Gumbel-max with noise fixed by seed and position: the tokens of plain sampling, whatever is drafted."""
+
+    def __init__(
+        self, processing: ProcessingSettings, sampling: SamplingSettings, vocab_size: int, device: torch.device
+    ) -> None:
+        self._processing = processing
+        self._noise = GumbelNoise(sampling.seed, sampling.stream, vocab_size, device)
+        self._scale = default_confidence_scale(processing.temperature)
+
+    def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
+        noise = self._noise.rows(self.length + 1, tree.max_depth + 1)  # [max_depth + 1, vocab]
+        if tree.num_nodes == 0:
+            return choose_coupled(logits, noise)
+        depth = torch.cat((torch.zeros_like(tree.depth[:1]), tree.depth))  # [n + 1]
+        return choose_coupled(logits, noise[depth])
+
+    def children(self, logits: Tensor, depth: int, k: int) -> Candidates:
+        """Gumbel-top-k: the tokens with the largest log q + g, q under the target's temperature and truncation.
+
+        Under known noise the target takes the largest log p + g. How sure the drafter may be of its own order is
+        softmax((log q + g) / s), where s grows with the distance between log p and log q, that is with 1 / temperature.
+        """
+        q = warp_for(self._processing, logits).double().log_softmax(dim=-1)
+        noise = self._noise.rows(self.length + 1, depth)[depth - 1]  # [vocab]
+        perturbed = q + noise  # [rows, vocab]
+        top = perturbed.topk(k, dim=-1)
+        log_confidence = top.values / self._scale - (perturbed / self._scale).logsumexp(dim=-1, keepdim=True)
+        return Candidates(top.indices, log_confidence.float())
+
+
+class RejectionRule(DecodingRule):
+    """The published rules: sampled chains by Leviathan et al., deterministic children by the one-hot rule of EAGLE-2."""
+
+    def __init__(self, processing: ProcessingSettings, sampling: SamplingSettings, device: torch.device) -> None:
+        self._processing, self._device = processing, device
+        self._random = torch.Generator().manual_seed((sampling.seed + sampling.stream * 0x9E3779B97F4A7C15) % 2**63)
+
+    def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
+        p = logits.double().softmax(dim=-1)
+        u_accept, u_next = self._uniform(tree.num_nodes), self._uniform(tree.num_nodes + 1)
+        if tree.q is not None:
+            return choose_chain(tree.tokens, tree.q, p, u_accept, u_next)
+        return choose_one_hot(tree, p, u_accept, u_next)
+
+    def children(self, logits: Tensor, depth: int, k: int) -> Candidates:
+        """The top-k of the drafter's own distribution, as EAGLE-2 does at every temperature."""
+        top = logits.float().log_softmax(dim=-1).topk(k, dim=-1)
+        return Candidates(top.indices, top.values)
+
+    def draw(self, logits: Tensor, depth: int) -> Drawn:
+        q = warp_for(self._processing, logits).double().softmax(dim=-1)  # [1, vocab]
+        token = draw(q, self._uniform(1))  # [1]
+        return Drawn(token, q.gather(1, token[:, None]).squeeze(1).log().float(), q)
+
+    def _uniform(self, count: int) -> Tensor:
+        return torch.rand(count, generator=self._random, dtype=torch.float64).to(self._device)
+
+
+def warp_for(processing: ProcessingSettings, logits: Tensor) -> Tensor:
+    """A drafter's logits under the target's temperature and truncation. Penalties of the text so far are left out."""
+    return warp(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)),
+        temperature=processing.temperature,
+        top_k=processing.top_k,
+        top_p=processing.top_p,
+        min_p=processing.min_p,
+    )
+
+
+def default_confidence_scale(temperature: float) -> float:
+    """The s of `CoupledRule.children` for a drafter that was not calibrated."""
+    return math.sqrt(0.25 + (0.5 / temperature) ** 2)
+
+
+def make_rule(
+    processing: ProcessingSettings, sampling: SamplingSettings, vocab_size: int, device: torch.device
+) -> DecodingRule:
+    """The rule that the settings of a generation ask for."""
+    if processing.is_greedy:
+        return GreedyRule()
+    if sampling.verification == "rejection":
+        return RejectionRule(processing, sampling, device)
+    return CoupledRule(processing, sampling, vocab_size, device)

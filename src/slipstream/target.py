@@ -1,0 +1,331 @@
+"""The target: a loaded `transformers` causal language model, wrapped, never forked.
+
+One method runs it: `Target.forward` over any rows (a prefill chunk, a root with its draft tree, a drafting level), with
+explicit positions and an explicit mask, into explicit cache slots. Whether a model computes a tree correctly is not
+taken on trust: `Target.probe` compares a small tree with per-path decoding on the real weights, and refuses the model
+otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from slipstream.errors import UnsupportedTargetError
+from slipstream.kv_cache import KVCache
+from slipstream.masks import MaskPlan
+from slipstream.tree import ancestor_mask
+
+_ATTENTION = ("sdpa", "eager")
+_ROLLING_ROPE = ("longrope", "dynamic")  # their frequencies depend on the largest position of a pass
+
+# Largest deviation of a tree's logits from per-path decoding that rounding explains, in standard deviations of the
+# logits: several times what was seen on working models, far below what a leak or a shifted position makes. (Float64
+# models of some families compute their softmax or router in float32.)
+_PROBE_LIMITS = {torch.float64: 1e-5, torch.float32: 2e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a drafter wants to see of the target's pass: nothing, the last hidden state, or the input of some layers."""
+
+    last_hidden: bool = False
+    """The hidden state after the final norm, which the LM head reads."""
+    layers: tuple[int, ...] = ()
+    """Hidden states entering these layers (0-based)."""
+
+    def __bool__(self) -> bool:
+        return self.last_hidden or bool(self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetOutput:
+    """One pass of the target. Leading dimension: batch (1)."""
+
+    logits: Tensor  # [batch, n or 1, vocab] float32, or float64 for a float64 model
+    features: Tensor | None  # [batch, n, hidden x number of wanted states], last hidden state first, then layers
+
+
+class Target:
+    """A causal language model behind the few operations that speculative decoding needs."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Wrap a loaded model (evaluation mode is switched on). Raises UnsupportedTargetError for what cannot work."""
+        model.eval()
+        self.model = model
+        self.config = model.config.get_text_config()
+        refuse_unsupported(model)
+        self.base: nn.Module = model.base_model
+        self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
+        self.num_layers: int = self.config.num_hidden_layers
+        self.device: torch.device = model.get_input_embeddings().weight.device
+        self.dtype: torch.dtype = model.dtype
+        self.context_length = context_length(self.config)
+        self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._masks = MaskPlan.find(self.config, self.dtype, self._takes_mask_dict)
+
+    # -- running -------------------------------------------------------------------------------------------------
+
+    def new_cache(self, extra_slots: int) -> KVCache:
+        """An empty cache that may grow to the context plus `extra_slots` for drafts."""
+        limit = None if self.context_length is None else self.context_length + extra_slots
+        return KVCache(self._num_cache_layers, self.device, limit)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        tokens: Tensor,  # [n] int64
+        positions: Tensor,  # [n] int64, absolute
+        visible: Tensor,  # [n, start - cache.length + n] bool: which slots from cache.length on each row may attend to
+        cache: KVCache,
+        *,
+        start: int | None = None,
+        features: Features = Features(),  # noqa: B008 (immutable)
+        last_logits_only: bool = False,
+    ) -> TargetOutput:
+        """Run rows that all see the committed prefix, and of the later slots what `visible` says.
+
+        Row i is written to slot start + i (default: from cache.length on). Nothing is committed. Positions past the
+        context are clipped: such rows can never be emitted, but tables of learned positions end there.
+        """
+        if self.context_length is not None:
+            positions = positions.clamp(max=self.context_length - 1)
+        cache.begin(cache.length if start is None else start, positions)
+        mask = self._masks.build(visible, positions, cache)
+        with ExitStack() as stack:
+            captured = stack.enter_context(self._capturing(features))
+            logits = self._run(tokens, positions, mask, cache, last_logits_only)
+        return TargetOutput(logits, torch.cat(captured, dim=-1) if captured else None)
+
+    def causal(self, n: int) -> Tensor:
+        """[n, n] bool: `visible` for n rows that follow each other."""
+        return torch.ones(n, n, dtype=torch.bool, device=self.device).tril()
+
+    @torch.inference_mode()
+    def head(self, hidden: Tensor) -> Tensor:
+        """The target's logits for last hidden states, through its own LM head, scaling and soft-capping.
+
+        hidden: [batch, n, hidden]. Returns [batch, n, vocab].
+        """
+        output = BaseModelOutputWithPast(last_hidden_state=hidden)
+        placeholder = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self.device)
+        with replaced_forward(self.base, lambda *args, **kwargs: output):
+            return self._upcast(self.model(input_ids=placeholder, use_cache=False).logits)
+
+    def _run(self, tokens: Tensor, positions: Tensor, mask: Any, cache: KVCache, last_logits_only: bool) -> Tensor:
+        extra = {"logits_to_keep": 1} if last_logits_only and self._takes_logits_to_keep else {}
+        output = self.model(
+            input_ids=tokens[None],
+            position_ids=positions[None],
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **extra,
+        )
+        return self._upcast(output.logits)
+
+    def _upcast(self, logits: Tensor) -> Tensor:
+        """As `transformers` does before it processes logits; a float64 model keeps its precision."""
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    @contextmanager
+    def _capturing(self, features: Features) -> Iterator[list[Tensor]]:
+        captured: list[Tensor] = []
+        handles = []
+        if features.last_hidden:
+            hook = lambda module, args, output: captured.insert(0, output[0])  # noqa: E731
+            handles.append(self.base.register_forward_hook(hook))
+        for index in features.layers:
+            handles.append(
+                self.layers[index].register_forward_pre_hook(
+                    lambda module, args, kwargs: captured.append(args[0] if args else kwargs["hidden_states"]),
+                    with_kwargs=True,
+                )
+            )
+        try:
+            yield captured
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    # -- what the model is ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers."""
+        for module in self.base.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == self.num_layers:
+                return module
+        raise UnsupportedTargetError(f"{self.name} has no list of {self.num_layers} decoder layers")
+
+    @cached_property
+    def hash(self) -> str:
+        """Names the weights whatever dtype or device they are loaded in: 16 hexadecimal digits.
+
+        Covers every tensor's name, shape and first 256 elements rounded to bfloat16.
+        """
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.model.named_parameters()):
+            head = parameter.detach().flatten()[:256].to("cpu", torch.float32).to(torch.bfloat16)
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            digest.update(head.view(torch.int16).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def name(self) -> str:
+        """What to call the model in messages."""
+        return self.config._name_or_path or type(self.model).__name__
+
+    @property
+    def rolling_rope(self) -> str | None:
+        """`longrope` or `dynamic` where the rotary frequencies depend on the largest position of a pass, else None."""
+        parameters = getattr(self.config, "rope_parameters", None) or {}
+        return next((kind for kind in _ROLLING_ROPE if parameters.get("rope_type") == kind), None)
+
+    @property
+    def rope_boundary(self) -> int | None:
+        """Number of tokens up to which a rolling RoPE behaves like a fixed one; None for fixed RoPE."""
+        if self.rolling_rope is None:
+            return None
+        parameters = self.config.rope_parameters
+        return int(parameters.get("original_max_position_embeddings") or self.config.max_position_embeddings)
+
+    def max_nodes(self, length: int) -> int | None:
+        """Nodes that a tree after `length` cached tokens may have; None: any number.
+
+        Llama 4 scales queries by floor((slot + 1) / floor_scale): within one such step slots may stand for positions.
+        """
+        scale = getattr(self.config, "floor_scale", None)
+        if scale is None or not getattr(self.config, "attn_temperature_tuning", False):
+            return None
+        return max(0, int(scale) * ((length + 1) // int(scale) + 1) - length - 2)
+
+    @property
+    def _num_cache_layers(self) -> int:
+        return self.num_layers
+
+    @torch.inference_mode()
+    def _takes_mask_dict(self, mask: dict[str, Tensor]) -> bool:
+        """Whether the model accepts a dict {layer type: mask}: found by trying it on one token."""
+        token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        masks = {kind: one.to(self.device) for kind, one in mask.items()}
+        try:
+            self.model(input_ids=token, position_ids=token, attention_mask=masks, use_cache=False)
+        except (AttributeError, TypeError, ValueError, KeyError, RuntimeError):
+            return False
+        return True
+
+    # -- the probe -----------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def probe(self, attempts: int = 3) -> None:
+        """Refuse a model that computes trees wrongly (UnsupportedTargetError).
+
+        A 5-node tree, and one token after committing a branch of it, must give the logits of per-path decoding. A
+        fault is systematic; a mixture of experts in low precision may route a near-tie differently, so the smallest
+        deviation over a few attempts decides.
+        """
+        limit = _PROBE_LIMITS.get(self.dtype, _PROBE_LIMITS[torch.bfloat16])
+        deviation = float("inf")
+        for attempt in range(attempts):
+            try:
+                deviation = min(deviation, self._probe_deviation(attempt))
+            except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
+                reason = str(error).strip().partition("\n")[0] or type(error).__name__
+                raise UnsupportedTargetError(f"{self.name} cannot run a draft tree: {reason}") from error
+            if deviation <= limit:
+                return
+        raise UnsupportedTargetError(
+            f"{self.name} computes draft trees wrongly: logits deviate from plain decoding by {deviation:.2g} standard "
+            f"deviations (limit {limit:g}); its attention does not follow the given mask, positions or cache"
+        )
+
+    def _probe_deviation(self, attempt: int) -> float:
+        generator = torch.Generator().manual_seed(attempt)
+        count = min(self.vocab_size, 997)
+        prefix, (root, a, b, c, d, e) = (
+            torch.randint(count, (7,), generator=generator),
+            torch.randint(count, (6,), generator=generator).tolist(),
+        )
+        reference = [self._plain_logits(prefix, path) for path in ([root, a, c], [root, a, d, e], [root, b, c])]
+        # Nodes a, b | a-c, a-d, b-c: the token c stands under two parents.
+        expected = [
+            reference[0][0],
+            reference[0][1],
+            reference[2][1],
+            reference[0][2],
+            reference[1][2],
+            reference[2][2],
+        ]
+        cache = self.new_cache(extra_slots=8)
+        self.forward(prefix.to(self.device), torch.arange(7, device=self.device), self.causal(7), cache)
+        cache.commit(None, 7)
+        tokens = torch.tensor([root, a, b, c, d, c], device=self.device)
+        positions = torch.tensor([7, 8, 8, 9, 9, 9], device=self.device)
+        mask = ancestor_mask(torch.tensor([-1, -1, 0, 0, 1], device=self.device))
+        tree = self.forward(tokens, positions, mask, cache).logits[0]  # [6, vocab]
+        cache.commit(torch.tensor([8, 11], device=self.device), 3)
+        after = self.forward(
+            torch.tensor([e], device=self.device), torch.tensor([10], device=self.device), self.causal(1), cache
+        ).logits[0]
+        expected_rows = torch.stack([*expected, reference[1][3]])
+        return float((torch.cat((tree, after)) - expected_rows).abs().max() / expected_rows.std())
+
+    def _plain_logits(self, prefix: Tensor, path: Sequence[int]) -> Tensor:
+        """Logits of the path's tokens by transformers alone: no cache, no mask of ours. [len(path), vocab]."""
+        tokens = torch.cat((prefix, torch.tensor(path))).to(self.device)
+        return self._upcast(self.model(input_ids=tokens[None], use_cache=False).logits[0, -len(path) :])
+
+
+def context_length(config: Any) -> int | None:
+    """Tokens that the target's positions reach; None where the config names no limit."""
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if limit is not None and rope.get("rope_type") == "dynamic":  # there the config names the unscaled length
+        return int(limit * rope.get("factor", 1.0))
+    return limit
+
+
+def refuse_unsupported(model: PreTrainedModel) -> None:
+    """Refuse, with the reason, what is known not to work before anything is run."""
+    config = model.config.get_text_config()
+    name = config._name_or_path or type(model).__name__
+    attention = config._attn_implementation
+    if attention not in _ATTENTION:
+        raise UnsupportedTargetError(
+            f"{name} uses attention {attention!r}, whose kernels take no tree mask; load it with attention='sdpa'"
+        )
+    if model.config.is_encoder_decoder:
+        raise UnsupportedTargetError(f"{name} is an encoder-decoder model; only decoder-only models are supported")
+    if model.get_output_embeddings() is None:
+        raise UnsupportedTargetError(f"{name} has no LM head; load it with AutoModelForCausalLM")
+    if getattr(model, "_is_stateful", False):
+        raise UnsupportedTargetError(f"{name} keeps a recurrent state, which cannot be rolled back after a rejection")
+    if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
+        raise UnsupportedTargetError(f"{name} uses ALiBi, whose biases follow cache slots, not the positions of a tree")
+    if "local" in (getattr(config, "attention_layers", None) or ()):
+        raise UnsupportedTargetError(f"{name} has local attention layers that mask by cache slot, not by position")
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Run with another `module.forward`, and put the old one back exactly (an instance attribute or the class's)."""
+    own = module.__dict__.get("forward")
+    module.forward = forward  # type: ignore[method-assign]  # the point of this function
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own  # type: ignore[method-assign]
