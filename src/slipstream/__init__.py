@@ -18,7 +18,8 @@ from slipstream.errors import InputError, LosslessnessError, SlipstreamError
 
 if TYPE_CHECKING:
     from slipstream.engine import Step
-    from slipstream.model import Model, Output, Stats, load
+    from slipstream.model import Model, load
+    from slipstream.output import Output, Stats
 
 __version__ = "0.1.0"
 
@@ -37,8 +38,8 @@ __all__ = [
 
 _HOME = {
     "Model": "slipstream.model",
-    "Output": "slipstream.model",
-    "Stats": "slipstream.model",
+    "Output": "slipstream.output",
+    "Stats": "slipstream.output",
     "Step": "slipstream.engine",
     "load": "slipstream.model",
 }

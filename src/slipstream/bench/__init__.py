@@ -1,0 +1,1 @@
+"""Prompts and side-by-side runs of the methods."""

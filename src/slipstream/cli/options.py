@@ -1,0 +1,135 @@
+"""Options that several commands share, so that a name means the same everywhere. Help texts state today's behaviour."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+VERBOSE = "slipstream.verbose"
+"""Key in the context's `meta` under which `-v` is remembered."""
+
+
+def _set_verbose(ctx: typer.Context, value: bool) -> bool:
+    if value:
+        ctx.meta[VERBOSE] = True
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    return value
+
+
+LOADING, SAMPLING, DRAFTING = "Model", "Choice of tokens", "Draft"
+
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", callback=_set_verbose, help="Show log messages, and tracebacks of errors.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead.")]
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        rich_help_panel=LOADING,
+        help="A hub id, a folder, or 'demo': a small chat model inside the package.",
+    ),
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        "--drafter",
+        "-d",
+        metavar="METHOD",
+        rich_help_panel=LOADING,
+        help="How to draft; `slipstream methods` lists them.",
+    ),
+]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        "--draft", metavar="PATH", rich_help_panel=LOADING, help="The drafter's artefact, for methods that need one."
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        rich_help_panel=LOADING,
+        help="float32, float64, bfloat16 or float16; default: as saved, for 'demo' float32.",
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device", metavar="DEVICE", rich_help_panel=LOADING, help="cpu, cuda, cuda:1; default: cuda if there is one."
+    ),
+]
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        "--attention", metavar="KIND", rich_help_panel=LOADING, help="sdpa or eager; others take no tree mask."
+    ),
+]
+
+Temperature = Annotated[
+    float | None,
+    typer.Option("--temperature", "-t", rich_help_panel=SAMPLING, help="0 decodes greedily; default: the model's own."),
+]
+TopP = Annotated[float | None, typer.Option("--top-p", rich_help_panel=SAMPLING, help="Nucleus of this probability.")]
+TopK = Annotated[
+    int | None, typer.Option("--top-k", rich_help_panel=SAMPLING, help="Among the k most probable tokens.")
+]
+MinP = Annotated[
+    float | None,
+    typer.Option("--min-p", rich_help_panel=SAMPLING, help="Drop tokens below this fraction of the most probable one."),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", rich_help_panel=SAMPLING, help="Same seed, same text; drawn and reported if not given."),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(
+        "--repetition-penalty", rich_help_panel=SAMPLING, help="Above 1: tokens already there get less likely."
+    ),
+]
+MaxNewTokens = Annotated[
+    int | None, typer.Option("--max-new-tokens", "-n", rich_help_panel=SAMPLING, help="Tokens at most.")
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option("--stop", metavar="TEXT", rich_help_panel=SAMPLING, help="End before this text; may be repeated."),
+]
+Verification = Annotated[
+    str,
+    typer.Option(
+        "--verification",
+        metavar="RULE",
+        rich_help_panel=SAMPLING,
+        help="coupled: token for token plain sampling; rejection: the published rules, the same in distribution.",
+    ),
+]
+
+SkipSet = Annotated[
+    Path | None,
+    typer.Option("--skip-set", metavar="FILE", rich_help_panel=DRAFTING, help="layer-skip: the sub-layers to skip."),
+]
+Tree = Annotated[
+    str | None,
+    typer.Option("--tree", metavar="SHAPE", rich_help_panel=DRAFTING, help="layer-skip: dynamic or chain."),
+]
+Width = Annotated[
+    int | None, typer.Option("--width", rich_help_panel=DRAFTING, help="Nodes of the tree expanded at each level.")
+]
+Depth = Annotated[int | None, typer.Option("--depth", rich_help_panel=DRAFTING, help="Levels of the tree.")]
+Total = Annotated[
+    int | None, typer.Option("--total", rich_help_panel=DRAFTING, help="Drafted tokens verified at once.")
+]
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that the user gave: those that are not None. The rest is left to the library's defaults."""
+    return {name: value for name, value in options.items() if value is not None}
