@@ -2,7 +2,7 @@
 
     SlipstreamError
     |-- InputError (also ValueError)      the caller can mend it: a bad argument, file or prompt
-    |   |-- ArtifactError                 a skip set, head, checkpoint or record that is damaged or made for another target
+    |   |-- ArtifactError                 a skip set, head or checkpoint that is damaged or made for another target
     |   |   `-- SkipSetError              a skip set that does not fit the target
     |   |-- UnsupportedTargetError        a model that cannot be decoded losslessly here; the message says why
     |   |   `-- LayerSkipUnsupportedError a target whose sub-layers cannot be skipped; other drafters work

@@ -76,6 +76,8 @@ class SlotLayer(CacheLayerMixin):
     """Keys and values of one layer. K and V may differ in width (multi-head latent attention)."""
 
     is_sliding = False
+    keys: Tensor | None
+    values: Tensor | None
 
     def __init__(self, cache: KVCache) -> None:
         super().__init__()
@@ -88,9 +90,10 @@ class SlotLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write the pass's rows into its slots; returns all rows up to the last of them."""
-        if self.keys is None or self.values is None:
+        if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         start, end = self._cache.start, self._cache.end
         self.keys[:, :, start:end] = key_states
         self.values[:, :, start:end] = value_states

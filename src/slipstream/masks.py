@@ -1,7 +1,7 @@
 """Attention masks of the target, in the form that its modelling code expects.
 
-Masks are additive, 4-D, in the model's dtype: 0 where a row may attend, the dtype's lowest number elsewhere. Windows and
-chunks compare text positions, never cache slots, since the nodes of a tree share positions.
+Masks are additive, 4-D, in the model's dtype: 0 where a row may attend, the dtype's lowest number elsewhere. Windows
+and chunks compare text positions, never cache slots, since the nodes of a tree share positions.
 """
 
 from __future__ import annotations

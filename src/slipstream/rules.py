@@ -51,7 +51,7 @@ class DecodingRule(ABC):
 
     @abstractmethod
     def children(self, logits: Tensor, depth: int, k: int) -> Candidates:
-        """The k best candidates after each row of a drafter's `logits` [rows, vocab]; they stand at `depth`, 1 or more."""
+        """The k best candidates after each row of a drafter's logits [rows, vocab], to stand at `depth` (1, 2, ...)."""
 
     def draw(self, logits: Tensor, depth: int) -> Drawn:
         """One token for a chain, at `depth`. logits: [1, vocab]."""
@@ -102,7 +102,7 @@ class CoupledRule(DecodingRule):
 
 
 class RejectionRule(DecodingRule):
-    """The published rules: sampled chains by Leviathan et al., deterministic children by the one-hot rule of EAGLE-2."""
+    """The published rules: Leviathan et al. for sampled chains, EAGLE-2's one-hot rule for deterministic children."""
 
     def __init__(self, processing: ProcessingSettings, sampling: SamplingSettings, device: torch.device) -> None:
         self._processing, self._device = processing, device

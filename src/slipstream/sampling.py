@@ -13,15 +13,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from slipstream.errors import InputError, unknown_choice
 
-Verification = Literal["coupled", "rejection"]
-VERIFICATIONS: tuple[Verification, ...] = ("coupled", "rejection")
+VERIFICATIONS = ("coupled", "rejection")
 
 _MASK32 = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -37,7 +35,7 @@ class SamplingSettings:
     """Key of the noise, 0 to 2**64 - 1."""
     stream: int = 0
     """Separates several samples of one prompt under one seed, 0 to 2**32 - 1."""
-    verification: Verification = "coupled"
+    verification: str = "coupled"
     """`coupled`: token-identical to plain sampling with the same seed; `rejection`: the published rules."""
 
     def __post_init__(self) -> None:

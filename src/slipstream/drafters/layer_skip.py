@@ -21,7 +21,7 @@ from slipstream.drafters.base import Drafter, Drafting, Observed, Run
 from slipstream.drafters.growth import Frontier, TreeShape, grow
 from slipstream.errors import InputError, unknown_choice
 from slipstream.rules import Candidates
-from slipstream.skipping.skip_set import SkipSet, SkipSetLike, resolve_skip_set
+from slipstream.skipping.skip_set import SkipSetLike, resolve_skip_set
 from slipstream.skipping.sublayers import SubLayers
 from slipstream.target import Target
 from slipstream.tree import DraftTree, chain

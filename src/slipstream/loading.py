@@ -1,0 +1,113 @@
+"""Loading a target and its tokenizer from a hub id, a folder or the packaged demo; every failure is one clear line."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from slipstream.errors import ArtifactError, InputError, UnsupportedTargetError, unknown_choice
+
+DEMO = "demo"
+_DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_ATTENTION = ("sdpa", "eager")
+_LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError)
+
+
+def demo_folder() -> Path:
+    """Where the demo target lies inside the package."""
+    folder = Path(str(files("slipstream"))) / "demo" / "target"
+    if not (folder / "model.safetensors").is_file():
+        raise ArtifactError(f"the demo target is missing from this installation ({folder}); reinstall slipstream-llm")
+    return folder
+
+
+def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """The torch type of a name; None stays None, "as saved". Raises InputError for an unknown name."""
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in _DTYPES:
+        raise unknown_choice("dtype", dtype, _DTYPES)
+    return _DTYPES[dtype]
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or CUDA where there is one, else the CPU. Raises InputError if it is not there."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {str(device)!r}; use cpu, cuda or cuda:N") from error
+    if wanted.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (wanted.index or 0) >= count:
+            found = f"only {count} CUDA device(s)" if count else "no CUDA device"
+            raise InputError(f"device {str(device)!r} was asked for, but torch finds {found} here; use device='cpu'")
+    return wanted
+
+
+def load_model(
+    source: str | Path, *, dtype: str | torch.dtype | None, device: str | torch.device | None, attention: str | None
+) -> PreTrainedModel:
+    """A causal language model with all its weights, in evaluation mode.
+
+    device: also "auto", which spreads the weights as `device_map="auto"` does. Raises ArtifactError for missing or
+    damaged files, UnsupportedTargetError for an attention implementation that takes no tree mask.
+    """
+    if attention is not None and attention not in _ATTENTION:
+        raise UnsupportedTargetError(
+            f"attention {attention!r} cannot verify draft trees: its kernels take no 4-D mask; use sdpa or eager"
+        )
+    wanted = resolve_dtype(dtype)
+    place = None if device == "auto" else resolve_device(device)
+    folder = demo_folder() if source == DEMO else source
+    if source == DEMO and wanted is None and place is not None and place.type == "cpu":
+        wanted = torch.float32  # saved as bfloat16, in which a CPU is slower and rounds more
+    config = _loading(folder, AutoConfig.from_pretrained, folder)
+    if attention is None and getattr(config.get_text_config(), "attn_logit_softcapping", None):
+        attention = "eager"  # sdpa leaves the soft-cap out
+    model, info = _loading(
+        folder,
+        AutoModelForCausalLM.from_pretrained,
+        folder,
+        config=config,
+        dtype=wanted or "auto",
+        output_loading_info=True,
+        **({} if attention is None else {"attn_implementation": attention}),
+        **({"device_map": "auto"} if place is None else {}),
+    )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ArtifactError(
+            f"{folder} lacks {len(missing)} of the model's tensors, the first is {missing[0]!r}; the checkpoint is "
+            "incomplete or for another architecture"
+        )
+    return model if place is None else model.to(place)
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """The tokenizer that belongs to a model. Raises ArtifactError where there is none."""
+    folder = demo_folder() if source == DEMO else source
+    return _loading(folder, AutoTokenizer.from_pretrained, folder)
+
+
+def _loading(source: str | Path, load: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call a loader of transformers; its many errors become one line that names the source."""
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ArtifactError(f"{folder} holds no config.json; give a folder that save_pretrained has written")
+    try:
+        return load(*args, **kwargs)
+    except _LOADING_ERRORS as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ArtifactError(f"cannot load {source}: {reason}") from error

@@ -1,0 +1,251 @@
+"""The user's entry: `load` a target with a drafter, then `generate` or `stream`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from slipstream.drafters import build_drafter
+from slipstream.drafters.base import Drafter
+from slipstream.engine import Engine, FinishReason, Request, Step
+from slipstream.errors import ArtifactError, InputError, unknown_choice
+from slipstream.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
+from slipstream.logits import resolve
+from slipstream.output import Output, Stats
+from slipstream.sampling import VERIFICATIONS, SamplingSettings, draw_seed
+from slipstream.target import Target
+from slipstream.text import AnswerText, decode
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+"""Text (one user turn where the tokenizer has a chat template), chat messages, or token ids taken as they are."""
+
+DEFAULT_MAX_NEW_TOKENS = 256
+
+__all__ = ["DEFAULT_MAX_NEW_TOKENS", "Model", "Output", "Prompt", "Stats", "load"]
+
+
+def load(
+    model: str | Path | PreTrainedModel = "demo",
+    drafter: str = "layer-skip",
+    *,
+    tokenizer: Any = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    attention: str | None = None,
+    verification: str = "coupled",
+    prefill_chunk: int = 512,
+    **options: Any,
+) -> Model:
+    """Load a target and a drafter for it.
+
+    model: a hub id, a folder, "demo" (shipped with the package), or a loaded causal language model.
+    drafter: a method name; `slipstream methods` lists them. options: the method's own, such as `skip_set`, `tree`.
+    tokenizer: by default the model's own. dtype: by default as saved (the demo on a CPU: float32).
+    device: "cpu", "cuda", "cuda:1", "auto"; by default CUDA where there is one. attention: "sdpa" or "eager".
+    verification: "coupled" (sampled output is plain sampling's, token for token) or "rejection" (the published rules).
+    prefill_chunk: prompt tokens run at once.
+
+    Raises InputError, ArtifactError for what cannot be loaded, UnsupportedTargetError for a model whose draft trees
+    would not be verified exactly.
+    """
+    if verification not in VERIFICATIONS:
+        raise unknown_choice("verification", verification, VERIFICATIONS)
+    if isinstance(model, PreTrainedModel):
+        loaded = model
+        _refuse_moving(model, dtype, device, attention)
+    else:
+        loaded = load_model(model, dtype=dtype, device=device, attention=attention)
+        tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
+    target = Target(loaded)
+    target.probe()
+    given = {name: value for name, value in options.items() if value is not None}
+    return Model(target, build_drafter(drafter, target, given), tokenizer, verification, prefill_chunk)
+
+
+def _refuse_moving(
+    model: PreTrainedModel, dtype: str | torch.dtype | None, device: str | torch.device | None, attention: str | None
+) -> None:
+    """A model that the caller has loaded is used as it is; asking for another type or place is an error."""
+    if dtype is not None and resolve_dtype(dtype) != model.dtype:
+        raise InputError(f"dtype={dtype} was asked for a loaded model of {model.dtype}; convert it before loading")
+    if device is not None and resolve_device(device).type != model.device.type:
+        raise InputError(f"device={device} was asked for a loaded model on {model.device}; move it before loading")
+    if attention is not None and attention != model.config.get_text_config()._attn_implementation:
+        raise InputError(f"attention={attention!r} was asked for a loaded model; set it when loading the model")
+
+
+class Model:
+    """A target with a drafter, ready to generate."""
+
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter,
+        tokenizer: Any = None,
+        verification: str = "coupled",
+        prefill_chunk: int = 512,
+    ) -> None:
+        self.target, self.drafter, self.tokenizer, self.verification = target, drafter, tokenizer, verification
+        self.engine = Engine(target, drafter, prefill_chunk=prefill_chunk)
+
+    @property
+    def method(self) -> str:
+        """Name of the drafting method."""
+        return self.drafter.name
+
+    def generate(self, prompt: Prompt, **settings: Any) -> Output:
+        """The whole answer. Takes the arguments of `stream`."""
+        steps = self._steps(prompt, streaming=False, **settings)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                output: Output = end.value
+                return output
+
+    def stream(self, prompt: Prompt, **settings: Any) -> Generator[Step, None, Output]:
+        """Yield a `Step` per draft-verify cycle, with the text that became final in it; the generator returns `Output`.
+
+        Closing it early leaves the model usable. All settings are optional:
+
+        max_new_tokens: at most so many; by default the model's own setting, else 256.
+        temperature, top_k, top_p, min_p: by default the model's `generation_config`; temperature 0 is greedy.
+        seed: same seed, same text; drawn and reported if not given. stream_id: separates samples of one seed.
+        stop: strings before which the text ends. eos_token_id: one or several, instead of the model's.
+        generation_config: instead of the model's own.
+        Further: repetition_penalty, presence_penalty, frequency_penalty, min_new_tokens, no_repeat_ngram_size and the
+        other settings that `slipstream.logits.SETTING_NAMES` lists.
+
+        Raises InputError for a bad prompt or setting, UnsupportedSettingError for one without a lossless form.
+        """
+        return self._steps(prompt, streaming=True, **settings)
+
+    def _steps(
+        self,
+        prompt: Prompt,
+        *,
+        streaming: bool,
+        seed: int | None = None,
+        stream_id: int = 0,
+        stop: str | Sequence[str] | None = None,
+        **settings: Any,
+    ) -> Generator[Step, None, Output]:
+        began = time.perf_counter()
+        prompt_ids = self.encode(prompt)
+        text = self._answer_text(stop)
+        request = self._request(prompt_ids, seed, stream_id, text if stop else None, settings)
+        steps: list[Step] = []
+        for step in self.engine.generate(request):
+            if streaming and text is not None:
+                step = self._with_text(step, text, counted=bool(stop))
+            steps.append(step)
+            yield step
+        token_ids = [token for step in steps for token in step.token_ids]
+        assert steps[-1].finish_reason is not None
+        return Output(
+            text=self._final_text(text, token_ids, stopped=steps[-1].finish_reason),
+            token_ids=token_ids,
+            prompt_ids=prompt_ids,
+            finish_reason=steps[-1].finish_reason,
+            seed=None if request.processing.is_greedy else request.sampling.seed,
+            stats=Stats.of(steps, time.perf_counter() - began),
+        )
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, the chat template applied to text and messages. Raises InputError if it is empty."""
+        if len(prompt) == 0:
+            raise InputError("the prompt is empty; give some text, a message or at least one token id")
+        if not isinstance(prompt, str):
+            token_ids = [token for token in prompt if isinstance(token, int)]
+            if len(token_ids) == len(prompt):
+                return token_ids
+        if self.tokenizer is None:
+            raise InputError("text prompts need a tokenizer; pass tokenizer=... to load, or a list of token ids")
+        if isinstance(prompt, str) and getattr(self.tokenizer, "chat_template", None) is None:
+            ids: list[int] = self.tokenizer.encode(prompt)
+            return ids
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        return self._encode_chat(messages)
+
+    def _encode_chat(self, messages: Sequence[Any]) -> list[int]:
+        if not all(isinstance(message, Mapping) and {"role", "content"} <= set(message) for message in messages):
+            raise InputError('a prompt is text, token ids, or messages of the form {"role": ..., "content": ...}')
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            raise InputError("this tokenizer has no chat template; give the prompt as one text")
+        try:
+            encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"the chat template refuses these messages: {error}") from error
+        ids: list[int] = list(encoded["input_ids"])
+        return ids
+
+    def _answer_text(self, stop: str | Sequence[str] | None) -> AnswerText | None:
+        strings = [stop] if isinstance(stop, str) else list(stop or ())
+        if any(not isinstance(one, str) or not one for one in strings):
+            raise InputError(f"stop is {stop!r}; give one or several strings that are not empty")
+        if self.tokenizer is None:
+            if strings:
+                raise InputError("stop strings need a tokenizer; pass tokenizer=... to load")
+            return None
+        return AnswerText(self.tokenizer, strings)
+
+    def _request(
+        self, prompt_ids: list[int], seed: int | None, stream_id: int, text: AnswerText | None, settings: dict[str, Any]
+    ) -> Request:
+        generation_config = settings.pop("generation_config", None) or self.target.model.generation_config
+        verification = settings.pop("verification", None) or self.verification
+        eos = settings.pop("eos_token_id", None)
+        processing = resolve(
+            generation_config,
+            {name: value for name, value in settings.items() if name != "max_new_tokens"},
+            prompt_length=len(prompt_ids),
+            max_new_tokens=_budget(settings.get("max_new_tokens"), generation_config, len(prompt_ids)),
+            eos_token_ids=_token_ids(generation_config.eos_token_id if eos is None else eos),
+        )
+        sampling = SamplingSettings(
+            seed=draw_seed() if seed is None else seed, stream=stream_id, verification=verification
+        )
+        return Request(prompt_ids=prompt_ids, processing=processing, sampling=sampling, stopper=text)
+
+    def _with_text(self, step: Step, text: AnswerText, *, counted: bool) -> Step:
+        """counted: the engine has already shown the tokens to `text`, looking for stop strings."""
+        if not counted:
+            for token in step.token_ids:
+                text.add(token)
+        return replace(step, text=text.release(final=step.finish_reason is not None))
+
+    def _final_text(self, text: AnswerText | None, token_ids: list[int], stopped: FinishReason) -> str:
+        if text is None:
+            return ""
+        return text.text if stopped == "stop" else decode(self.tokenizer, token_ids)
+
+
+def _budget(asked: int | None, generation_config: GenerationConfig, prompt_length: int) -> int:
+    if asked is not None:
+        if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+            raise InputError(f"max_new_tokens is {asked!r}; it must be a whole number of at least 1")
+        return asked
+    if generation_config.max_new_tokens is not None:
+        return int(generation_config.max_new_tokens)
+    if generation_config.max_length is not None and generation_config.max_length > prompt_length:
+        return int(generation_config.max_length) - prompt_length
+    return DEFAULT_MAX_NEW_TOKENS
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, torch.Tensor):
+        value = value.tolist()
+    if isinstance(value, int):
+        return (value,)
+    ids = tuple(value)
+    if not all(isinstance(token, int) for token in ids):
+        raise ArtifactError(f"eos_token_id is {value!r}; it must be a token id or a list of them")
+    return ids

@@ -1,0 +1,76 @@
+"""From token ids to text as it grows: whole characters only, and cut before a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_INCOMPLETE = "�"  # what decoding yields for a character whose last bytes are still to come
+
+
+class AnswerText:
+    """The text of an answer, token by token.
+
+    Text is held back while it ends inside a character, or while it could be the beginning of a stop string.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+        self._tokenizer, self._stop = tokenizer, tuple(stop)
+        self._ids: list[int] = []
+        self._context = 0  # first token decoded for context: some tokenizers decode a token differently at the start
+        self._read = 0  # tokens whose text is in `_text`
+        self._text = ""
+        self._end: int | None = None  # where a stop string begins
+        self._released = 0
+
+    def add(self, token: int) -> bool:
+        """Take the next token; true if the text now contains a stop string."""
+        self._ids.append(token)
+        before = self._decode(self._ids[self._context : self._read])
+        after = self._decode(self._ids[self._context :])
+        if after.endswith(_INCOMPLETE):
+            return False
+        self._append(after[len(before) :])
+        self._context, self._read = self._read, len(self._ids)
+        return self._end is not None
+
+    def release(self, *, final: bool = False) -> str:
+        """The text that has become certain since the last call; with `final` all that is left."""
+        if final and self._end is None and self._read < len(self._ids):
+            before = self._decode(self._ids[self._context : self._read])
+            self._append(self._decode(self._ids[self._context :])[len(before) :])
+            self._read = len(self._ids)
+        until = len(self.text) if final or self._end is not None else len(self._text) - self._pending()
+        piece = self._text[self._released : until]
+        self._released = max(until, self._released)
+        return piece
+
+    @property
+    def text(self) -> str:
+        """The text so far, without the stop string and what follows it."""
+        return self._text if self._end is None else self._text[: self._end]
+
+    def _append(self, piece: str) -> None:
+        longest = max(map(len, self._stop), default=0)
+        first = max(0, len(self._text) - longest + 1)
+        self._text += piece
+        found = [at for stop in self._stop if (at := self._text.find(stop, first)) >= 0]
+        if found and self._end is None:
+            self._end = min(found)
+
+    def _pending(self) -> int:
+        """Length of the longest end of the text with which a stop string begins."""
+        longest = max((len(stop) - 1 for stop in self._stop), default=0)
+        for length in range(min(longest, len(self._text)), 0, -1):
+            if any(stop.startswith(self._text[-length:]) for stop in self._stop):
+                return length
+        return 0
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return decode(self._tokenizer, ids)
+
+
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Text of token ids without special tokens, spaces as they are."""
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
