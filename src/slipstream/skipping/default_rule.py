@@ -13,9 +13,10 @@ def default_rule(
     """Which attention and MLP sub-layers to skip, knowing only what each weighs: (attention, mlp).
 
     Whole layers go first, for a layer that is skipped whole costs nothing at all: every second one, then, if that is
-    not enough, those between; nearest first to the point two thirds of the way up, around which trained transformers
-    are most redundant. The first layer is never touched; the last one only where there are fewer than four. Of the
-    layer that crosses `percent` of the layers' weight bytes, only the lightest sub-layer that still crosses it goes.
+    not enough, those between (skipped neighbours hurt more than layers apart); nearest first to the point two thirds
+    of the way up, around which trained transformers are most redundant. The first layer is never touched; the last one
+    only where there are fewer than four. Of the layer that crosses `percent` of the layers' weight bytes, only the
+    lightest sub-layer that still crosses it goes.
 
     Raises:
         SkipSetError: the layers that may go weigh less than `percent` of all.
