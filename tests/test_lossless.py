@@ -1,0 +1,262 @@
+"""Sampling is plain sampling token by token, state never leaks from one generation into another, and the checks bite.
+
+The last point is tested by planting the classic faults of tree verification: each must break the identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from doubles import Scripted, always_right, decode, random_tree, request, right_behind_wrong
+from families import prompt_ids
+from oracle import oracle_generate
+from slipstream.drafters import METHODS, build_drafter
+from slipstream.drafters.base import Drafter
+from slipstream.drafters.plain import PlainDrafter
+from slipstream.engine import Engine
+from slipstream.errors import UnsupportedTargetError
+from slipstream.kv_cache import KVCache
+from slipstream.rules import CoupledRule
+from slipstream.target import Target
+from slipstream.tree import DraftTree
+from slipstream.verify import walk
+
+PROMPT = prompt_ids(7, seed=4) * 3
+NUM_TOKENS = 14
+CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in METHODS if name != "layer-skip"},
+    "layer-skip-dynamic": ("layer-skip", {"tree": "dynamic", "width": 3, "depth": 3, "total": 6}),
+    "layer-skip-chain": ("layer-skip", {"tree": "chain", "length": 4}),
+}
+WARPERS: dict[str, dict[str, Any]] = {
+    "cold": {"temperature": 0.3},
+    "plain": {"temperature": 1.0},
+    "hot": {"temperature": 1.5},
+    "top-k": {"temperature": 1.0, "top_k": 5},
+    "top-p": {"temperature": 1.5, "top_p": 0.8},
+    "min-p": {"temperature": 1.0, "min_p": 0.1},
+    "all": {"temperature": 1.2, "top_k": 20, "top_p": 0.9, "min_p": 0.02},
+}
+
+
+@pytest.fixture(scope="module")
+def model(family_model):
+    return family_model("llama")
+
+
+@pytest.fixture(scope="module")
+def target(model):
+    return Target(model)
+
+
+def drafter_for(configuration: str, target: Target, truth: list[int]) -> Drafter:
+    if configuration == "random-tree":
+        return Scripted(random_tree, truth)
+    method, options = CONFIGURATIONS[configuration]
+    return build_drafter(method, target, options)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63 + 11])
+@pytest.mark.parametrize("warping", WARPERS)
+@pytest.mark.parametrize("configuration", [*CONFIGURATIONS, "random-tree"])
+def test_sampled_text_is_that_of_plain_sampling(configuration, warping, seed, target, model):
+    settings = {**WARPERS[warping], "seed": seed, "max_new_tokens": NUM_TOKENS}
+    expected = oracle_generate(model, PROMPT, **settings)
+    assert decode(Engine(target, drafter_for(configuration, target, expected)), PROMPT, **settings).ids == expected
+
+
+def test_streams_of_one_seed_are_different_samples(target, model):
+    texts = []
+    for stream in range(3):
+        settings = {"temperature": 1.0, "seed": 7, "stream": stream, "max_new_tokens": NUM_TOKENS}
+        texts.append(oracle_generate(model, PROMPT, **settings))
+        assert decode(Engine(target, Scripted(random_tree, texts[-1])), PROMPT, **settings).ids == texts[-1]
+    assert len({tuple(text) for text in texts}) == 3
+
+
+@pytest.mark.parametrize("configuration", [*CONFIGURATIONS, "random-tree"])
+def test_repetition_penalty_follows_each_path_of_the_tree(configuration, target, model):
+    settings = {"temperature": 0.8, "seed": 3, "max_new_tokens": NUM_TOKENS, "repetition_penalty": 1.6}
+    expected = oracle_generate(model, PROMPT, **settings)
+    assert expected != oracle_generate(model, PROMPT, **{**settings, "repetition_penalty": 1.0})
+    assert decode(Engine(target, drafter_for(configuration, target, expected)), PROMPT, **settings).ids == expected
+
+
+# -- state ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_generations_in_turn_equal_each_alone(configuration, target):
+    requests = [
+        (PROMPT, {"temperature": 1.0, "seed": 1}),
+        (prompt_ids(30, seed=9), {"max_new_tokens": 5}),
+        (prompt_ids(3, seed=2), {"temperature": 0.7, "seed": 2}),
+        (PROMPT, {"temperature": 1.0, "seed": 1}),
+    ]
+    alone = [decode(Engine(target, drafter_for(configuration, target, [])), ids, **how).ids for ids, how in requests]
+    shared = Engine(target, drafter_for(configuration, target, []))
+    assert [decode(shared, ids, **how).ids for ids, how in requests] == alone
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_generations_side_by_side_equal_each_alone(configuration, target, model):
+    prompts = [PROMPT, prompt_ids(26, seed=9)]
+    settings = {"temperature": 1.0, "seed": 6, "max_new_tokens": NUM_TOKENS}
+    engine = Engine(target, drafter_for(configuration, target, []))
+    streams = [engine.generate(request(prompt, **settings)) for prompt in prompts]
+    texts: list[list[int]] = [[], []]
+    running = {0, 1}
+    while running:
+        for index in sorted(running):
+            step = next(streams[index], None)
+            if step is None:
+                running.remove(index)
+            else:
+                texts[index] += step.token_ids
+    assert texts == [oracle_generate(model, prompt, **settings) for prompt in prompts]
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 3])
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_interrupting_a_stream_leaves_the_model_as_it_was(configuration, num_steps, model, target):
+    ids = torch.tensor([PROMPT])
+    logits, attributes = model(ids).logits, _own_attributes(model)
+    engine = Engine(target, drafter_for(configuration, target, []))
+    whole = decode(engine, PROMPT, max_new_tokens=8).ids
+    stream = engine.generate(request(PROMPT, max_new_tokens=8, temperature=1.0, seed=4))
+    for _ in range(num_steps):
+        next(stream)
+    assert torch.equal(model(ids).logits, logits), "the model is not plain between two steps"
+    stream.close()
+    assert torch.equal(model(ids).logits, logits)
+    assert _own_attributes(model) == attributes, "something was left hanging on the model"
+    assert decode(engine, PROMPT, max_new_tokens=8).ids == whole
+
+
+def test_a_failing_drafter_leaves_the_engine_usable(target, model):
+    def fail(run, ahead):
+        if run.length > len(PROMPT):
+            raise RuntimeError("drafter failed")
+        return always_right(run, ahead)
+
+    expected = oracle_generate(model, PROMPT, max_new_tokens=NUM_TOKENS)
+    drafter = Scripted(fail, expected)
+    engine = Engine(target, drafter)
+    with pytest.raises(RuntimeError, match="drafter failed"):
+        decode(engine, PROMPT, max_new_tokens=NUM_TOKENS)
+    drafter.script = random_tree
+    assert decode(engine, PROMPT, max_new_tokens=NUM_TOKENS).ids == expected
+
+
+def _own_attributes(model: torch.nn.Module) -> dict[str, Any]:
+    """What a temporary change could leave behind: replaced methods and hooks, module by module."""
+    return {
+        name: (sorted(vars(module)), len(module._forward_hooks), len(module._forward_pre_hooks))
+        for name, module in model.named_modules()
+    }
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "deepseek_v3", "falcon-gqa", "llama4"])
+def test_cache_holds_what_a_fresh_prefill_would_hold(name, family_model):
+    """After every commit the rows are those of the text alone: nothing of rejected nodes, nothing out of place."""
+    model = family_model(name)
+    checked = []
+
+    def check_then_draw(run, ahead):
+        fresh = DynamicCache()  # without a config it keeps windowed layers whole
+        model(torch.tensor([run.tokens[:-1]]), past_key_values=fresh)
+        for mine, theirs in zip(run.cache.layers, fresh.layers, strict=True):
+            torch.testing.assert_close(mine.keys[:, :, : run.length], theirs.keys, rtol=0, atol=1e-9)
+            torch.testing.assert_close(mine.values[:, :, : run.length], theirs.values, rtol=0, atol=1e-9)
+        assert run.cache.positions[: run.length].tolist() == list(range(run.length))
+        checked.append(run.length)
+        return random_tree(run, ahead)
+
+    expected = oracle_generate(model, PROMPT, max_new_tokens=NUM_TOKENS)
+    result = decode(Engine(Target(model), Scripted(check_then_draw, expected)), PROMPT, max_new_tokens=NUM_TOKENS)
+    assert result.ids == expected
+    assert result.num_accepted > 0
+    assert len(checked) >= 4
+
+
+# -- planted faults ------------------------------------------------------------------------------------------------
+
+
+def shift_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nodes of a tree stand one position too far."""
+    right = Target.forward
+
+    def forward(self: Target, tokens: torch.Tensor, positions: torch.Tensor, *others: Any, **rest: Any) -> Any:
+        if (positions.diff() != 1).any():  # a tree with branches, not a prefill
+            positions = positions + (positions > positions[0]).long()
+        return right(self, tokens, positions, *others, **rest)
+
+    monkeypatch.setattr(Target, "forward", forward)
+
+
+def leak_siblings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node sees all nodes drafted before it, not its ancestors alone. The walk still knows who is whose parent."""
+    monkeypatch.setattr("slipstream.engine.ancestor_mask", everything_before)
+    monkeypatch.setattr("slipstream.target.ancestor_mask", everything_before)
+    monkeypatch.setattr("slipstream.engine.walk", lambda tree, choice, ancestors: walk(tree, choice))
+
+
+def everything_before(parents: torch.Tensor) -> torch.Tensor:
+    return torch.ones(len(parents) + 1, len(parents) + 1, dtype=torch.bool).tril()
+
+
+def keep_stale_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accepted rows are not moved to where they belong."""
+    right = KVCache.commit
+    monkeypatch.setattr(KVCache, "commit", lambda self, slots, count: right(self, None, count))
+
+
+def shift_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes use the noise of the position before."""
+    right = CoupledRule.choose
+
+    def choose(self: CoupledRule, logits: torch.Tensor, tree: DraftTree) -> torch.Tensor:
+        return right(self, logits, replace(tree, depth=tree.depth - 1))
+
+    monkeypatch.setattr(CoupledRule, "choose", choose)
+
+
+FAULTS = {"position": shift_positions, "sibling": leak_siblings, "stale-row": keep_stale_rows, "noise": shift_noise}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_break_the_identity(fault, target, model, monkeypatch):
+    """Checks that could not fail would prove nothing."""
+    settings = {"temperature": 1.0, "max_new_tokens": NUM_TOKENS}
+    expected = [oracle_generate(model, PROMPT, seed=seed, **settings) for seed in range(3)]
+
+    def identical() -> list[bool]:
+        engines = [Engine(target, Scripted(right_behind_wrong, truth)) for truth in expected]
+        return [
+            decode(engine, PROMPT, seed=seed, **settings).ids == truth
+            for seed, (engine, truth) in enumerate(zip(engines, expected, strict=True))
+        ]
+
+    assert all(identical())
+    FAULTS[fault](monkeypatch)
+    assert not any(identical())
+
+
+@pytest.mark.parametrize("fault", ["position", "sibling", "stale-row"])
+def test_the_probe_refuses_a_target_with_the_fault(fault, target, monkeypatch):
+    target.probe()
+    FAULTS[fault](monkeypatch)
+    with pytest.raises(UnsupportedTargetError, match="deviate"):
+        target.probe()
+
+
+def test_plain_is_the_same_engine_without_drafts(target, model):
+    settings = {"temperature": 1.0, "seed": 8, "max_new_tokens": NUM_TOKENS}
+    result = decode(Engine(target, PlainDrafter()), PROMPT, **settings)
+    assert result.ids == oracle_generate(model, PROMPT, **settings)
+    assert [len(step.token_ids) for step in result.steps] == [1] * NUM_TOKENS
