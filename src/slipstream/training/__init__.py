@@ -1,0 +1,1 @@
+"""Training of draft heads and of the demo models: data, losses, loops, checkpoint formats."""

@@ -1,0 +1,82 @@
+"""`slipstream train target|demo|pack` on the tiny corpus, which comes packed and so brings its own mix."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from slipstream.cli import train
+from slipstream.errors import InputError
+from slipstream.training.corpus import Source
+from slipstream.training.encoded import prepare
+from slipstream.training.settings import TargetSettings
+from slipstream.training.transfer import pack
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def packed(data: Path, mix: dict[str, Source], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packed")
+    prepare(data, folder, 300, 64, mix)
+    pack(folder, folder / "corpus.tar.xz")
+    return folder / "corpus.tar.xz"
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch, settings: TargetSettings) -> None:
+    """The commands train the demo's sizes only; here two narrow layers take their place."""
+    monkeypatch.setattr(train, "_settings", lambda seed: replace(settings, seed=seed))
+
+
+def invoke(*arguments: object) -> str:
+    result = RUNNER.invoke(train.app, [str(a) for a in arguments], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    if result.exception:
+        raise result.exception
+    return result.output
+
+
+def test_target_trains_exports_and_prints_bits_per_byte(packed: Path, tmp_path: Path) -> None:
+    output = invoke("target", "--data", packed, "--out", tmp_path, "--steps", 2, "--no-compile")
+    assert "held-out bits per byte" in output
+    assert {f.name for f in (tmp_path / "export").iterdir()} >= {"model.safetensors", "config.json", "tokenizer.json"}
+
+
+def test_target_resumes_unless_told_not_to(packed: Path, tmp_path: Path) -> None:
+    arguments = ("target", "--data", packed, "--out", tmp_path, "--no-compile", "--steps", 2)
+    invoke(*arguments)
+    assert "resumed at step 2" in invoke(*arguments)
+    with pytest.raises(InputError, match="seed 0 "):
+        invoke(*arguments, "--seed", 1)
+    assert "resumed" not in invoke(*arguments, "--seed", 1, "--no-resume")
+
+
+def test_demo_skips_a_finished_step(packed: Path, tmp_path: Path) -> None:
+    arguments = ("demo", "--data", packed, "--work", tmp_path / "w", "--out", tmp_path / "o", "--no-compile")
+    assert "target: done (never completed)" in invoke(*arguments, "--steps", 1)
+    assert "target: skipped (unchanged)" in invoke(*arguments, "--steps", 1)
+    assert "settings changed: steps" in invoke(*arguments, "--steps", 2)
+
+
+def test_pack_states_the_size(packed: Path, tmp_path: Path) -> None:
+    output = invoke("pack", "--data", packed, "--work", tmp_path / "w", "--out", tmp_path / "half", "--sample", 0.5)
+    assert re.search(r"half 0\.\d MiB", output)
+    assert (tmp_path / "half").stat().st_size < packed.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("target", "data out hours steps device seed resume no-resume compile no-compile verbose"),
+        ("demo", "data work out hours steps device seed compile no-compile step verbose"),
+        ("pack", "data out work sample limit-mib verbose"),
+    ],
+)
+def test_adding_an_option_is_deliberate(command: str, expected: str) -> None:
+    listing = invoke(command, "--help").split("Options", 1)[1]
+    assert set(re.findall(r"--([a-z-]+)", listing)) - {"help"} >= set(expected.split())
+    assert set(re.findall(r"^\W*--([a-z-]+)", listing, re.MULTILINE)) <= {*expected.split(), "help"}
