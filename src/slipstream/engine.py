@@ -238,7 +238,7 @@ class _Generation:
         kept = walk(tree, choice, ancestors)
         num_accepted, *rest = torch.cat((kept.num_accepted[None], kept.order, choice)).tolist()  # the copy
         path, choices = rest[:num_accepted], rest[tree.num_nodes :]
-        return _Pass(tree, output, choice, path, [choices[0], *(choices[node + 1] for node in path)])
+        return _Pass(tree, output, choice, kept.order, path, [choices[0], *(choices[node + 1] for node in path)])
 
     def _cut(self, tokens: Sequence[int]) -> tuple[list[int], FinishReason | None]:
         """The tokens that plain decoding would have emitted before it stopped, and why it stopped."""
@@ -258,11 +258,11 @@ class _Generation:
         """Keep the KV of the root and of all emitted tokens but the last, which becomes the root."""
         path = pass_.path[: len(emitted) - 1]
         committed = [self.run.tokens[-1], *emitted[:-1]]
-        rows = torch.tensor([0, *(node + 1 for node in path)], device=self.target.device)  # [len(path) + 1]
-        in_place = path == list(range(len(path)))
-        self.cache.commit(None if in_place else self.cache.length + rows[1:], len(path) + 1)
+        slots, rows = self._places(path, pass_.order)
+        self.cache.commit(slots, len(path) + 1)
         self.run.tokens.extend(emitted)
-        self.run.root = torch.tensor(emitted[-1:], device=self.target.device)
+        last_row = path[-1] + 1 if path else 0
+        self.run.root = pass_.choice[last_row : last_row + 1]
         self.pipeline.commit(emitted)
         features = pass_.output.features
         self.drafting.observe(
@@ -275,6 +275,13 @@ class _Generation:
             )
         )
 
+    def _places(self, path: list[int], order: Tensor) -> tuple[Tensor | None, Tensor | slice]:
+        """Where the path's KV lies (None: where it belongs already), and the rows of root and path in the pass."""
+        if path == list(range(len(path))):
+            return None, slice(0, len(path) + 1)
+        nodes = order[: len(path)]
+        return self.cache.length + 1 + nodes, torch.cat((nodes.new_zeros(1), nodes + 1))
+
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
@@ -283,5 +290,6 @@ class _Pass:
     tree: DraftTree
     output: TargetOutput
     choice: Tensor  # [n + 1]
+    order: Tensor  # [n] nodes, those kept first
     path: list[int]  # nodes kept
     emitted: list[int]  # the tokens of the path and the next token, before cuts

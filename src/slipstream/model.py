@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
@@ -137,9 +138,11 @@ class Model:
         **settings: Any,
     ) -> Generator[Step, None, Output]:
         began = time.perf_counter()
+        config = self._generation_config(settings.pop("generation_config", None))
         prompt_ids = self.encode(prompt)
+        stop = config.stop_strings if stop is None else stop
         text = self._answer_text(stop)
-        request = self._request(prompt_ids, seed, stream_id, text if stop else None, settings)
+        request = self._request(prompt_ids, config, seed, stream_id, text if stop else None, settings)
         steps: list[Step] = []
         for step in self.engine.generate(request):
             if streaming and text is not None:
@@ -195,10 +198,28 @@ class Model:
             return None
         return AnswerText(self.tokenizer, strings)
 
+    def _generation_config(self, given: GenerationConfig | None) -> GenerationConfig:
+        """The model's own, or the caller's with its gaps filled from the model's, as `generate` does."""
+        own: GenerationConfig = self.target.model.generation_config
+        if given is None:
+            return own
+        if not isinstance(given, GenerationConfig):
+            raise InputError(f"generation_config is a {type(given).__name__}; give a transformers GenerationConfig")
+        merged = copy.deepcopy(given)
+        for name, value in own.to_dict().items():
+            if getattr(merged, name, None) is None:
+                setattr(merged, name, value)
+        return merged
+
     def _request(
-        self, prompt_ids: list[int], seed: int | None, stream_id: int, text: AnswerText | None, settings: dict[str, Any]
+        self,
+        prompt_ids: list[int],
+        generation_config: GenerationConfig,
+        seed: int | None,
+        stream_id: int,
+        text: AnswerText | None,
+        settings: dict[str, Any],
     ) -> Request:
-        generation_config = settings.pop("generation_config", None) or self.target.model.generation_config
         verification = settings.pop("verification", None) or self.verification
         eos = settings.pop("eos_token_id", None)
         processing = resolve(

@@ -66,9 +66,10 @@ class Target:
         self.config = model.config.get_text_config()
         refuse_unsupported(model)
         self.base: nn.Module = model.base_model
-        self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
+        self.vocab_size: int = _rows_out(model.get_output_embeddings())
         self.num_layers: int = self.config.num_hidden_layers
-        self.device: torch.device = model.get_input_embeddings().weight.device
+        place: torch.device = model.get_input_embeddings().weight.device
+        self.device = torch.device("cpu") if place.type == "meta" else place  # offloaded: accelerate moves inputs
         self.dtype: torch.dtype = model.dtype
         self.context_length = context_length(self.config)
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -176,6 +177,8 @@ class Target:
         """
         digest = hashlib.sha256()
         for name, parameter in sorted(self.model.named_parameters()):
+            if parameter.device.type == "meta":  # offloaded weights are not at hand; the others tell models apart
+                continue
             head = parameter.detach().flatten()[:256].to("cpu", torch.float32).to(torch.bfloat16)
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
             digest.update(head.view(torch.int16).numpy().tobytes())
@@ -277,6 +280,12 @@ class Target:
         """Logits of the path's tokens by transformers alone: no cache, no mask of ours. [len(path), vocab]."""
         tokens = torch.cat((prefix, torch.tensor(path))).to(self.device)
         return self._upcast(self.model(input_ids=tokens[None], use_cache=False).logits[0, -len(path) :])
+
+
+def _rows_out(head: Any) -> int:
+    """Logits that an LM head yields; a quantised weight is packed and has another shape."""
+    rows: int | None = getattr(head, "out_features", None)
+    return int(head.weight.shape[0]) if rows is None else rows
 
 
 def context_length(config: Any) -> int | None:
