@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from slipstream.errors import UnsupportedTargetError
 from slipstream.kv_cache import KVCache
@@ -56,6 +55,20 @@ class TargetOutput:
     features: Tensor | None  # [batch, n, hidden x number of wanted states], last hidden state first, then layers
 
 
+class _HiddenOnly:
+    """Stands in for a pass of the base model: what only a full pass has (router logits and the like) is None."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, index: int | slice) -> Any:
+        return (self.last_hidden_state,)[index]
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 class Target:
     """A causal language model behind the few operations that speculative decoding needs."""
 
@@ -65,7 +78,6 @@ class Target:
         self.model = model
         self.config = model.config.get_text_config()
         refuse_unsupported(model)
-        self.base: nn.Module = model.base_model
         self.vocab_size: int = _rows_out(model.get_output_embeddings())
         self.num_layers: int = self.config.num_hidden_layers
         place: torch.device = model.get_input_embeddings().weight.device
@@ -112,13 +124,12 @@ class Target:
         """[n, n] bool: `visible` for n rows that follow each other."""
         return torch.ones(n, n, dtype=torch.bool, device=self.device).tril()
 
-    @torch.inference_mode()
     def head(self, hidden: Tensor) -> Tensor:
         """The target's logits for last hidden states, through its own LM head, scaling and soft-capping.
 
-        hidden: [batch, n, hidden]. Returns [batch, n, vocab].
+        hidden: [batch, n, hidden]. Returns [batch, n, vocab], differentiable in `hidden`.
         """
-        output = BaseModelOutputWithPast(last_hidden_state=hidden)
+        output = _HiddenOnly(hidden)
         placeholder = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self.device)
         with replaced_forward(self.base, lambda *args, **kwargs: output):
             return self._upcast(self.model(input_ids=placeholder, use_cache=False).logits)
@@ -164,10 +175,31 @@ class Target:
     @cached_property
     def layers(self) -> nn.ModuleList:
         """The decoder layers."""
-        for module in self.base.modules():
+        for module in self.model.modules():
             if isinstance(module, nn.ModuleList) and len(module) == self.num_layers:
                 return module
         raise UnsupportedTargetError(f"{self.name} has no list of {self.num_layers} decoder layers")
+
+    @cached_property
+    def base(self) -> nn.Module:
+        """The model without its LM head: the outermost inner module around the layers that a pass really calls.
+
+        `base_model` is not always that: OPT calls its decoder past it, Llama 4's text model names none.
+        """
+        called: list[nn.Module] = []
+        around = [
+            module
+            for module in self.model.modules()
+            if module is not self.model and any(inner is self.layers for inner in module.modules())
+        ]
+        handles = [m.register_forward_pre_hook(lambda module, args: called.append(module)) for m in around]
+        try:
+            with torch.inference_mode():
+                self.model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=self.device), use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return called[0]
 
     @cached_property
     def hash(self) -> str:
