@@ -41,6 +41,19 @@ class Answer:
     first_difference: int | None
     """Index of the first generated token that differs from plain decoding's, in the run's own dtype."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "prompt_id": self.prompt.id,
+            "kind": self.prompt.kind,
+            "turn": self.turn,
+            "method": self.method,
+            "temperature": self.temperature,
+            "verdict": self.verdict,
+            "first_difference": self.first_difference,
+            **self.output.to_dict(),
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
@@ -58,6 +71,10 @@ class Comparison:
         """A short answer from every model, so that no first call is timed."""
         for model in self.models.values():
             model.generate(_opening(prompt), max_new_tokens=8, temperature=0.0)
+
+    def num_answers(self, prompt: Prompt) -> int:
+        """How many answers `answers` yields for a prompt."""
+        return len(prompt.turns) * len(self.temperatures) * len(self.models)
 
     def answers(self, prompt: Prompt, *, first: int = 0) -> Iterator[Answer]:
         """All answers to one prompt: temperature by temperature, turn by turn, method by method.

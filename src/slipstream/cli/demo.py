@@ -5,31 +5,22 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import slipstream
-from slipstream.bench.comparison import PLAIN, Answer, Comparison, Totals, summarise
+from slipstream.bench.comparison import PLAIN, Answer, Comparison
 from slipstream.bench.prompts import Prompt, load_prompts
 from slipstream.cli import options
 from slipstream.cli.answering import note
+from slipstream.cli.demo_report import DemoRun, show
 from slipstream.cli.loading import load
 from slipstream.errors import InputError, LosslessnessError, unknown_choice
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from slipstream import Model
-
-SAMPLES = ("instructions", "questions")
-"""Kinds of which one answer is shown in full."""
-
-LEGEND = (
-    "tau: tokens per target pass. accept rate: drafted tokens that were kept. x plain: speed against\n"
-    "plain decoding in this run. identical to plain: answers with the same token ids; rounding: those\n"
-    "that differ in this dtype, but not in float64."
-)
 
 
 def demo(
@@ -49,8 +40,8 @@ def demo(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the sampled answers.")] = 1,
     time_limit: Annotated[
-        float, typer.Option("--time-limit", metavar="SECONDS", help="Start no further prompt after this long.")
-    ] = 150.0,
+        float, typer.Option("--time-limit", metavar="SECONDS", help="Start no prompt that would end after this.")
+    ] = 165.0,
     dtype: options.Dtype = None,
     device: options.Device = None,
     as_json: options.Json = False,
@@ -66,20 +57,21 @@ def demo(
     """
     began = time.perf_counter()
     prompts = _chosen_prompts(num_prompts)
-    comparison = Comparison(
-        models=_Loader(dtype, device).load_all(_chosen_methods(methods)),
-        exact=_Loader("float64", device).load,
-        temperatures=temperature or (0.0, 1.0),
-        seed=seed,
-        max_new_tokens=max_new_tokens or 64,
-    )
-    answers = list(_run(comparison, prompts, deadline=began + time_limit))
-    wall_s = time.perf_counter() - began
-    num_done = len({answer.prompt.id for answer in answers})
+    with _own_threads() as usual:
+        comparison = Comparison(
+            models=_Loader(dtype, device).load_all(_chosen_methods(methods)),
+            exact=_Loader("float64", device).load,
+            temperatures=temperature or (0.0, 1.0),
+            seed=seed,
+            max_new_tokens=max_new_tokens or 64,
+        )
+        num_threads = _set_fastest_threads(comparison.models[PLAIN], prompts[0], usual)
+        answers = list(_run(comparison, prompts, began + time_limit))
+    run = DemoRun(comparison, answers, len(prompts), time.perf_counter() - began, num_threads)
     if as_json:
-        print(json.dumps(_record(comparison, answers, num_done, wall_s)))
+        print(json.dumps(run.to_dict()))
     else:
-        _show(comparison, answers, num_done, len(prompts), wall_s)
+        show(run)
     _raise_on_fault(answers)
 
 
@@ -126,37 +118,65 @@ class _Loader:
 # Running
 
 
+@contextmanager
+def _own_threads() -> Iterator[int]:
+    """One CPU thread to begin with, the former number afterwards; yields that number."""
+    import torch
+
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield usual
+    finally:
+        torch.set_num_threads(usual)
+
+
+def _set_fastest_threads(plain: Model, prompt: Prompt, usual: int) -> int:
+    """Let torch use its usual number of CPU threads if that is faster than one; return what it uses now.
+
+    So small a model gains little from more threads, and they wait for each other in every layer, so that another
+    program on the same cores slows them down tenfold.
+    """
+    import torch
+
+    _seconds(plain, prompt)  # warm-up
+    single_s = _seconds(plain, prompt)
+    torch.set_num_threads(usual)
+    if _seconds(plain, prompt, limit=single_s) >= single_s:
+        torch.set_num_threads(1)
+    return torch.get_num_threads()
+
+
+def _seconds(model: Model, prompt: Prompt, limit: float = float("inf")) -> float:
+    """Time of a few tokens; no longer than `limit` and the token that is under way then."""
+    began = time.perf_counter()
+    with closing(model.stream(prompt.turns[0], max_new_tokens=12, temperature=0.0)) as steps:
+        for _ in steps:
+            if time.perf_counter() - began > limit:
+                break
+    return time.perf_counter() - began
+
+
 def _run(comparison: Comparison, prompts: Sequence[Prompt], deadline: float) -> Iterator[Answer]:
-    """All answers, with a progress bar on stderr. After the deadline no further prompt is started."""
+    """All answers, with a progress bar on stderr. No prompt is started that would probably end after the deadline."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("prompts"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    slowest_s = 0.0
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("warming up", total=len(prompts))
+        task = progress.add_task("warming up", total=sum(map(comparison.num_answers, prompts)))
         comparison.warm_up(prompts[0])
         for number, prompt in enumerate(prompts):
-            if number > 0 and time.perf_counter() > deadline:
+            began = time.perf_counter()
+            if number > 0 and began + slowest_s > deadline:
                 return
-            progress.update(task, description=f"{prompt.kind:<12}")
-            yield from comparison.answers(prompt, first=number)
-            progress.advance(task)
+            progress.update(task, description=f"prompt {number + 1}: {prompt.kind}")
+            for answer in comparison.answers(prompt, first=number):
+                progress.advance(task)
+                yield answer
+            slowest_s = max(slowest_s, time.perf_counter() - began)
             if not console.is_terminal and (number + 1) % 6 == 0:
                 note(f"{number + 1} of {len(prompts)} prompts done")
 
@@ -166,105 +186,7 @@ def _raise_on_fault(answers: Sequence[Answer]) -> None:
     if faults:
         first = faults[0]
         raise LosslessnessError(
-            f"{len(faults)} answers differ from plain decoding in float64 too; the first is {first.method} at "
-            f"T={first.temperature:g} on prompt {first.prompt.id} ({first.prompt.kind}), turn {first.turn + 1}, from "
-            f"generated token {first.first_difference} on. This is a fault in slipstream: please report it."
+            f"{len(faults)} of {len(answers)} answers differ from plain decoding in float64 too; the first is "
+            f"{first.method} at T={first.temperature:g} on prompt {first.prompt.id} ({first.prompt.kind}), turn "
+            f"{first.turn + 1}, from generated token {first.first_difference} on. This is a fault: please report it."
         )
-
-
-# Showing
-
-
-def _show(comparison: Comparison, answers: Sequence[Answer], num_done: int, num_asked: int, wall_s: float) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    for sample in _samples(answers):
-        console.print(f"[bold]{sample.prompt.kind}[/bold]  plain and all others at T=0", style="cyan")
-        console.print(sample.prompt.turns[0].strip(), style="dim", markup=False)
-        console.print(sample.output.text.strip() + "\n", markup=False)
-    console.print(_table(summarise(answers)))
-    console.print(LEGEND, style="dim")
-    target = comparison.models[PLAIN].target
-    stopped = "" if num_done == num_asked else f" of {num_asked} (stopped at the time limit)"
-    console.print(
-        f"{num_done} prompts{stopped}, up to {comparison.max_new_tokens} tokens each, on {target.device} in "
-        f"{str(target.dtype).removeprefix('torch.')}: {wall_s:.0f} s in all, loading included."
-    )
-
-
-def _samples(answers: Sequence[Answer]) -> list[Answer]:
-    """The first plain answer of each kind in SAMPLES."""
-    found: dict[str, Answer] = {}
-    for answer in answers:
-        if answer.method == PLAIN:
-            found.setdefault(answer.prompt.kind, answer)
-    return [found[kind] for kind in SAMPLES if kind in found]
-
-
-def _table(rows: Sequence[Totals]) -> Table:
-    from rich.table import Table
-
-    table = Table(title="Every method against plain decoding of the same target", title_justify="left")
-    table.add_column("method", no_wrap=True)
-    for heading in ("T", "tau", "accept\nrate", "target passes\nsaved", "tokens/s", "x plain"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("identical\nto plain")
-    plain = {row.temperature: row for row in rows if row.method == PLAIN}
-    for index, row in enumerate(rows):
-        last_of_temperature = index + 1 == len(rows) or rows[index + 1].temperature != row.temperature
-        table.add_row(*_cells(row, plain[row.temperature]), end_section=last_of_temperature)
-    return table
-
-
-def _cells(row: Totals, plain: Totals) -> list[str]:
-    stats = row.stats
-    return [
-        row.method,
-        f"{row.temperature:g}",
-        f"{stats.tau:.2f}",
-        f"{stats.acceptance_rate:.0%}" if stats.num_drafted else "-",
-        f"{stats.passes_saved:.0%}",
-        f"{stats.tokens_per_second:.0f}",
-        f"{stats.tokens_per_second / plain.stats.tokens_per_second:.2f}",
-        "reference" if row.method == PLAIN else _verdicts(row),
-    ]
-
-
-def _verdicts(row: Totals) -> str:
-    verdicts = row.verdicts
-    text = f"{verdicts['identical']} of {sum(verdicts.values())}"
-    if verdicts["rounding"]:
-        text += f", {verdicts['rounding']} rounding"
-    if verdicts["fault"]:
-        text += f", [bold red]{verdicts['fault']} FAULT[/bold red]"
-    return text
-
-
-def _record(comparison: Comparison, answers: Sequence[Answer], num_done: int, wall_s: float) -> dict[str, Any]:
-    target = comparison.models[PLAIN].target
-    return {
-        "model": "demo",
-        "slipstream": slipstream.__version__,
-        "device": str(target.device),
-        "dtype": str(target.dtype).removeprefix("torch."),
-        "seed": comparison.seed,
-        "max_new_tokens": comparison.max_new_tokens,
-        "num_prompts": num_done,
-        "wall_s": wall_s,
-        "methods": [row.to_dict() for row in summarise(answers)],
-        "answers": [_answer_record(answer) for answer in answers],
-    }
-
-
-def _answer_record(answer: Answer) -> dict[str, Any]:
-    return {
-        "prompt_id": answer.prompt.id,
-        "kind": answer.prompt.kind,
-        "turn": answer.turn,
-        "method": answer.method,
-        "temperature": answer.temperature,
-        "verdict": answer.verdict,
-        "first_difference": answer.first_difference,
-        **answer.output.to_dict(),
-    }
