@@ -31,7 +31,7 @@ class TargetSettings:
     """Tokens per forward and backward pass; gradients of the passes of a step are summed."""
     row_lengths: tuple[tuple[float, int], ...] = ((0.3, 256), (0.65, 512), (0.85, 1024), (1.0, 2048))
     """(share of the budget up to which it holds, row length in tokens)."""
-    final_share: float = 0.35
+    final_share: float = 0.65
     """Share of the budget, at its end, in which the final mix is read and the learning rate falls to zero."""
     warmup_steps: int = 100
     """Steps in which the learning rate rises linearly."""
