@@ -9,10 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from families import VOCAB_SIZE
+from slipstream.drafters import METHODS, build_drafter
 from slipstream.drafters.base import Drafter, Drafting, Observed, Run
 from slipstream.engine import Engine, Request, Step
 from slipstream.logits import ProcessingSettings
@@ -39,6 +41,20 @@ def tree_of(paths: Sequence[Path]) -> DraftTree:
         torch.zeros(len(paths)),
         max(depth),
     )
+
+
+# Every method that needs no artefact, in shapes small enough for tiny targets: name -> (method, options).
+CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name, method in METHODS.items() if method.artefact is None and name != "layer-skip"},
+    "layer-skip-dynamic": ("layer-skip", {"tree": "dynamic", "width": 3, "depth": 3, "total": 6}),
+    "layer-skip-chain": ("layer-skip", {"tree": "chain", "length": 4}),
+}
+
+
+def configured(configuration: str, target: Target) -> Drafter:
+    """A drafter of `CONFIGURATIONS` for a target."""
+    method, options = CONFIGURATIONS[configuration]
+    return build_drafter(method, target, options)
 
 
 class Scripted(Drafter):
@@ -194,8 +210,3 @@ def request(
         ),
         **others,
     )
-
-
-def engine_for(target: Target, drafter: Drafter, **settings: int) -> Engine:
-    """An engine of its own, so that tests share no state."""
-    return Engine(target, drafter, **settings)

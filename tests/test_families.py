@@ -7,16 +7,14 @@ rounding cannot flip a token.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import pytest
 import torch
 
 import slipstream
-from doubles import Scripted, decode, random_tree
+from doubles import CONFIGURATIONS, Scripted, configured, decode, random_tree, right_behind_wrong
 from families import DYNAMIC_ROPE, FAMILIES, ORIGINAL_CONTEXT, REFUSED, prompt_ids
 from oracle import oracle_generate
-from slipstream.drafters import METHODS, build_drafter
 from slipstream.engine import Engine
 from slipstream.errors import UnsupportedTargetError
 from slipstream.target import Target
@@ -25,13 +23,6 @@ from slipstream.target import Target
 PROMPT = prompt_ids(6, seed=1) * 2 + prompt_ids(12)
 NUM_TOKENS = 16
 assert len(PROMPT) < ORIGINAL_CONTEXT < len(PROMPT) + NUM_TOKENS
-
-SMALL_TREE = {"width": 3, "depth": 3, "total": 6}
-CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name in METHODS if name != "layer-skip"},
-    "layer-skip-dynamic": ("layer-skip", {"tree": "dynamic", **SMALL_TREE}),
-    "layer-skip-chain": ("layer-skip", {"tree": "chain", "length": 4}),
-}
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +47,14 @@ def greedy(family_model):
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_greedy_output_equals_transformers_generate(name, configuration, target, greedy):
-    method, options = CONFIGURATIONS[configuration]
-    engine = Engine(target(name), build_drafter(method, target(name), options))
+    engine = Engine(target(name), configured(configuration, target(name)))
     assert decode(engine, PROMPT, max_new_tokens=NUM_TOKENS).ids == greedy(name)
 
 
+@pytest.mark.parametrize("script", [random_tree, right_behind_wrong])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_greedy_output_survives_any_tree(name, target, greedy):
-    result = decode(Engine(target(name), Scripted(random_tree, greedy(name))), PROMPT, max_new_tokens=NUM_TOKENS)
+def test_greedy_output_survives_any_tree(name, script, target, greedy):
+    result = decode(Engine(target(name), Scripted(script, greedy(name))), PROMPT, max_new_tokens=NUM_TOKENS)
     assert result.ids == greedy(name)
     assert result.num_accepted > 0, "nothing was accepted, so nothing was tested"
     assert any(len(step.token_ids) > 2 for step in result.steps)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 
 from doubles import (
     Decoded,
@@ -177,3 +178,16 @@ def test_the_context_limit_holds_in_every_kind_of_position(name, script, family_
     answer = oracle_generate(model, prompt, max_new_tokens=50, context_length=CONTEXT)
     result = decode(Engine(Target(model), Scripted(HOSTILE[script], answer)), prompt, max_new_tokens=50)
     assert (result.ids, result.finish_reason) == (answer, "context")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt", "llama"])
+def test_rows_beyond_the_context_can_be_run(name, family_model):
+    """Trees of a fixed shape may reach past the limit; such rows are never emitted, but must not index past a table."""
+    target = Target(family_model(name))
+    cache = target.new_cache(extra_slots=8)
+    tokens = torch.tensor(prompt_ids(CONTEXT - 2))
+    target.forward(tokens, torch.arange(CONTEXT - 2), target.causal(CONTEXT - 2), cache)
+    cache.commit(None, CONTEXT - 2)
+    inside = target.forward(tokens[:2], torch.arange(CONTEXT - 2, CONTEXT), target.causal(2), cache).logits
+    beyond = target.forward(tokens[:5], torch.arange(CONTEXT - 2, CONTEXT + 3), target.causal(5), cache).logits
+    torch.testing.assert_close(beyond[:, :2], inside, rtol=0, atol=1e-9)

@@ -12,27 +12,21 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from doubles import Scripted, always_right, decode, random_tree, request, right_behind_wrong
-from families import prompt_ids
+from doubles import CONFIGURATIONS, Scripted, always_right, configured, decode, random_tree, request, right_behind_wrong
+from families import FAMILIES, prompt_ids
 from oracle import oracle_generate
-from slipstream.drafters import METHODS, build_drafter
 from slipstream.drafters.base import Drafter
 from slipstream.drafters.plain import PlainDrafter
 from slipstream.engine import Engine
 from slipstream.errors import UnsupportedTargetError
 from slipstream.kv_cache import KVCache
 from slipstream.rules import CoupledRule
-from slipstream.target import Target
+from slipstream.target import Features, Target
 from slipstream.tree import DraftTree
 from slipstream.verify import walk
 
 PROMPT = prompt_ids(7, seed=4) * 3
 NUM_TOKENS = 14
-CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name in METHODS if name != "layer-skip"},
-    "layer-skip-dynamic": ("layer-skip", {"tree": "dynamic", "width": 3, "depth": 3, "total": 6}),
-    "layer-skip-chain": ("layer-skip", {"tree": "chain", "length": 4}),
-}
 WARPERS: dict[str, dict[str, Any]] = {
     "cold": {"temperature": 0.3},
     "plain": {"temperature": 1.0},
@@ -57,8 +51,7 @@ def target(model):
 def drafter_for(configuration: str, target: Target, truth: list[int]) -> Drafter:
     if configuration == "random-tree":
         return Scripted(random_tree, truth)
-    method, options = CONFIGURATIONS[configuration]
-    return build_drafter(method, target, options)
+    return configured(configuration, target)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63 + 11])
@@ -182,6 +175,40 @@ def test_cache_holds_what_a_fresh_prefill_would_hold(name, family_model):
     assert result.ids == expected
     assert result.num_accepted > 0
     assert len(checked) >= 4
+
+
+def test_dynamic_rope_does_not_remember_an_earlier_generation(family_model):
+    """Transformers' module keeps the base of the longest pass it has seen until a short pass resets it."""
+    prompts = [prompt_ids(45, seed=1), prompt_ids(36, seed=2)]  # both beyond the original length, the longer one first
+    alone = [decode(Engine(Target(FAMILIES["dynamic-rope"]()), PlainDrafter()), prompt).ids for prompt in prompts]
+    shared = Engine(Target(family_model("dynamic-rope")), PlainDrafter())
+    assert [decode(shared, prompt).ids for prompt in prompts] == alone
+    streams = [shared.generate(request(prompt)) for prompt in prompts]
+    together = [(*one.token_ids, *other.token_ids) for one, other in zip(*streams, strict=True)]
+    assert together == list(zip(*alone, strict=True))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "granite", "mixtral"])
+def test_a_drafter_sees_every_committed_token_once_with_its_features(name, family_model):
+    model = family_model(name)
+    expected = oracle_generate(model, PROMPT, max_new_tokens=NUM_TOKENS)
+    drafter = Scripted(random_tree, expected)
+    drafter.features = Features(last_hidden=True, layers=(1,))
+    decode(Engine(Target(model), drafter, prefill_chunk=8), PROMPT, max_new_tokens=NUM_TOKENS)
+    committed = [*PROMPT, *expected[:-1]]
+    assert [token for observed in drafter.observed for token in observed.tokens] == committed
+    states = model(torch.tensor([committed]), use_cache=False, output_hidden_states=True).hidden_states
+    seen = torch.cat([observed.features for observed in drafter.observed])
+    torch.testing.assert_close(seen, torch.cat((states[-1], states[1]), dim=-1)[0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "deepseek_v3"])
+def test_growing_the_cache_keeps_what_it_holds(name, family_model, monkeypatch):
+    monkeypatch.setattr("slipstream.kv_cache._FIRST_CAPACITY", 3)
+    model = family_model(name)
+    expected = oracle_generate(model, PROMPT[:2], max_new_tokens=40)
+    engine = Engine(Target(model), Scripted(random_tree, expected))
+    assert decode(engine, PROMPT[:2], max_new_tokens=40).ids == expected
 
 
 # -- planted faults ------------------------------------------------------------------------------------------------

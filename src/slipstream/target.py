@@ -113,6 +113,8 @@ class Target:
         """
         if self.context_length is not None:
             positions = positions.clamp(max=self.context_length - 1)
+        if self.rolling_rope == "dynamic":
+            self._forget_longer_passes()
         cache.begin(cache.length if start is None else start, positions)
         mask = self._masks.build(visible, positions, cache)
         with ExitStack() as stack:
@@ -133,6 +135,14 @@ class Target:
         placeholder = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self.device)
         with replaced_forward(self.base, lambda *args, **kwargs: output):
             return self._upcast(self.model(input_ids=placeholder, use_cache=False).logits)
+
+    def _forget_longer_passes(self) -> None:
+        """Let a dynamic RoPE follow the pass at hand: transformers' module keeps the base of the longest one so far."""
+        rotary: Any
+        for rotary in self.base.modules():
+            if hasattr(rotary, "max_seq_len_cached") and hasattr(rotary, "original_inv_freq"):
+                rotary.max_seq_len_cached = rotary.original_max_seq_len
+                rotary.inv_freq = rotary.original_inv_freq.to(rotary.inv_freq.device)
 
     def _run(self, tokens: Tensor, positions: Tensor, mask: Any, cache: KVCache, last_logits_only: bool) -> Tensor:
         extra = {"logits_to_keep": 1} if last_logits_only and self._takes_logits_to_keep else {}
