@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import sys
+import traceback
 import warnings
 from typing import Annotated, Any
 
@@ -32,7 +32,7 @@ class ErrorLines(TyperGroup):
                 return super().invoke(ctx)
             except SlipstreamError as error:
                 if ctx.meta.get(VERBOSE):
-                    logging.getLogger(__name__).error("traceback of the error below", exc_info=error)
+                    traceback.print_exception(error)
                 _say(f"error: {' '.join(str(error).split())}")
                 raise typer.Exit(EXIT_USAGE if isinstance(error, InputError) else EXIT_FAILURE) from error
             except KeyboardInterrupt as error:

@@ -65,7 +65,7 @@ def demo(
             seed=seed,
             max_new_tokens=max_new_tokens or 64,
         )
-        num_threads = _set_fastest_threads(comparison.models[PLAIN], prompts[0], usual)
+        num_threads = _choose_threads(comparison.models[PLAIN], prompts[0], usual)
         answers = list(_run(comparison, prompts, began + time_limit))
     run = DemoRun(comparison, answers, len(prompts), time.perf_counter() - began, num_threads)
     if as_json:
@@ -120,7 +120,7 @@ class _Loader:
 
 @contextmanager
 def _own_threads() -> Iterator[int]:
-    """One CPU thread to begin with, the former number afterwards; yields that number."""
+    """One CPU thread to begin with and the former number afterwards, which is yielded."""
     import torch
 
     usual = torch.get_num_threads()
@@ -131,7 +131,7 @@ def _own_threads() -> Iterator[int]:
         torch.set_num_threads(usual)
 
 
-def _set_fastest_threads(plain: Model, prompt: Prompt, usual: int) -> int:
+def _choose_threads(plain: Model, prompt: Prompt, usual: int) -> int:
     """Let torch use its usual number of CPU threads if that is faster than one; return what it uses now.
 
     So small a model gains little from more threads, and they wait for each other in every layer, so that another
@@ -139,6 +139,8 @@ def _set_fastest_threads(plain: Model, prompt: Prompt, usual: int) -> int:
     """
     import torch
 
+    if plain.target.device.type != "cpu":
+        return 1
     _seconds(plain, prompt)  # warm-up
     single_s = _seconds(plain, prompt)
     torch.set_num_threads(usual)
