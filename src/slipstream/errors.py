@@ -9,6 +9,7 @@
     |   |-- UnsupportedSettingError       a generation setting that is unknown, stateful or has no lossless form
     |   `-- ContextLengthError            a prompt that leaves no room for a single token
     `-- LosslessnessError                 output that differs from plain decoding and is not explained by rounding
+    ArtifactWarning (a UserWarning)       an artefact made for another target; the output stays exact
 
 A message says what is wrong, with the value and the limit, and how to mend it, in one line.
 """
@@ -53,6 +54,10 @@ class ContextLengthError(InputError):
 
 class LosslessnessError(SlipstreamError):
     """Output differs from plain decoding and rounding does not explain it."""
+
+
+class ArtifactWarning(UserWarning):
+    """An artefact was made for another target: output stays exact, but the draft may be poor."""
 
 
 def unknown_choice(kind: str, value: str, choices: Iterable[str]) -> InputError:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from slipstream.errors import ArtifactError, SkipSetError
+from slipstream.errors import ArtifactError, ArtifactWarning, SkipSetError
 from slipstream.skipping.default_rule import default_rule
 
 if TYPE_CHECKING:
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 FORMAT = "slipstream-skip-set"
 VERSION = 1
 _KEYS = {"format", "version", "target", "num_layers", "attention", "mlp", "provenance"}
-
-
-class ArtifactWarning(UserWarning):
-    """An artefact was made for another target: output stays exact, but the draft may be poor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
