@@ -5,6 +5,8 @@ through the drafter and get their best children attached. Reranking: of all node
 value become the draft. A node's value never exceeds its parent's and ties go to the shallower, then the earlier node,
 so the choice is always connected. Shapes depend on (width, depth, total) alone, and nothing waits for the device.
 
+Which nodes are run next and which are kept in the end is the shape's part; `static_tree.py` answers both from a table.
+
 Rows: the drafter runs the root as row 0, then `width` rows a level; `Frontier.visible` says which rows each new row
 may attend to, so a drafter with a KV cache writes row r to its r-th draft slot.
 """
@@ -12,7 +14,8 @@ may attend to, so a drafter with a KV cache writes row r to its r-th draft slot.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,9 +25,26 @@ from slipstream.rules import Candidates
 from slipstream.tree import DraftTree, select_nodes
 
 
+class Shape(Protocol):
+    """What a tree grows by. Its answers may depend on values, but their sizes may not."""
+
+    @property
+    def depth(self) -> int:
+        """Levels below the root."""
+
+    def num_children(self, depth: int) -> int:
+        """Children to attach to each node that was run, at this depth (1, 2, ...)."""
+
+    def choose(self, level: DraftTree, confidence: Tensor) -> Tensor:
+        """[w] indices of the nodes of a new level to run next. confidence: [nodes] of each under its parent, log."""
+
+    def keep(self, tree: DraftTree, chosen: Tensor) -> DraftTree:
+        """The draft. tree: all nodes, shallower first; chosen: indices of those that `choose` picked, all levels."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeShape:
-    """Size of a dynamic tree."""
+    """Size of a dynamic tree. The last two fields are the paper's ablations (section 5.3)."""
 
     width: int = 8
     """Nodes run together at each level, and children attached to each."""
@@ -32,6 +52,10 @@ class TreeShape:
     """Levels below the root."""
     total: int = 16
     """Drafted nodes kept for verification."""
+    by_value: bool = True
+    """Run the nodes of highest value; False: of highest confidence under their own parent."""
+    rerank: bool = True
+    """Keep the best `total` of all nodes; False: keep the `width` nodes that each level chose, whatever `total`."""
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "total"):
@@ -45,7 +69,17 @@ class TreeShape:
 
     def cut(self, max_depth: int) -> TreeShape:
         """The same shape, at most `max_depth` deep."""
-        return TreeShape(width=self.width, depth=min(self.depth, max_depth), total=self.total)
+        return self if max_depth >= self.depth else replace(self, depth=max_depth)
+
+    def num_children(self, depth: int) -> int:
+        return self.width
+
+    def choose(self, level: DraftTree, confidence: Tensor) -> Tensor:
+        score = level.log_value if self.by_value else confidence
+        return score.sort(descending=True, stable=True).indices[: self.width]
+
+    def keep(self, tree: DraftTree, chosen: Tensor) -> DraftTree:
+        return rerank(tree, self.total) if self.rerank else select_nodes(tree, chosen.sort().values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,31 +96,32 @@ Expand = Callable[[Frontier, int], Candidates]
 """Runs a frontier and proposes k children per node: (frontier, k) -> Candidates with [w, k] tensors."""
 
 
-def grow(expand: Expand, root: Tensor, shape: TreeShape) -> DraftTree:
-    """Grow a tree under `root` ([1] int64) and keep its best `shape.total` nodes."""
+def grow(expand: Expand, root: Tensor, shape: Shape) -> DraftTree:
+    """Grow a tree of `shape` under `root` ([1] int64)."""
     device = root.device
     frontier = Frontier(root, 0, root.new_zeros(1), torch.ones(1, 1, dtype=torch.bool, device=device))
     visible = frontier.visible  # [rows, rows] bool, of all rows run so far
     nodes = root.new_full((1,), -1)  # [w] the frontier's node indices, -1 for the root
     path_values = torch.zeros(1, device=device)  # [w] log-values of the frontier
     levels: list[DraftTree] = []
+    chosen: list[Tensor] = []
     num_nodes = 0
     for depth in range(1, shape.depth + 1):
-        children = expand(frontier, shape.width)  # [w, k]
+        children = expand(frontier, shape.num_children(depth))  # [w, k]
         levels.append(_attach(children, nodes, path_values, depth))
+        best = shape.choose(levels[-1], children.log_confidence.flatten())  # [w]
+        chosen.append(num_nodes + best)
         if depth == shape.depth:
             break
-        values = levels[-1].log_value
-        best = values.sort(descending=True, stable=True).indices[: shape.width]  # [w]
         first_row = visible.shape[0] - frontier.tokens.shape[0]
         parent_rows = first_row + best // children.tokens.shape[1]
         own = torch.eye(best.shape[0], dtype=torch.bool, device=device)
         seen = torch.cat((visible[parent_rows], own), dim=1)  # [w, rows + w]
         frontier = Frontier(levels[-1].tokens[best], depth, parent_rows, seen)
         visible = torch.cat((torch.nn.functional.pad(visible, (0, best.shape[0])), seen))
-        nodes, path_values = num_nodes + best, values[best]
-        num_nodes += values.shape[0]
-    return rerank(_join(levels), shape.total)
+        nodes, path_values = chosen[-1], levels[-1].log_value[best]
+        num_nodes += levels[-1].num_nodes
+    return shape.keep(_join(levels), torch.cat(chosen))
 
 
 def rerank(tree: DraftTree, total: int) -> DraftTree:
