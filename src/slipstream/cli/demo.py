@@ -89,7 +89,8 @@ def _chosen_methods(text: str | None) -> list[str]:
     """Plain first, then the rest in the order of the registry or as given."""
     from slipstream.drafters import METHODS
 
-    names = list(METHODS) if text is None else [name.strip() for name in text.split(",") if name.strip()]
+    shipped = [name for name, method in METHODS.items() if method.runs_on_demo]
+    names = shipped if text is None else [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in METHODS:
             raise unknown_choice("method", name, METHODS)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from slipstream.drafters.base import Drafter
@@ -23,6 +26,13 @@ class Method:
     options: tuple[str, ...]
     """Keyword options of `load` that the method reads."""
     build: Callable[[Target, Mapping[str, Any]], Drafter]
+    artefact: str | None = None
+    """What `draft` must name, unless the demo's own fits: its folder in the package; None: it needs no artefact."""
+
+    @property
+    def runs_on_demo(self) -> bool:
+        """Whether the package ships all that the method needs on the demo target."""
+        return self.artefact is None or _packaged(self.artefact).is_dir()
 
 
 def build_drafter(name: str, target: Target, options: Mapping[str, Any]) -> Drafter:
@@ -70,6 +80,47 @@ def _layer_skip(target: Target, options: Mapping[str, Any]) -> Drafter:
     )
 
 
+def _eagle2(target: Target, options: Mapping[str, Any]) -> Drafter:
+    from dataclasses import replace
+
+    from slipstream.drafters.eagle import EagleDrafter, default_shape
+    from slipstream.drafters.eagle_checkpoint import load_head
+    from slipstream.drafters.growth import TreeShape
+
+    shape = replace(default_shape(target.model.num_parameters()), **_pick(TreeShape, options))
+    return EagleDrafter(target, load_head(_draft("eagle2", target, options), target), shape)
+
+
+def _eagle(target: Target, options: Mapping[str, Any]) -> Drafter:
+    from slipstream.drafters.eagle import EagleDrafter
+    from slipstream.drafters.eagle_checkpoint import load_head
+    from slipstream.drafters.static_tree import EAGLE_1, StaticTree
+
+    paths = (path for path in EAGLE_1 if max(path) < target.vocab_size)
+    head = load_head(_draft("eagle", target, options), target)
+    return EagleDrafter(target, head, StaticTree(paths, target.device))
+
+
+def _packaged(artefact: str) -> Path:
+    return Path(str(files("slipstream"))) / "demo" / artefact
+
+
+def _draft(method: str, target: Target, options: Mapping[str, Any]) -> str | Path:
+    """The artefact that the caller gave, or the packaged one if it was made for this target."""
+    given: str | Path | None = options.get("draft")
+    if given is not None:
+        return given
+    artefact = METHODS[method].artefact
+    assert artefact is not None
+    config = _packaged(artefact) / "config.json"
+    if config.is_file() and json.loads(config.read_text(encoding="utf-8"))["slipstream"]["target"] == target.hash:
+        return config.parent
+    raise InputError(
+        f"method {method!r} needs {METHODS[method].needs}: give draft=PATH (--draft PATH) or a hub id; "
+        f"`slipstream train {artefact}` makes one for {target.name}"
+    )
+
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -91,6 +142,24 @@ METHODS: dict[str, Method] = {
                 *("length", "threshold", "adaptive", "target_acceptance"),
             ),
             build=_layer_skip,
+        ),
+        Method(
+            name="eagle2",
+            summary="a one-layer head on the target's features grows a tree by its confidence (EAGLE-2)",
+            needs="an EAGLE head trained for the target",
+            paper="arXiv 2406.16858",
+            options=("draft", "width", "depth", "total", "by_value", "rerank"),
+            build=_eagle2,
+            artefact="eagle",
+        ),
+        Method(
+            name="eagle",
+            summary="the same head fills a tree of fixed shape (EAGLE-1)",
+            needs="an EAGLE head trained for the target",
+            paper="arXiv 2401.15077",
+            options=("draft",),
+            build=_eagle,
+            artefact="eagle",
         ),
         Method(
             name="prompt-lookup",
