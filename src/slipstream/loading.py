@@ -106,8 +106,12 @@ def _loading(source: str | Path, load: Any, *args: Any, **kwargs: Any) -> Any:
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ArtifactError(f"{folder} holds no config.json; give a folder that save_pretrained has written")
+    if not folder.exists() and (folder.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1):
+        raise InputError(f"there is no folder {folder}; give a model folder, a hub id (owner/name) or 'demo'")
     try:
         return load(*args, **kwargs)
+    except SafetensorError as error:
+        raise ArtifactError(f"the weights in {source} are damaged or cut off ({error}); fetch them again") from error
     except _LOADING_ERRORS as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ArtifactError(f"cannot load {source}: {reason}") from error

@@ -15,7 +15,7 @@ def methods(as_json: options.Json = False, verbose: options.Verbose = False) -> 
     from slipstream.drafters import METHODS
 
     if as_json:
-        fields = ("name", "summary", "needs", "paper", "options")
+        fields = ("name", "summary", "needs", "paper", "options", "runs_on_demo")
         print(json.dumps([{field: getattr(method, field) for field in fields} for method in METHODS.values()]))
         return
     from rich.console import Console
