@@ -160,8 +160,10 @@ def _print_bits(table: list[TaskBits]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table("task", "documents", "bytes", "target", "trigram", "xz -9", title="held-out bits per byte")
+    shown = Table(
+        "task", "documents", "bytes", "target", "token trigram", "byte trigram", "xz -9", title="held-out bits per byte"
+    )
     for row in table:
-        figures = (f"{value:.3f}" for value in (row.target, row.trigram, row.xz))
+        figures = (f"{value:.3f}" for value in (row.target, row.token_trigram, row.byte_trigram, row.xz))
         shown.add_row(row.task, str(row.num_documents), f"{row.num_bytes:,}", *figures)
     Console().print(shown)

@@ -1,4 +1,4 @@
-"""How well a model predicts the held-out text, in bits per byte, beside a trigram model and `xz -9`.
+"""How well a model predicts the held-out text, in bits per byte, beside two trigram models and `xz -9`.
 
 The model pays for every token of a document after its first, role and end tokens included; the bytes are those of the
 text alone. Held-out documents that share a long run of tokens with the training split are left out, since
@@ -32,7 +32,9 @@ class TaskBits:
     num_documents: int
     num_bytes: int
     target: float
-    trigram: float
+    token_trigram: float
+    """Trigrams of the target's own tokens, which see about seven bytes back, counted on the whole training split."""
+    byte_trigram: float
     xz: float
 
 
@@ -43,24 +45,44 @@ def bits_per_byte(
 
     Documents longer than `window` tokens are cut, and each further window starts without its past.
     """
-    seen = run_hashes((documents.tokens for documents in corpus.train.values()), overlap_run)
-    trigram = Trigram(np.concatenate([plain(d.tokens) for d in corpus.train.values()]), model.config.vocab_size)
+    train = [documents.tokens for documents in corpus.train.values()]
+    seen = run_hashes(train, overlap_run)
+    tokens = Trigram(np.concatenate([plain(t) for t in train]), model.config.vocab_size)
+    text_bytes = Trigram(_as_bytes(_training_sample(corpus)), 256)
     table = []
     for task in TASKS:
         names = [name for name, source in corpus.mix.items() if source.task == task]
         documents = [corpus.held_out[name][i] for name in names for i in range(len(corpus.held_out[name]))]
         documents = [d for d in documents if not overlaps(d, seen, overlap_run)]
-        texts = corpus.tokenizer.decode_batch([plain(d).tolist() for d in documents], skip_special_tokens=True)
+        texts = _decode(corpus, documents)
         text = "".join(texts).encode()
         if text:
             bits = (
                 document_nats(model, documents, device, window) / np.log(2),
-                float(sum(trigram.bits(plain(d)) for d in documents)),
+                sum(tokens.bits(plain(d)) for d in documents),
+                sum(text_bytes.bits(_as_bytes([t])) for t in texts),
                 8.0 * len(lzma.compress(text, preset=9)),
             )
-            target, counted, compressed = (b / len(text) for b in bits)
-            table.append(TaskBits(task, len(documents), len(text), target, counted, compressed))
+            table.append(TaskBits(task, len(documents), len(text), *(float(b) / len(text) for b in bits)))
     return table
+
+
+def _decode(corpus: Corpus, documents: list[Tokens]) -> list[str]:
+    texts: list[str] = corpus.tokenizer.decode_batch([plain(d).tolist() for d in documents], skip_special_tokens=True)
+    return texts
+
+
+def _training_sample(corpus: Corpus, num_tokens: int = 10_000_000) -> list[str]:
+    """Evenly spaced training documents: byte trigrams need no more."""
+    every = -(-sum(len(documents.tokens) for documents in corpus.train.values()) // num_tokens)
+    return _decode(
+        corpus, [documents[i] for documents in corpus.train.values() for i in range(0, len(documents), every)]
+    )
+
+
+def _as_bytes(texts: list[str]) -> Ids:
+    """The bytes of texts, each after a zero byte."""
+    return np.frombuffer(b"".join(b"\0" + text.encode() for text in texts), np.uint8).astype(np.int64)
 
 
 def plain(tokens: Tokens) -> Ids:
