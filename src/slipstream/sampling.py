@@ -52,8 +52,10 @@ def draw_seed() -> int:
     return secrets.randbits(32)
 
 
-def philox(counter: Sequence[Tensor | int], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10 on broadcastable int64 counter words (each below 2**32); returns four words of the same kind."""
+def philox(
+    counter: Sequence[Tensor | int], key: tuple[Tensor | int, Tensor | int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10 on broadcastable int64 words (each below 2**32); returns four words of the same kind."""
     c0, c1, c2, c3 = (torch.as_tensor(word) for word in counter)
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -66,20 +68,25 @@ def philox(counter: Sequence[Tensor | int], key: tuple[int, int]) -> tuple[Tenso
     return c0, c1, c2, c3
 
 
-def gumbel_rows(seed: int, stream: int, positions: Tensor, vocab_size: int) -> Tensor:
+def gumbel_rows(seed: int | Tensor, stream: int, positions: Tensor, vocab_size: int) -> Tensor:
     """Rows of standard Gumbel noise for absolute text positions.
 
-    positions: [p] int64. Returns [p, vocab_size] float64 on the same device. Uniforms have 53 bits and lie strictly
-    inside (0, 1). One counter yields the noise of two neighbouring tokens.
+    positions: [p] int64. seed: one for all rows, or a column of them, [p, 1] int64. Returns [p, vocab_size] float64 on
+    the same device. One counter yields the noise of two neighbouring tokens.
     """
     pair = torch.arange((vocab_size + 1) // 2, device=positions.device)[None, :]  # [1, pairs]
     position = positions[:, None]  # [p, 1]
     words = philox(
         (pair, position & _MASK32, position >> 32, torch.full_like(position, stream)),
-        (seed & _MASK32, seed >> 32),
+        (seed & _MASK32, (seed >> 32) & _MASK32),
     )
     even, odd = ((words[0] << 21) | (words[1] >> 11), (words[2] << 21) | (words[3] >> 11))
-    bits = torch.stack((even, odd), dim=-1).flatten(1)[:, :vocab_size]  # [p, vocab] 53-bit integers
+    bits = torch.stack((even, odd), dim=-1).flatten(1)[:, :vocab_size]  # [p, vocab]
+    return gumbel_from_bits(bits)
+
+
+def gumbel_from_bits(bits: Tensor) -> Tensor:
+    """Gumbel noise of 53-bit integers (int64): -log(-log(u)) in float64, u = bits / 2**53 strictly inside (0, 1)."""
     uniform = bits.double().clamp_(min=0.5).mul_(2.0**-53)  # a draw of 0 becomes half a step, so log stays finite
     return uniform.log_().neg_().log_().neg_()
 
