@@ -64,8 +64,10 @@ def choose_chain(tokens: Tensor, q: Tensor, p: Tensor, u_accept: Tensor, u_next:
     n = tokens.shape[0]
     drafted = tokens[:, None]
     accepted = u_accept * q.gather(1, drafted).squeeze(1) < p[:n].gather(1, drafted).squeeze(1)  # u < p/q, undivided
-    residual = torch.cat(((p[:n] - q).clamp_(min=0.0), p[n:]))  # [n + 1, vocab]
-    choice = draw(residual, u_next)
+    residual = (p[:n] - q).clamp_(min=0.0)  # [n, vocab]
+    # Where nothing is left, q is p but for rounding, and p itself serves in the near-impossible rejection.
+    residual = torch.where(residual.any(dim=1, keepdim=True), residual, p[:n])
+    choice = draw(torch.cat((residual, p[n:])), u_next)
     choice[:n] = torch.where(accepted, tokens, choice[:n])
     return choice
 
@@ -79,12 +81,14 @@ def choose_one_hot(tree: DraftTree, p: Tensor, u_accept: Tensor, u_next: Tensor)
     """
     rows = tree.parents + 1  # [n], the row of each node's parent
     mass = p[rows, tree.tokens]  # [n], p of each drafted token
-    tried = earlier_siblings(tree.parents).to(p.dtype) @ mass  # [n], probability already zeroed when a child is tried
-    accepted = u_accept * (1.0 - tried).clamp(min=0.0) < mass  # u < p / (1 - tried), undivided
-    blocked = (earlier_siblings(tree.parents) & accepted).any(dim=1)  # an earlier sibling was accepted
-    first = accepted & ~blocked
+    earlier = earlier_siblings(tree.parents)  # [n, n]
     rest = p.clone()
     rest[rows, tree.tokens] = 0.0
+    # What p still holds when a child is tried, summed up rather than 1 - tried: where nothing is left after a child, it
+    # is then its mass exactly, and no rounding can reject it.
+    left = rest.sum(dim=-1)[rows] + earlier.T.to(p.dtype) @ mass + mass  # [n]
+    accepted = u_accept * left < mass  # u < p / left, undivided
+    first = accepted & ~(earlier & accepted).any(dim=1)  # no earlier sibling was accepted
     choice = draw(rest, u_next)
     # Rows with an accepted child take its token; the others write to a spare row that is dropped.
     spare = torch.full_like(rows, p.shape[0])
@@ -94,9 +98,9 @@ def choose_one_hot(tree: DraftTree, p: Tensor, u_accept: Tensor, u_next: Tensor)
 def draw(weights: Tensor, u: Tensor) -> Tensor:
     """One token per row by inversion. weights: [rows, vocab] >= 0, not normalised. u: [rows] in [0, 1).
 
-    A row without mass (possible only where rounding ate it, and then never walked) gives its last token.
+    A row without mass (possible only where a drafted token is accepted for certain) gives its last token.
     """
     cumulative = weights.cumsum(dim=-1)  # [rows, vocab]
-    threshold = u[:, None].to(cumulative.dtype) * cumulative[:, -1:]
+    threshold = u[:, None] * cumulative[:, -1:]  # in the wider type: rounding u to 1 would pass the last token
     # "<=" so that a token of zero weight is never drawn, not even with u = 0.
     return (cumulative <= threshold).sum(dim=-1).clamp_(max=weights.shape[-1] - 1)
