@@ -56,8 +56,8 @@ class AdaptiveThreshold:
 
     settings: ChainSettings
     gamma: float = field(init=False)
-    acceptance: float = 1.0
-    """Moving average of accepted / drafted."""
+    acceptance: float = 0.0
+    """Moving average of accepted / drafted; starts at 0 as published."""
 
     _STEP = 0.01
     _KEEP_ACCEPTANCE = 0.5
@@ -67,14 +67,17 @@ class AdaptiveThreshold:
         self.gamma = self.settings.threshold
 
     def update(self, num_accepted: int, num_drafted: int) -> None:
-        """Move gamma up when too little was accepted, down otherwise; a draft of full length leaves it alone."""
+        """Move gamma up when too little was accepted, down otherwise; not down after a draft of full length."""
         if not self.settings.adaptive or num_drafted == 0:
             return
         rate = num_accepted / num_drafted
         self.acceptance = self._KEEP_ACCEPTANCE * self.acceptance + (1 - self._KEEP_ACCEPTANCE) * rate
-        if num_drafted >= self.settings.length:
-            return
-        step = self._STEP if self.acceptance < self.settings.target_acceptance else -self._STEP
+        if self.acceptance < self.settings.target_acceptance:
+            step = self._STEP
+        elif num_drafted < self.settings.length:
+            step = -self._STEP
+        else:
+            return  # the draft was never unsure: a lower threshold could not have made it longer
         moved = min(max(self.gamma + step, 0.0), 1.0)
         self.gamma = self._KEEP_GAMMA * self.gamma + (1 - self._KEEP_GAMMA) * moved
 
@@ -114,7 +117,7 @@ class LayerSkipDrafter(Drafter):
     @property
     def draft_slots(self) -> int:
         if self.tree == "dynamic":
-            return 1 + max(self.shape.num_rows, self.shape.total)
+            return max(self.shape.num_rows, 1 + self.shape.total)
         return 1 + self.threshold.settings.length
 
     def forward(self, run: Run, tokens: Tensor, depth: int, visible: Tensor) -> Tensor:
