@@ -106,7 +106,7 @@ class RejectionRule(DecodingRule):
 
     def __init__(self, processing: ProcessingSettings, sampling: SamplingSettings, device: torch.device) -> None:
         self._processing, self._device = processing, device
-        self._random = torch.Generator().manual_seed((sampling.seed + sampling.stream * 0x9E3779B97F4A7C15) % 2**63)
+        self._random = torch.Generator().manual_seed((sampling.seed + sampling.stream * 0x9E3779B97F4A7C15) % 2**64)
 
     def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
         p = logits.double().softmax(dim=-1)

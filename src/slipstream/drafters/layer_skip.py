@@ -57,7 +57,7 @@ class AdaptiveThreshold:
     settings: ChainSettings
     gamma: float = field(init=False)
     acceptance: float = 0.0
-    """Moving average of accepted / drafted; starts at 0 as published."""
+    """Moving average of accepted / drafted in the generation at hand; starts at 0, as in the released code."""
 
     _STEP = 0.01
     _KEEP_ACCEPTANCE = 0.5
@@ -112,6 +112,7 @@ class LayerSkipDrafter(Drafter):
         self._plan = sublayers.plan(self.skip_set)
 
     def start(self, run: Run) -> Drafting:
+        self.threshold.acceptance = 0.0
         return _TreeDrafting(self, run) if self.tree == "dynamic" else _ChainDrafting(self, run)
 
     @property
