@@ -1,4 +1,7 @@
-"""`slipstream train`: training of draft heads and of the demo models. This file has the demo models' commands."""
+"""`slipstream train`: training of draft heads and of the demo models. This file has the demo models' commands.
+
+Commands for draft heads have a file each.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import typer
 
 from slipstream.cli import options
 from slipstream.cli.answering import note
+from slipstream.cli.train_eagle import eagle
 
 if TYPE_CHECKING:
     from slipstream.training.held_out import TaskBits
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
     from slipstream.training.target import Report
 
 app = typer.Typer(name="train", no_args_is_help=True, help="Train draft heads, and rebuild the demo models.")
+
+app.command()(eagle)
 
 Data = Annotated[
     Path,
