@@ -57,9 +57,11 @@ def demo(
     """
     began = time.perf_counter()
     prompts = _chosen_prompts(num_prompts)
+    names = _chosen_methods(methods)
+    note(f"loading the demo model for {', '.join(names)}")
     with _own_threads() as usual:
         comparison = Comparison(
-            models=_Loader(dtype, device).load_all(_chosen_methods(methods)),
+            models=_Loader(dtype, device).load_all(names),
             exact=_Loader("float64", device).load,
             temperatures=temperature or (0.0, 1.0),
             seed=seed,
@@ -182,6 +184,7 @@ def _run(comparison: Comparison, prompts: Sequence[Prompt], deadline: float) -> 
             slowest_s = max(slowest_s, time.perf_counter() - began)
             if not console.is_terminal and (number + 1) % 6 == 0:
                 note(f"{number + 1} of {len(prompts)} prompts done")
+        progress.update(task, description="done")
 
 
 def _raise_on_fault(answers: Sequence[Answer]) -> None:

@@ -16,9 +16,9 @@ SAMPLES = ("instructions", "questions")
 """Kinds of which one answer is shown in full."""
 
 LEGEND = (
-    "tau: tokens per target pass. accept rate: share of the drafted tokens that were kept. x plain: speed against "
-    "plain decoding in this run. identical: answers with the same token ids as plain decoding's; rounding: those that "
-    "differ in this dtype but not in float64."
+    "tau: tokens per target pass. accept rate: share of the drafted tokens that were kept; of a tree, one path at "
+    "most. x plain: speed against plain decoding in this run. identical: answers with the same token ids as plain "
+    "decoding's; rounding: those that differ in this dtype but not in float64."
 )
 
 
@@ -72,17 +72,16 @@ def show(run: DemoRun) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
+    console.print("Answers of the demo model, decoded plainly at temperature 0:\n", style="dim")
     for sample in _samples(run.answers):
         console.print(f"{sample.prompt.kind}: {sample.prompt.turns[0].strip()}", style="bold", markup=False)
         console.print(sample.output.text.strip() + "\n", markup=False)
     console.print(_table(summarise(run.answers)))
     console.print(LEGEND, style="dim")
     stopped = "" if run.num_prompts == run.num_asked else f" of {run.num_asked} (the time limit came first)"
-    threads = f", threads: {run.num_threads}" if run.device == "cpu" else ""
-    console.print(
-        f"\n{run.num_prompts} prompts{stopped}, at most {run.comparison.max_new_tokens} tokens each, {run.dtype} on "
-        f"{run.device}{threads}: {run.wall_s:.0f} s in all, loading included."
-    )
+    place = f"{run.device}, {run.num_threads} thread(s)" if run.device == "cpu" else run.device
+    size = f"{run.num_prompts} prompts{stopped}, at most {run.comparison.max_new_tokens} tokens each"
+    console.print(f"\n{size}, {run.dtype} on {place}. Took {run.wall_s:.0f} s in all, loading included.")
 
 
 def _samples(answers: Sequence[Answer]) -> list[Answer]:
