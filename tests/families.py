@@ -187,8 +187,8 @@ WINDOWED: dict[str, Builder] = {
         attention_chunk_size=WINDOW,
         layer_types=["chunked_attention", "full_attention"],
         no_rope_layers=[1, 0],
-        floor_scale=8,  # NoPE layers scale queries by their slot in the cache, in steps of this many slots
-        attn_scale=3.0,
+        floor_scale=32,  # NoPE layers scale queries by their slot in the cache, in steps of this many slots
+        attn_scale=-3.0,  # turns the sign of attention at the first step, so that it shows
     ),
     "gpt_oss": family(
         "gpt_oss",
