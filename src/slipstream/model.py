@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from slipstream.drafters import build_drafter
+from slipstream.drafters import build_drafter, find_method
 from slipstream.drafters.base import Drafter
 from slipstream.engine import Engine, FinishReason, Request, Step
 from slipstream.errors import ArtifactError, InputError, unknown_choice
@@ -57,6 +57,8 @@ def load(
     """
     if verification not in VERIFICATIONS:
         raise unknown_choice("verification", verification, VERIFICATIONS)
+    given = {name: value for name, value in options.items() if value is not None}
+    find_method(drafter, given)  # before minutes may go into loading the target
     if isinstance(model, PreTrainedModel):
         loaded = model
         _refuse_moving(model, dtype, device, attention)
@@ -65,7 +67,6 @@ def load(
         tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
     target = Target(loaded)
     target.probe()
-    given = {name: value for name, value in options.items() if value is not None}
     return Model(target, build_drafter(drafter, target, given), tokenizer, verification, prefill_chunk)
 
 

@@ -14,7 +14,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from slipstream.drafters.eagle_checkpoint import save_head
+from slipstream.drafters.eagle_head import EagleHead, HeadSizes
+from slipstream.loading import load_model
 from slipstream.skipping.skip_set import SkipSet
+from slipstream.target import Target
 
 CONTEXT, NUM_LAYERS = 64, 3
 
@@ -74,6 +78,10 @@ def test_unknown_method_suggests_the_nearest(refused):
     assert "Did you mean 'layer-skip'?" in refused("-d", "layerskip")
 
 
+def test_a_mistyped_method_is_noticed_before_the_model_is_loaded(refused, tmp_path):
+    assert "unknown method 'plian'" in refused("-d", "plian", model=tmp_path / "nowhere")
+
+
 def test_folder_without_weights(refused, copy):
     (copy / "model.safetensors").unlink()
     assert str(copy) in refused(model=copy)
@@ -113,6 +121,21 @@ def test_skip_set_for_another_depth(refused, tmp_path, layer):
 
 def test_skip_set_that_is_missing(refused, tmp_path):
     assert "set.json" in refused("--skip-set", tmp_path / "set.json")
+
+
+@pytest.mark.parametrize("method", ["eagle2", "eagle"])
+def test_artefact_of_another_hidden_size(refused, folder, tmp_path, method):
+    target = Target(load_model(folder, dtype=None, device="cpu", attention=None))
+    wide = HeadSizes(hidden_size=32, embedding_size=32, intermediate_size=24, num_heads=2, num_kv_heads=2, head_dim=16)
+    save_head(EagleHead(wide), tmp_path / "head", target)
+    line = refused("-d", method, "--draft", tmp_path / "head")
+    assert "32" in line
+    assert f"{target.config.hidden_size}" in line
+
+
+def test_artefact_that_is_missing(refused, tmp_path):
+    assert "needs an EAGLE head" in refused("-d", "eagle2")
+    assert f"there is no folder '{tmp_path / 'head'}'" in refused("-d", "eagle2", "--draft", tmp_path / "head")
 
 
 def test_option_of_another_method(refused, tmp_path):

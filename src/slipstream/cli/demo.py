@@ -17,7 +17,7 @@ from slipstream.cli import options
 from slipstream.cli.answering import note
 from slipstream.cli.demo_report import DemoRun, show
 from slipstream.cli.loading import load
-from slipstream.errors import InputError, LosslessnessError, unknown_choice
+from slipstream.errors import InputError, LosslessnessError
 
 if TYPE_CHECKING:
     from slipstream import Model
@@ -88,14 +88,13 @@ def _chosen_prompts(number: int | None) -> list[Prompt]:
 
 
 def _chosen_methods(text: str | None) -> list[str]:
-    """Plain first, then the rest in the order of the registry or as given."""
-    from slipstream.drafters import METHODS
+    """Plain first, then as given, or all methods for which the package ships what they need."""
+    from slipstream.drafters import METHODS, find_method
 
-    shipped = [name for name, method in METHODS.items() if method.runs_on_demo]
-    names = shipped if text is None else [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in METHODS:
-            raise unknown_choice("method", name, METHODS)
+    if text is None:
+        names = [name for name, method in METHODS.items() if method.runs_on_demo]
+    else:
+        names = [find_method(name.strip()).name for name in text.split(",") if name.strip()]
     return list(dict.fromkeys([PLAIN, *names]))
 
 

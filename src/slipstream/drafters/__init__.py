@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
@@ -40,6 +40,11 @@ def build_drafter(name: str, target: Target, options: Mapping[str, Any]) -> Draf
 
     Raises InputError for an unknown method, an option that the method does not read, or a bad value.
     """
+    return find_method(name, options).build(target, options)
+
+
+def find_method(name: str, options: Iterable[str] = ()) -> Method:
+    """The method `name`, which must read all of the named `options`. Raises InputError otherwise."""
     if name not in METHODS:
         raise unknown_choice("method", name, METHODS)
     method = METHODS[name]
@@ -47,7 +52,7 @@ def build_drafter(name: str, target: Target, options: Mapping[str, Any]) -> Draf
         if option not in method.options:
             known = f"it takes {', '.join(method.options)}" if method.options else "it takes none"
             raise InputError(f"method {name!r} has no option {option!r}; {known}")
-    return method.build(target, options)
+    return method
 
 
 def _pick(settings: type, options: Mapping[str, Any]) -> dict[str, Any]:
