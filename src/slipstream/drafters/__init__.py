@@ -88,12 +88,18 @@ def _layer_skip(target: Target, options: Mapping[str, Any]) -> Drafter:
 def _eagle2(target: Target, options: Mapping[str, Any]) -> Drafter:
     from dataclasses import replace
 
+    from slipstream.drafters.auto_shape import AutoShape
     from slipstream.drafters.eagle import EagleDrafter, default_shape
     from slipstream.drafters.eagle_checkpoint import load_head
     from slipstream.drafters.growth import TreeShape
 
-    shape = replace(default_shape(target.model.num_parameters()), **_pick(TreeShape, options))
-    return EagleDrafter(target, load_head(_draft("eagle2", target, options), target), shape)
+    given = _pick(TreeShape, options)
+    by_cost = given.get("total", "auto") == "auto" and given.keys() <= {"width", "depth", "total"}
+    if by_cost:
+        given.pop("total", None)
+    shape = replace(default_shape(target.model.num_parameters()), **given)
+    head = load_head(_draft("eagle2", target, options), target)
+    return EagleDrafter(target, head, AutoShape(shape) if by_cost else shape)
 
 
 def _eagle(target: Target, options: Mapping[str, Any]) -> Drafter:

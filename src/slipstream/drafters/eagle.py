@@ -14,11 +14,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from slipstream.drafters.auto_shape import AutoShape
 from slipstream.drafters.base import Drafter, Drafting, Observed, Run
 from slipstream.drafters.eagle_head import EagleHead, additive_mask
 from slipstream.drafters.growth import Frontier, TreeShape, grow
 from slipstream.drafters.static_tree import StaticTree
-from slipstream.rules import Candidates
+from slipstream.rules import Candidates, GreedyRule
+from slipstream.runtime import Costs, measure_verification, time_s
 from slipstream.target import Features, Target
 from slipstream.tree import DraftTree, empty_tree
 
@@ -38,20 +40,33 @@ class EagleDrafter(Drafter):
 
     features = Features(last_hidden=True)
 
-    def __init__(self, target: Target, head: EagleHead, shape: TreeShape | StaticTree) -> None:
-        """head: on the target's device, in its dtype, as `load_head` returns it."""
+    def __init__(self, target: Target, head: EagleHead, shape: TreeShape | StaticTree | AutoShape) -> None:
+        """head: on the target's device, in its dtype, as `load_head` returns it. shape: an `AutoShape` sizes the trees
+        by what they cost here, which is measured at the first generation.
+        """
         self.name = "eagle" if isinstance(shape, StaticTree) else "eagle2"
         self.target, self.head, self.shape = target, head, shape
         self.embed = target.model.get_input_embeddings()
 
     def start(self, run: Run) -> Drafting:
+        if isinstance(self.shape, AutoShape) and self.shape.costs is None:
+            self.shape.costs = measure_costs(self, self.shape.largest)
         return EagleDrafting(self, run)
 
     @property
+    def largest(self) -> TreeShape | StaticTree:
+        """The largest tree that may be drafted."""
+        return self.shape.largest if isinstance(self.shape, AutoShape) else self.shape
+
+    def next_shape(self) -> TreeShape | StaticTree | None:
+        """The tree of the cycle that begins; None: none, since it would not pay."""
+        return self.shape.next() if isinstance(self.shape, AutoShape) else self.shape
+
+    @property
     def draft_slots(self) -> int:
-        if isinstance(self.shape, TreeShape) and not self.shape.rerank:
-            return 1 + self.shape.width * self.shape.depth
-        return 1 + self.shape.total
+        if isinstance(self.largest, TreeShape) and not self.largest.rerank:
+            return 1 + self.largest.width * self.largest.depth
+        return 1 + self.largest.total
 
 
 class EagleDrafting(Drafting):
@@ -61,7 +76,7 @@ class EagleDrafting(Drafting):
         self._drafter, self._run = drafter, run
         self._head, self._target = drafter.head, drafter.target
         context = self._target.context_length
-        limit = None if context is None else context + drafter.shape.num_rows
+        limit = None if context is None else context + drafter.largest.num_rows
         self.cache = self._head.new_cache(self._target.device, limit)
         self._pending: Tensor | None = None  # [m, h] features of committed tokens whose rows are still to be run
         self._outputs: Tensor  # [rows, h] predicted features of the root and of the tree's rows so far
@@ -73,12 +88,17 @@ class EagleDrafting(Drafting):
         self._pending = new if self._pending is None else torch.cat((self._pending, new))
         if observed.tree is None and self._pending.shape[0] > 1:
             self._run_pending(self._pending.shape[0] - 1)
+        elif isinstance(self._drafter.shape, AutoShape) and observed.tree is not None and observed.tree.num_nodes:
+            self._drafter.shape.note_accepted(len(observed.path))
 
     def propose(self) -> DraftTree:
         if self._pending is None:  # a prompt of one token: there is no feature to draft from yet
             return empty_tree(self._target.device)
+        shape = self._drafter.next_shape()
+        if shape is None:
+            return empty_tree(self._target.device)
         self._outputs = self._run_pending(self._pending.shape[0])[-1:]  # [1, h]
-        return grow(self._expand, self._run.root, self._drafter.shape.cut(self._run.max_depth))
+        return grow(self._expand, self._run.root, shape.cut(self._run.max_depth))
 
     def _run_pending(self, count: int) -> Tensor:
         """Run and commit the first `count` pending rows. Returns their predicted features, [count, h]."""
@@ -111,3 +131,26 @@ class EagleDrafting(Drafting):
         embeddings = self._drafter.embed(tokens[None])
         output: Tensor = self._head(embeddings, features[None], positions[None], mask, self.cache)
         return output[0]
+
+
+@torch.inference_mode()
+def measure_costs(drafter: EagleDrafter, largest: TreeShape) -> Costs:
+    """What verifying and drafting cost for trees up to `largest`; takes a few dozen passes."""
+    target = drafter.target
+    fixed = EagleDrafter(target, drafter.head, largest)
+    run = Run(target, target.new_cache(0), GreedyRule(), [0] * 32, 32)
+    drafting = EagleDrafting(fixed, run)
+    feature = torch.zeros(1, target.config.hidden_size, dtype=target.dtype, device=target.device)
+
+    def draft(depth: int) -> float:
+        def once() -> None:
+            drafting.observe(Observed(tokens=[0], features=feature, tree=empty_tree(target.device)))
+            run.max_depth = depth
+            drafting.propose()
+
+        return time_s(once, target.device)
+
+    one, deepest = draft(1), draft(largest.depth)
+    level = (deepest - one) / max(1, largest.depth - 1)
+    drafts = (0.0, *(one + level * depth for depth in range(largest.depth)))
+    return Costs(measure_verification(target, 1 + largest.total), drafts)
