@@ -9,6 +9,7 @@ and greedy text does not settle on one token.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -64,7 +65,9 @@ def build(
             **settings,
         },
     )
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # older model files of transformers use torch.jit.script
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float64)
     randomise(model, weight_std, seed)
     if hasattr(model, "set_experts_implementation") and _has_experts(model):
         model.set_experts_implementation("eager")  # the grouped kernels have no float64
@@ -244,6 +247,17 @@ FAMILIES: dict[str, Builder] = {**PLAIN, **MOE, **WINDOWED, **ROPE}
 # Beyond the original length each key keeps the base of the step that cached it, so plain decoding with a cache is the
 # reference there and a full-sequence recomputation is not.
 DYNAMIC_ROPE = ("dynamic-rope",)
+
+
+def transformers_greedy(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> list[int]:
+    """Greedy text by transformers' own `generate`."""
+    ids = torch.tensor([prompt])
+    # Crossing the original length of a longrope, transformers 5.17 forgets the text with the cache; 5.23 does not.
+    rope_parameters = getattr(model.config, "rope_parameters", None) or {}
+    use_cache = rope_parameters.get("rope_type") != "longrope"
+    mask = torch.ones_like(ids)
+    out = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=num_tokens, use_cache=use_cache)
+    return out[0, len(prompt) :].tolist()
 
 
 def prompt_ids(length: int, seed: int = 0) -> list[int]:

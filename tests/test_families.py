@@ -9,11 +9,10 @@ from __future__ import annotations
 import functools
 
 import pytest
-import torch
 
 import slipstream
 from doubles import CONFIGURATIONS, Scripted, configured, decode, random_tree, right_behind_wrong
-from families import DYNAMIC_ROPE, FAMILIES, ORIGINAL_CONTEXT, REFUSED, prompt_ids
+from families import DYNAMIC_ROPE, FAMILIES, ORIGINAL_CONTEXT, REFUSED, prompt_ids, transformers_greedy
 from oracle import oracle_generate
 from slipstream.engine import Engine
 from slipstream.errors import UnsupportedTargetError
@@ -36,10 +35,8 @@ def greedy(family_model):
 
     @functools.cache
     def generate(name: str) -> list[int]:
-        ids = torch.tensor([PROMPT])
         model = FAMILIES[name]() if name in DYNAMIC_ROPE else family_model(name)  # dynamic RoPE remembers past lengths
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NUM_TOKENS)
-        return out[0, len(PROMPT) :].tolist()
+        return transformers_greedy(model, PROMPT, NUM_TOKENS)
 
     return generate
 
