@@ -236,3 +236,28 @@ def test_a_new_head_fits_its_target(name, family_model, tmp_path):
     target = Target(family_model(name))
     save_head(EagleHead(HeadSizes.like(target)), tmp_path, target)
     assert load_head(tmp_path, target).sizes == HeadSizes.like(target)
+
+
+def test_a_hub_id_is_fetched(target, tmp_path, monkeypatch):
+    asked = []
+
+    def fetch(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(write(tmp_path, published()))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert load_head("somebody/EAGLE-head", target).sizes.hidden_size == H
+    assert asked == [("somebody/EAGLE-head", ["config.json", "model.safetensors", "pytorch_model.bin"])]
+
+
+def test_a_hub_id_that_is_not_there_is_one_clear_line(target, monkeypatch):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def fetch(name: str, allow_patterns: list[str]) -> str:
+        raise LocalEntryNotFoundError("not in the cache, and no network\nmore lines")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    with pytest.raises(
+        ArtifactError, match=r"'somebody/head' is no folder, and the hub does not give it: not in the .*k$"
+    ):
+        load_head("somebody/head", target)

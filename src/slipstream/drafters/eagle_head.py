@@ -132,7 +132,7 @@ class EagleHead(nn.Module):
         embeddings: Tensor,  # [b, n, e] of the tokens after the features
         features: Tensor,  # [b, n, h]
         positions: Tensor,  # [b, n] int64, of the features
-        mask: Tensor,  # [b or 1, 1, n, rows in cache + n], additive, in the head's dtype
+        mask: Tensor,  # [b or 1, 1, n, rows in cache + n]: additive in the head's dtype, or bool (true: may attend)
         cache: Any = None,  # a transformers Cache that holds the keys and values of earlier rows, and takes these
     ) -> Tensor:
         """The predicted features of the tokens whose embeddings were given, [b, n, h]."""
