@@ -53,6 +53,16 @@ def test_every_option_reaches_the_library(cli, loader, tmp_path):
     assert model.requests == [{**request, "max_new_tokens": 9, "stop": ["STOP", "END"]}]
 
 
+@pytest.mark.parametrize(("text", "total"), [("12", 12), ("auto", "auto")])
+def test_total_is_a_number_or_auto(cli, loader, text, total):
+    cli("generate", "-p", "x", "-d", "eagle2", "--total", text)
+    assert loader.models[0].settings["total"] == total
+
+
+def test_total_that_is_neither_is_a_usage_error(cli, loader):
+    assert cli("generate", "-p", "x", "--total", "many").exit_code == 2
+
+
 def test_raw_continues_the_text_without_a_template(cli, loader):
     cli("generate", "-p", "ab", "--raw")
     assert loader.models[0].prompts == [[97, 98]]

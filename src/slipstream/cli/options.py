@@ -125,8 +125,27 @@ Width = Annotated[
     int | None, typer.Option("--width", rich_help_panel=DRAFTING, help="Nodes of the tree expanded at each level.")
 ]
 Depth = Annotated[int | None, typer.Option("--depth", rich_help_panel=DRAFTING, help="Levels of the tree.")]
+
+
+def parse_total(text: str) -> int | str:
+    """A number of drafted tokens, or "auto"."""
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither a number nor 'auto'") from None
+
+
 Total = Annotated[
-    int | None, typer.Option("--total", rich_help_panel=DRAFTING, help="Drafted tokens verified at once.")
+    Any,  # int, "auto" or None; typer has no unions
+    typer.Option(
+        "--total",
+        metavar="N",
+        parser=parse_total,
+        rich_help_panel=DRAFTING,
+        help="Drafted tokens verified at once; eagle2: also 'auto', by measured cost.",
+    ),
 ]
 
 

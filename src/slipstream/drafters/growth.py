@@ -59,8 +59,9 @@ class TreeShape:
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "total"):
-            if getattr(self, name) < 1:
-                raise InputError(f"tree {name} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"tree {name} is {value!r}; it must be a whole number of at least 1")
 
     @property
     def num_rows(self) -> int:
