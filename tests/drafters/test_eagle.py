@@ -101,6 +101,18 @@ def test_the_context_limit_is_exact(method):
     assert (len(PROMPT) + len(result.ids), result.finish_reason) == (40, "context")
 
 
+@pytest.mark.parametrize("budget", [1, 2, 7])
+@pytest.mark.parametrize("method", SHAPES)
+def test_sampled_budgets_and_ends_are_exact(method, budget, targets):
+    target = targets["qwen2"]
+    settings = {"max_new_tokens": budget, "temperature": 1.3, "seed": 11, "repetition_penalty": 1.4}
+    expected = oracle_generate(target.model, PROMPT, **settings)
+    end = {"eos_token_ids": (expected[len(expected) // 2],)}
+    engine = Engine(target, EagleDrafter(target, random_head(target), SHAPES[method]))
+    assert decode(engine, PROMPT, **settings).ids == expected
+    assert decode(engine, PROMPT, **settings, **end).ids == oracle_generate(target.model, PROMPT, **settings, **end)
+
+
 @pytest.mark.parametrize("method", SHAPES)
 def test_rejection_verification_follows_the_target(method, targets):
     """With a target that is sure of every token the published rule has one outcome, the greedy one."""

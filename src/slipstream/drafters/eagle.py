@@ -84,7 +84,7 @@ class EagleDrafting(Drafting):
     def observe(self, observed: Observed) -> None:
         """Take the features of committed tokens; a prompt's go through the head at once, but for the last."""
         assert observed.features is not None
-        new = observed.features
+        new = observed.features.to(self._target.device)  # a sharded target ends on another device than it begins
         self._pending = new if self._pending is None else torch.cat((self._pending, new))
         if observed.tree is None and self._pending.shape[0] > 1:
             self._run_pending(self._pending.shape[0] - 1)

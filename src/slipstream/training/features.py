@@ -36,7 +36,7 @@ class FeatureSource:
         if all(self._has(index) for index in indices):
             return self._read(indices, ids.shape[1])
         with torch.no_grad():  # not inference mode: the head's backward pass keeps these tensors
-            features: Tensor = self._target.base(input_ids=ids, use_cache=False)[0]
+            features: Tensor = self._target.base(input_ids=ids, use_cache=False)[0].to(ids.device)
         self.num_computed += len(indices)
         for row, index in enumerate(indices):
             self._keep(index, features[row, : len(self._dialogues[index].token_ids)])
