@@ -61,7 +61,7 @@ class TreeShape:
         for name in ("width", "depth", "total"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise InputError(f"tree {name} is {value!r}; it must be a whole number of at least 1")
+                raise InputError(f"tree {name} is {value!r}; it must be at least 1, a whole number")
 
     @property
     def num_rows(self) -> int:
