@@ -21,8 +21,10 @@ from slipstream.drafters.growth import TreeShape
 from slipstream.engine import Engine
 from slipstream.errors import InputError
 from slipstream.target import Target
+from slipstream.training.batches import collate
 from slipstream.training.dialogues import Dialogue
-from slipstream.training.eagle import EagleRun, EagleSettings, collate, train_eagle
+from slipstream.training.eagle import EagleRun, train_eagle
+from slipstream.training.eagle_settings import EagleSettings
 from slipstream.training.features import FeatureSource
 from slipstream.training.losses import RolloutLoss, rollout_mask
 

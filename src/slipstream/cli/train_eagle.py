@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from slipstream.target import Target
     from slipstream.training.corpus import Example
     from slipstream.training.dialogues import Dialogue
-    from slipstream.training.eagle import EagleReport, EagleSettings
+    from slipstream.training.eagle import EagleReport
+    from slipstream.training.eagle_settings import EagleSettings
 
 PAPER, AHEAD, RUN = "As the paper", "Beyond the paper", "The run"
 
@@ -84,7 +85,8 @@ def eagle(
 
     Example: slipstream train eagle -m Qwen/Qwen3-8B --data sharegpt.jsonl --out heads/qwen3 --precision bf16
     """
-    from slipstream.training.eagle import EagleRun, EagleSettings
+    from slipstream.training.eagle import EagleRun
+    from slipstream.training.eagle_settings import EagleSettings
 
     settings = EagleSettings(
         epochs=epochs,

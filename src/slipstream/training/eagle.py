@@ -24,72 +24,17 @@ from torch import Tensor
 
 from slipstream.drafters.eagle_checkpoint import save_head
 from slipstream.drafters.eagle_head import EagleHead, HeadSizes
-from slipstream.errors import ArtifactError, InputError, SlipstreamError, unknown_choice
+from slipstream.errors import ArtifactError, InputError, SlipstreamError
 from slipstream.target import Target
+from slipstream.training.batches import Order, collate, split
 from slipstream.training.dialogues import Dialogue
+from slipstream.training.eagle_settings import PRECISIONS, EagleSettings
 from slipstream.training.encoded import write_atomically
 from slipstream.training.features import GIB, FeatureSource
 from slipstream.training.losses import Losses, RolloutLoss
 
 LOG, STATE = "training.json", "state"
-PRECISIONS = {"fp32": "no", "bf16": "bf16"}
 _BETAS = (0.9, 0.95)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EagleSettings:
-    """How a head is trained. Defaults are the paper's where it names them."""
-
-    epochs: float = 20.0
-    """Passes over the data."""
-    steps: int | None = None
-    """Optimizer steps, instead of epochs."""
-    batch_size: int = 4
-    """Dialogues per step on each device."""
-    max_length: int = 2048
-    """Tokens of a dialogue; longer ones are cut."""
-    learning_rate: float = 3e-5
-    """Peak. Heads of small targets want more: 1e-3 suits a hidden size of 256."""
-    warmup_steps: int = 2000
-    """Steps in which the rate rises; at most a tenth of the run. Then it falls linearly to zero."""
-    clip_value: float = 0.5
-    """Gradients are clipped to this absolute value, element by element."""
-    noise: float = 0.1
-    """Features fed get uniform noise from -noise to noise."""
-    feature_weight: float = 1.0
-    """Weight of the regression loss."""
-    token_weight: float = 0.1
-    """Weight of the cross-entropy."""
-    steps_ahead: int = 1
-    """1: as the paper. More: the head is also trained on features of its own making, so many steps deep."""
-    ahead_decay: float = 0.8
-    """Weight of each further step's loss relative to the one before."""
-    precision: str = "fp32"
-    """fp32, or bf16: arithmetic in bfloat16 where it is safe, weights in float32."""
-    fc_bias: bool = True
-    """Whether the input projection has a bias, as the first published heads have."""
-    held_out: int = 16
-    """Dialogues kept back to measure accuracy by depth; at most a tenth of them."""
-    report_every: int = 100
-    """Steps between measurements on them, and between checkpoints."""
-    measured_depth: int = 5
-    """Steps ahead measured there."""
-    cache_gib: float = 0.0
-    """Size limit of features kept on disk; 0: compute them anew in every pass."""
-    seed: int = 0
-    """Of weights, order and noise."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "max_length", "steps_ahead", "report_every", "measured_depth"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("learning_rate", "warmup_steps", "noise", "clip_value", "held_out", "cache_gib"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 0")
-        if self.steps is not None and self.steps < 1:
-            raise InputError(f"steps is {self.steps}; it must be at least 1")
-        if self.precision not in PRECISIONS:
-            raise unknown_choice("precision", self.precision, PRECISIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +85,9 @@ class EagleRun:
         self, target: Target, dialogues: Sequence[Dialogue], out: Path, settings: EagleSettings | None = None
     ) -> None:
         self.target, self.out, self.settings = target, out, settings or EagleSettings()
-        self.held_out, self.dialogues = _split(dialogues, self.settings.held_out)
+        self.held_out, self.dialogues = split(dialogues, self.settings.held_out)
         self.accelerator = _accelerator(target, self.settings.precision)
-        self._order = _Order(len(self.dialogues), self.settings.seed)
+        self._order = Order(len(self.dialogues), self.settings.seed)
         self._loader = self._batches()
         self.steps_per_epoch = len(self._loader)
         self.num_steps = self.settings.steps or max(1, round(self.settings.epochs * self.steps_per_epoch))
@@ -329,31 +274,6 @@ class EagleRun:
         self.accelerator.wait_for_everyone()
 
 
-class _Order(torch.utils.data.Sampler[int]):
-    """A random order of the dialogues that depends on seed and epoch alone, so that any epoch can be taken up again."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed, self.epoch = count, seed, 0
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(torch.randperm(self.count, generator=generator).tolist())
-
-
-def collate(items: Sequence[tuple[int, Dialogue]]) -> tuple[list[int], Tensor, Tensor]:
-    """Numbers, ids [b, n] padded on the right with 0, and answer [b, n] bool, false in the padding."""
-    longest = max(len(dialogue.token_ids) for _, dialogue in items)
-    ids = torch.zeros(len(items), longest, dtype=torch.int64)
-    answer = torch.zeros(len(items), longest, dtype=torch.bool)
-    for row, (_, dialogue) in enumerate(items):
-        ids[row, : len(dialogue.token_ids)] = torch.tensor(dialogue.token_ids)
-        answer[row, : len(dialogue.answer)] = torch.tensor(dialogue.answer)
-    return [index for index, _ in items], ids, answer
-
-
 @contextmanager
 def frozen(model: torch.nn.Module) -> Iterator[None]:
     """No gradients for the model's weights, as they were before on leaving."""
@@ -365,14 +285,6 @@ def frozen(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-
-
-def _split(dialogues: Sequence[Dialogue], held_out: int) -> tuple[list[Dialogue], list[Dialogue]]:
-    """Held-out dialogues, evenly spread over the data, and the rest."""
-    count = min(held_out, len(dialogues) // 10)
-    kept_back = {index * len(dialogues) // count for index in range(count)} if count else set()
-    rest = [dialogue for index, dialogue in enumerate(dialogues) if index not in kept_back]
-    return [dialogues[index] for index in sorted(kept_back)], rest
 
 
 def _accelerator(target: Target, precision: str) -> Any:
