@@ -36,7 +36,7 @@ def test_stats_shows_the_last_answer_and_the_sum(cli, loader):
     done = cli("chat", stdin="/stats\nHello\nAgain\n/stats\n")
     assert "no answers yet" in done.stderr
     assert "last: 6 tokens" in done.stderr
-    assert "all 2 answers: 12 tokens in 4 target passes, tau 3.00" in done.stderr
+    assert "in all: 12 tokens in 4 target passes, tau 3.00" in done.stderr
 
 
 def test_unknown_command_is_explained_and_not_sent(cli, loader):

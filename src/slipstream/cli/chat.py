@@ -65,7 +65,8 @@ def chat(
         seed=seed,
         repetition_penalty=repetition_penalty,
     )
-    note(f"{model}, {loaded.method}. {COMMANDS}")
+    note(f"{model}, {loaded.method}")
+    note(COMMANDS)
     _converse(Conversation(loaded, settings))
 
 
@@ -97,7 +98,7 @@ class Conversation:
         cycles = sum(output.stats.num_cycles for output in self.outputs)
         return (
             f"last: {statistics_line(self.outputs[-1], self.model.method)}\n"
-            f"all {len(self.outputs)} answers: {tokens} tokens in {cycles} target passes, tau {tokens / cycles:.2f}"
+            f"in all: {tokens} tokens in {cycles} target passes, tau {tokens / cycles:.2f}"
         )
 
 
