@@ -16,6 +16,7 @@ from families import DYNAMIC_ROPE, FAMILIES, ORIGINAL_CONTEXT, REFUSED, prompt_i
 from oracle import oracle_generate
 from slipstream.engine import Engine
 from slipstream.errors import UnsupportedTargetError
+from slipstream.probe import probe
 from slipstream.target import Target
 
 # Longer than every window; the rolling RoPEs cross their original length (32) in the middle of the answer.
@@ -75,7 +76,7 @@ def test_long_prompts_prefilled_in_chunks_give_the_same_text(name, target, greed
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_probe_accepts_the_family(name, target):
-    target(name).probe()
+    probe(target(name))
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -90,7 +91,7 @@ def test_the_probe_alone_would_find_the_fault(name, monkeypatch):
     """The list of known models only words the reason; a model nobody thought of is caught by the probe."""
     monkeypatch.setattr("slipstream.target.refuse_unsupported", lambda model: None)
     with pytest.raises(UnsupportedTargetError, match="draft tree"):
-        Target(REFUSED[name][0]()).probe()
+        probe(Target(REFUSED[name][0]()))
 
 
 def test_flash_attention_is_refused(family_model, monkeypatch):

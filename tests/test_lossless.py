@@ -20,6 +20,7 @@ from slipstream.drafters.plain import PlainDrafter
 from slipstream.engine import Engine
 from slipstream.errors import UnsupportedTargetError
 from slipstream.kv_cache import KVCache
+from slipstream.probe import probe
 from slipstream.rules import CoupledRule
 from slipstream.target import Features, Target
 from slipstream.tree import DraftTree
@@ -229,7 +230,7 @@ def shift_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 def leak_siblings(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node sees all nodes drafted before it, not its ancestors alone. The walk still knows who is whose parent."""
     monkeypatch.setattr("slipstream.engine.ancestor_mask", everything_before)
-    monkeypatch.setattr("slipstream.target.ancestor_mask", everything_before)
+    monkeypatch.setattr("slipstream.probe.ancestor_mask", everything_before)
     monkeypatch.setattr("slipstream.engine.walk", lambda tree, choice, ancestors: walk(tree, choice))
 
 
@@ -276,10 +277,10 @@ def test_planted_faults_break_the_identity(fault, target, model, monkeypatch):
 
 @pytest.mark.parametrize("fault", ["position", "sibling", "stale-row"])
 def test_the_probe_refuses_a_target_with_the_fault(fault, target, monkeypatch):
-    target.probe()
+    probe(target)
     FAULTS[fault](monkeypatch)
     with pytest.raises(UnsupportedTargetError, match="deviate"):
-        target.probe()
+        probe(target)
 
 
 def test_plain_is_the_same_engine_without_drafts(target, model):

@@ -19,6 +19,7 @@ from slipstream.errors import ArtifactError, InputError, unknown_choice
 from slipstream.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
 from slipstream.logits import resolve
 from slipstream.output import Output, Stats
+from slipstream.probe import probe
 from slipstream.sampling import VERIFICATIONS, SamplingSettings, draw_seed
 from slipstream.target import Target
 from slipstream.text import AnswerText, decode
@@ -66,7 +67,7 @@ def load(
         loaded = load_model(model, dtype=dtype, device=device, attention=attention)
         tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
     target = Target(loaded)
-    target.probe()
+    probe(target)
     return Model(target, build_drafter(drafter, target, given), tokenizer, verification, prefill_chunk)
 
 

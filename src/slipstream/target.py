@@ -2,15 +2,14 @@
 
 One method runs it: `Target.forward` over any rows (a prefill chunk, a root with its draft tree, a drafting level), with
 explicit positions and an explicit mask, into explicit cache slots. Whether a model computes a tree correctly is not
-taken on trust: `Target.probe` compares a small tree with per-path decoding on the real weights, and refuses the model
-otherwise.
+taken on trust: `probe.py` compares a small tree with per-path decoding on the real weights.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,15 +22,9 @@ from transformers import PreTrainedModel
 from slipstream.errors import UnsupportedTargetError
 from slipstream.kv_cache import KVCache
 from slipstream.masks import MaskPlan
-from slipstream.tree import ancestor_mask
+from slipstream.support import context_length, refuse_unsupported
 
-_ATTENTION = ("sdpa", "eager")
 _ROLLING_ROPE = ("longrope", "dynamic")  # their frequencies depend on the largest position of a pass
-
-# Largest deviation of a tree's logits from per-path decoding that rounding explains, in standard deviations of the
-# logits: several times what was seen on working models, far below what a leak or a shifted position makes. (Float64
-# models of some families compute their softmax or router in float32.)
-_PROBE_LIMITS = {torch.float64: 1e-5, torch.float32: 2e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +127,7 @@ class Target:
         output = _HiddenOnly(hidden)
         placeholder = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self.device)
         with replaced_forward(self.base, lambda *args, **kwargs: output):
-            return self._upcast(self.model(input_ids=placeholder, use_cache=False).logits)
+            return self.upcast(self.model(input_ids=placeholder, use_cache=False).logits)
 
     def _forget_longer_passes(self) -> None:
         """Let a dynamic RoPE follow the pass at hand: transformers' module keeps the base of the longest one so far."""
@@ -154,9 +147,9 @@ class Target:
             use_cache=True,
             **extra,
         )
-        return self._upcast(output.logits)
+        return self.upcast(output.logits)
 
-    def _upcast(self, logits: Tensor) -> Tensor:
+    def upcast(self, logits: Tensor) -> Tensor:
         """As `transformers` does before it processes logits; a float64 model keeps its precision."""
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -270,94 +263,11 @@ class Target:
             return False
         return True
 
-    # -- the probe -----------------------------------------------------------------------------------------------
-
-    @torch.inference_mode()
-    def probe(self, attempts: int = 3) -> None:
-        """Refuse a model that computes trees wrongly (UnsupportedTargetError).
-
-        A 5-node tree, and one token after committing a branch of it, must give the logits of per-path decoding. A
-        fault is systematic; a mixture of experts in low precision may route a near-tie differently, so the smallest
-        deviation over a few attempts decides.
-        """
-        limit = _PROBE_LIMITS.get(self.dtype, _PROBE_LIMITS[torch.bfloat16])
-        deviation = float("inf")
-        for attempt in range(attempts):
-            try:
-                deviation = min(deviation, self._probe_deviation(attempt))
-            except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
-                reason = str(error).strip().partition("\n")[0] or type(error).__name__
-                raise UnsupportedTargetError(f"{self.name} cannot run a draft tree: {reason}") from error
-            if deviation <= limit:
-                return
-        raise UnsupportedTargetError(
-            f"{self.name} computes draft trees wrongly: logits deviate from plain decoding by {deviation:.2g} standard "
-            f"deviations (limit {limit:g}); its attention does not follow the given mask, positions or cache"
-        )
-
-    def _probe_deviation(self, attempt: int) -> float:
-        generator = torch.Generator().manual_seed(attempt)
-        count = min(self.vocab_size, 997)
-        prefix, (root, a, b, c, d, e) = (
-            torch.randint(count, (7,), generator=generator),
-            torch.randint(count, (6,), generator=generator).tolist(),
-        )
-        ac, ade, bc = (self._plain_logits(prefix, path) for path in ([root, a, c], [root, a, d, e], [root, b, c]))
-        # Nodes a, b | a-c, a-d, b-c: the token c stands under two parents. Then, after a-d is committed, e.
-        expected = torch.stack((ac[0], ac[1], bc[1], ac[2], ade[2], bc[2], ade[3]))
-        cache = self.new_cache(extra_slots=8)
-        self.forward(prefix.to(self.device), torch.arange(7, device=self.device), self.causal(7), cache)
-        cache.commit(None, 7)
-        tokens = torch.tensor([root, a, b, c, d, c], device=self.device)
-        positions = torch.tensor([7, 8, 8, 9, 9, 9], device=self.device)
-        mask = ancestor_mask(torch.tensor([-1, -1, 0, 0, 1], device=self.device))
-        tree = self.forward(tokens, positions, mask, cache).logits[0]  # [6, vocab]
-        cache.commit(torch.tensor([8, 11], device=self.device), 3)
-        after = self.forward(
-            torch.tensor([e], device=self.device), torch.tensor([10], device=self.device), self.causal(1), cache
-        ).logits[0]
-        return float((torch.cat((tree, after)) - expected).abs().max() / expected.std())
-
-    def _plain_logits(self, prefix: Tensor, path: Sequence[int]) -> Tensor:
-        """Logits of the path's tokens by transformers alone: no cache, no mask of ours. [len(path), vocab]."""
-        tokens = torch.cat((prefix, torch.tensor(path))).to(self.device)
-        return self._upcast(self.model(input_ids=tokens[None], use_cache=False).logits[0, -len(path) :])
-
 
 def _rows_out(head: Any) -> int:
     """Logits that an LM head yields; a quantised weight is packed and has another shape."""
     rows: int | None = getattr(head, "out_features", None)
     return int(head.weight.shape[0]) if rows is None else rows
-
-
-def context_length(config: Any) -> int | None:
-    """Tokens that the target's positions reach; None where the config names no limit."""
-    limit: int | None = getattr(config, "max_position_embeddings", None)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if limit is not None and rope.get("rope_type") == "dynamic":  # there the config names the unscaled length
-        return int(limit * rope.get("factor", 1.0))
-    return limit
-
-
-def refuse_unsupported(model: PreTrainedModel) -> None:
-    """Refuse, with the reason, what is known not to work before anything is run."""
-    config = model.config.get_text_config()
-    name = config._name_or_path or type(model).__name__
-    attention = config._attn_implementation
-    if attention not in _ATTENTION:
-        raise UnsupportedTargetError(
-            f"{name} uses attention {attention!r}, whose kernels take no tree mask; load it with attention='sdpa'"
-        )
-    if model.config.is_encoder_decoder:
-        raise UnsupportedTargetError(f"{name} is an encoder-decoder model; only decoder-only models are supported")
-    if model.get_output_embeddings() is None:
-        raise UnsupportedTargetError(f"{name} has no LM head; load it with AutoModelForCausalLM")
-    if getattr(model, "_is_stateful", False):
-        raise UnsupportedTargetError(f"{name} keeps a recurrent state, which cannot be rolled back after a rejection")
-    if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
-        raise UnsupportedTargetError(f"{name} uses ALiBi, whose biases follow cache slots, not the positions of a tree")
-    if "local" in (getattr(config, "attention_layers", None) or ()):
-        raise UnsupportedTargetError(f"{name} has local attention layers that mask by cache slot, not by position")
 
 
 @contextmanager
