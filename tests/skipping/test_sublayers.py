@@ -261,6 +261,13 @@ def llama_with_a_useless_mlp() -> PreTrainedModel:
     return model
 
 
+def llama_whose_config_shares_keys() -> PreTrainedModel:
+    """As Gemma 4 does: skipping the layer that lends its keys would leave the borrowers without."""
+    model = family("llama")()
+    model.config.num_kv_shared_layers = 1
+    return model
+
+
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
@@ -288,8 +295,9 @@ def llama_with_a_useless_mlp() -> PreTrainedModel:
         ),
         (llama_with_a_scaled_layer, "layer 1 .LlamaDecoderLayer. changes its input"),
         (llama_with_a_useless_mlp, "only its MLP is left"),
+        (llama_whose_config_shares_keys, "its last 1 layers use the keys and values of earlier ones"),
     ],
-    ids=["bloom", "mpt", "opt-post-norm", "gemma3n", "mamba", "scaled-residual", "useless-mlp"],
+    ids=["bloom", "mpt", "opt-post-norm", "gemma3n", "mamba", "scaled-residual", "useless-mlp", "shared-keys"],
 )
 def test_a_model_whose_sublayers_cannot_be_skipped_is_refused_with_the_reason(build, reason: str) -> None:
     model = build()

@@ -65,13 +65,16 @@ class SubLayers:
         Raises:
             LayerSkipUnsupportedError: they cannot be found, or a layer is more than residual stream + sub-layers.
         """
+        config = model.config.get_text_config(decoder=True)
         decoder = model.get_decoder()
-        modules = _find_layers(decoder, model.config.get_text_config(decoder=True).num_hidden_layers)
+        modules = _find_layers(decoder, config.num_hidden_layers)
         with at_rest(model):
             seen = watch(decoder, [part for module in modules for part in module.children()])
             layers = [_describe(i, module, seen) for i, module in enumerate(modules)]
             layers = _with_identity(decoder, layers)
             _check_each_kind_matters(decoder, layers)
+        if getattr(config, "num_kv_shared_layers", 0):
+            raise _unsupported(f"its last {config.num_kv_shared_layers} layers use the keys and values of earlier ones")
         return cls(layers)
 
     def plan(self, skip_set: SkipSet) -> SkipPlan:
