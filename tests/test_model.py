@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -76,18 +78,21 @@ def test_text_is_one_user_turn_of_the_chat_template(plain: slipstream.Model) -> 
     assert plain.encode([7, 8, 9]) == [7, 8, 9]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("stop", [None, "e", ["zq", "t"]])
-def test_streamed_text_adds_up_to_the_answer(skipping: slipstream.Model, temperature: float, stop: object) -> None:
-    settings = {"max_new_tokens": 40, "temperature": temperature, "seed": 4, "stop": stop}
-    stream = skipping.stream("Hello", **settings)
+def streamed(stream: Generator[Step, None, slipstream.Output]) -> tuple[list[Step], slipstream.Output]:
+    """All steps of a stream, and what it returns."""
     steps: list[Step] = []
     while True:
         try:
             steps.append(next(stream))
         except StopIteration as end:
-            output = end.value
-            break
+            return steps, end.value
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("stop", [None, "e", ["zq", "t"]])
+def test_streamed_text_adds_up_to_the_answer(skipping: slipstream.Model, temperature: float, stop: object) -> None:
+    settings = {"max_new_tokens": 40, "temperature": temperature, "seed": 4, "stop": stop}
+    steps, output = streamed(skipping.stream("Hello", **settings))
     assert "".join(step.text for step in steps) == output.text
     assert [token for step in steps for token in step.token_ids] == output.token_ids
     assert skipping.generate("Hello", **settings).token_ids == output.token_ids
@@ -143,6 +148,33 @@ def test_eos_of_the_caller_replaces_the_models(plain: slipstream.Model) -> None:
     ended = plain.generate("Hello", max_new_tokens=30, temperature=0.0, eos_token_id=token)
     assert ended.token_ids == free.token_ids[: free.token_ids.index(token) + 1]
     assert ended.finish_reason == "eos"
+
+
+@pytest.mark.parametrize("method", ["plain", "skipping"])
+@pytest.mark.parametrize("stop", [None, "never said"])
+def test_an_eos_token_with_text_is_in_the_streamed_text_too(
+    method: str, stop: str | None, request: pytest.FixtureRequest
+) -> None:
+    """The caller may name any token as EOS: its text is part of the answer, watched for stop strings or not."""
+    model = request.getfixturevalue(method)
+    settings = {"max_new_tokens": 40, "temperature": 1.0, "seed": 3}
+    free = model.generate("Hello", eos_token_id=[], **settings)
+    eos = next(token for token in free.token_ids[5:] if model.tokenizer.decode([token]).isalnum())
+    steps, output = streamed(model.stream("Hello", eos_token_id=eos, stop=stop, **settings))
+    assert output.finish_reason == "eos"
+    assert output.text.endswith(model.tokenizer.decode([eos]))
+    assert "".join(step.text for step in steps) == output.text
+    assert model.generate("Hello", eos_token_id=eos, **settings).text == output.text
+
+
+def test_the_time_of_a_streams_consumer_is_not_counted(plain: slipstream.Model) -> None:
+    stream = plain.stream("Hello", max_new_tokens=2, temperature=0.0)
+    next(stream)
+    time.sleep(0.5)
+    next(stream)
+    with pytest.raises(StopIteration) as end:
+        next(stream)
+    assert end.value.value.stats.total_s < 0.5
 
 
 def test_statistics_add_up(skipping: slipstream.Model) -> None:

@@ -30,7 +30,7 @@ FinishReason = Literal["eos", "stop", "length", "context"]
 
 
 class Stopper(Protocol):
-    """Watches the emitted tokens for a stop string."""
+    """Watches the emitted tokens, all of them, for a stop string."""
 
     def add(self, token: int) -> bool:
         """Take the next emitted token; true if the text so far completes a stop string."""
@@ -245,9 +245,10 @@ class _Generation:
         remaining = self._remaining()
         for index, token in enumerate(tokens):
             emitted = list(tokens[: index + 1])
+            stopped = self.request.stopper is not None and self.request.stopper.add(token)
             if token in self.request.processing.eos_token_ids:
                 return emitted, "eos"
-            if self.request.stopper is not None and self.request.stopper.add(token):
+            if stopped:
                 return emitted, "stop"
             if index + 1 == remaining:
                 at_budget = len(self.run.tokens) + remaining == self.request.processing.max_length

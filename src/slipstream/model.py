@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from slipstream.drafters import build_drafter, find_method
 from slipstream.drafters.base import Drafter
-from slipstream.engine import Engine, FinishReason, Request, Step
+from slipstream.engine import Engine, Request, Step
 from slipstream.errors import ArtifactError, InputError, unknown_choice
 from slipstream.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
 from slipstream.logits import resolve
@@ -121,7 +121,7 @@ class Model:
         temperature, top_k, top_p, min_p: by default the model's `generation_config`; temperature 0 is greedy.
         seed: same seed, same text; drawn and reported if not given. stream_id: separates samples of one seed.
         stop: strings before which the text ends. eos_token_id: one or several, instead of the model's.
-        generation_config: instead of the model's own.
+        generation_config: instead of the model's own. verification: instead of the one that was loaded with.
         Further: repetition_penalty, presence_penalty, frequency_penalty, min_new_tokens, no_repeat_ngram_size and the
         other settings that `slipstream.logits.SETTING_NAMES` lists.
 
@@ -146,20 +146,23 @@ class Model:
         text = self._answer_text(stop)
         request = self._request(prompt_ids, config, seed, stream_id, text if stop else None, settings)
         steps: list[Step] = []
+        waited_s = 0.0  # for the consumer of the stream
         for step in self.engine.generate(request):
             if streaming and text is not None:
                 step = self._with_text(step, text, counted=bool(stop))
             steps.append(step)
+            yielded = time.perf_counter()
             yield step
+            waited_s += time.perf_counter() - yielded
         token_ids = [token for step in steps for token in step.token_ids]
         assert steps[-1].finish_reason is not None
         return Output(
-            text=self._final_text(text, token_ids, stopped=steps[-1].finish_reason),
+            text=self._whole_text(text, token_ids, counted=streaming or bool(stop)),
             token_ids=token_ids,
             prompt_ids=prompt_ids,
             finish_reason=steps[-1].finish_reason,
             seed=None if request.processing.is_greedy else request.sampling.seed,
-            stats=Stats.of(steps, time.perf_counter() - began),
+            stats=Stats.of(steps, time.perf_counter() - began - waited_s),
         )
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -243,10 +246,14 @@ class Model:
                 text.add(token)
         return replace(step, text=text.release(final=step.finish_reason is not None))
 
-    def _final_text(self, text: AnswerText | None, token_ids: list[int], stopped: FinishReason) -> str:
+    def _whole_text(self, text: AnswerText | None, token_ids: list[int], *, counted: bool) -> str:
+        """counted: `text` has seen the tokens, so that it says where a stop string begins and what was streamed."""
         if text is None:
             return ""
-        return text.text if stopped == "stop" else decode(self.tokenizer, token_ids)
+        if not counted:
+            return decode(self.tokenizer, token_ids)
+        text.release(final=True)  # takes in what was held back
+        return text.text
 
 
 def _budget(asked: int | None, generation_config: GenerationConfig, prompt_length: int) -> int:

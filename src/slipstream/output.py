@@ -28,7 +28,7 @@ class Stats:
     verify_s: float = 0.0
     other_s: float = 0.0
     total_s: float = 0.0
-    """Wall time, prefill included."""
+    """Wall time, prefill included; not the time that the consumer of a stream took between steps."""
 
     @classmethod
     def of(cls, steps: Iterable[Step], total_s: float) -> Stats:
