@@ -99,6 +99,7 @@ class Engine:
                 step = generation.step()
                 yield step
         finally:
+            self.drafter.end()
             self._give_back(cache)
 
     def _take_cache(self) -> KVCache:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import gc
 import math
+import sys
 from collections.abc import Callable
+from types import FrameType
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from slipstream.errors import InputError
 from slipstream.logits import ProcessingSettings
 from slipstream.rules import DecodingRule, make_rule
 from slipstream.sampling import SamplingSettings
+from slipstream.skipping.plan import SkipPlan
 from slipstream.skipping.sublayers import SubLayers
 from slipstream.target import Target
 from slipstream.tree import DraftTree, chain
@@ -366,4 +369,33 @@ def test_a_draft_that_fails_leaves_the_model_as_it_was(target: Target, monkeypat
     monkeypatch.setattr(target, "forward", interrupted)
     with pytest.raises(KeyboardInterrupt):
         drafter.start(run).propose()
+    assert all("forward" not in module.__dict__ for module in target.model.modules())
+
+
+@pytest.mark.parametrize(("function", "line"), [("__exit__", 0), ("_restore", 0), ("_restore", 2), ("_restore", 3)])
+def test_an_interrupt_while_the_target_is_put_back_does_not_outlast_the_generation(
+    target: Target, function: str, line: int
+) -> None:
+    """A skip left in place would go on to change what the target says, and Ctrl-C may strike between any two lines."""
+    code, struck = getattr(SkipPlan, function).__code__, False
+
+    def strike(frame: FrameType, event: str, argument: object) -> Callable[..., object] | None:
+        nonlocal struck
+        if struck or frame.f_code is not code:
+            return None
+        if frame.f_lineno == code.co_firstlineno + line:
+            struck = True
+            raise KeyboardInterrupt
+        return strike
+
+    processing = ProcessingSettings(prompt_length=len(PROMPT), max_length=len(PROMPT) + 8)
+    engine, prompt = Engine(target, LayerSkipDrafter(target, SKIP)), Request(prompt_ids=PROMPT, processing=processing)
+    before = sys.gettrace()
+    try:
+        sys.settrace(strike)
+        with pytest.raises(KeyboardInterrupt):
+            list(engine.generate(prompt))
+    finally:
+        sys.settrace(before)
+    assert struck
     assert all("forward" not in module.__dict__ for module in target.model.modules())

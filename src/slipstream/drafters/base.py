@@ -82,6 +82,9 @@ class Drafter(ABC):
     def start(self, run: Run) -> Drafting:
         """Take part in a new generation. Called before the prompt is prefilled."""
 
+    def end(self) -> None:  # noqa: B027 (most drafters never touch the target)
+        """A generation has ended, perhaps by an interrupt at any point: leave the target as it was found."""
+
     @property
     def draft_slots(self) -> int:
         """Cache slots that the drafter itself writes or its trees fill, root included, at most."""

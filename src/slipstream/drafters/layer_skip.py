@@ -115,6 +115,9 @@ class LayerSkipDrafter(Drafter):
         self.threshold.acceptance = 0.0
         return _TreeDrafting(self, run) if self.tree == "dynamic" else _ChainDrafting(self, run)
 
+    def end(self) -> None:
+        self._plan.leave()
+
     @property
     def draft_slots(self) -> int:
         if self.tree == "dynamic":

@@ -49,12 +49,18 @@ class SkipPlan:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._restore()
 
+    def leave(self) -> None:
+        """Put back what is still in place: an interrupt may strike at the very moment of leaving the context."""
+        while self._originals:
+            self._restore()
+
     def _restore(self) -> None:
-        for patch, original in zip(self._patches, self._originals.pop(), strict=True):
+        for patch, original in zip(self._patches, self._originals[-1], strict=True):
             if original is None:
                 patch.module.__dict__.pop("forward", None)
             else:
                 patch.module.__dict__["forward"] = original
+        self._originals.pop()  # last, so that an interrupted restoring can be made again
 
 
 @dataclass(frozen=True, slots=True)
