@@ -185,6 +185,8 @@ def test_the_statistics_notice_shared_and_biased_noise() -> None:
     [
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**64}, "seed is 18446744073709551616"),
+        ({"seed": 1.5}, "seed is 1.5; it must be a whole number"),
+        ({"seed": "7"}, "seed is '7'"),
         ({"stream": 2**32}, "stream is 4294967296"),
         ({"verification": "coupling"}, "coupled"),
     ],

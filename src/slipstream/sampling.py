@@ -39,10 +39,10 @@ class SamplingSettings:
     """`coupled`: token-identical to plain sampling with the same seed; `rejection`: the published rules."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**64:
-            raise InputError(f"seed is {self.seed}; it must lie from 0 to 2**64 - 1")
-        if not 0 <= self.stream < 2**32:
-            raise InputError(f"stream is {self.stream}; it must lie from 0 to 2**32 - 1")
+        for name, bits in (("seed", 64), ("stream", 32)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 0 <= value < 2**bits:
+                raise InputError(f"{name} is {value!r}; it must be a whole number from 0 to 2**{bits} - 1")
         if self.verification not in VERIFICATIONS:
             raise unknown_choice("verification", self.verification, VERIFICATIONS)
 
