@@ -45,6 +45,8 @@ class FakeModel:
         self.loader.calls.append((self.method, self.dtype))
         if settings.get("temperature", 0) < 0:
             raise InputError(f"temperature is {settings['temperature']}; it must be 0 or more")
+        if settings.get("max_new_tokens", 1) < 1:
+            raise InputError(f"max_new_tokens is {settings['max_new_tokens']}; it must be at least 1")
         words = [f"{self.method}! ", *WORDS[1:]] if self.loader.alters(self, prompt) else list(WORDS)
         count = 1 if self.method == "plain" else TOKENS_A_CYCLE
         steps = []

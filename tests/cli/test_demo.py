@@ -132,6 +132,7 @@ def test_sample_answers_stand_before_the_table(demo):
         (("--prompts", 37), "--prompts is 37; it must lie from 1 to 36"),
         (("--methods", "layer_skip"), "unknown method 'layer_skip'"),
         (("--prompts", 1, "-t", "-1"), "temperature is -1.0"),
+        (("--prompts", 1, "-n", 0), "max_new_tokens is 0"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(demo, arguments, message):

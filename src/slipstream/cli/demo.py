@@ -33,7 +33,10 @@ def demo(
     num_prompts: Annotated[
         int | None, typer.Option("--prompts", metavar="N", help="The first N prompts; default: all.")
     ] = None,
-    max_new_tokens: options.MaxNewTokens = 64,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option("--max-new-tokens", "-n", rich_help_panel=options.SAMPLING, help="Tokens at most, per answer."),
+    ] = 64,
     temperature: Annotated[
         list[float] | None,
         typer.Option("--temperature", "-t", help="May be repeated; default: 0 (greedy) and 1."),
@@ -65,7 +68,7 @@ def demo(
             exact=_Loader("float64", device).load,
             temperatures=temperature or (0.0, 1.0),
             seed=seed,
-            max_new_tokens=max_new_tokens or 64,
+            max_new_tokens=max_new_tokens,
         )
         num_threads = _choose_threads(comparison.models[PLAIN], prompts[0], usual)
         answers = list(_run(comparison, prompts, began + time_limit))
