@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -11,6 +15,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from slipstream.errors import ArtifactError, InputError, UnsupportedTargetError, unknown_choice
+
+logger = logging.getLogger(__name__)
 
 DEMO = "demo"
 _DTYPES = {
@@ -76,33 +82,64 @@ def load_model(
     config = _loading(folder, AutoConfig.from_pretrained, folder)
     if attention is None and getattr(config.get_text_config(), "attn_logit_softcapping", None):
         attention = "eager"  # sdpa leaves the soft-cap out
-    model, info = _loading(
-        folder,
-        AutoModelForCausalLM.from_pretrained,
-        folder,
-        config=config,
-        dtype=wanted or "auto",
-        output_loading_info=True,
-        **({} if attention is None else {"attn_implementation": attention}),
-        **({"device_map": "auto"} if place is None else {}),
-    )
-    missing = sorted(info["missing_keys"])
-    if missing:
+    with _without_load_report():
+        model, info = _loading(
+            folder,
+            AutoModelForCausalLM.from_pretrained,
+            folder,
+            config=config,
+            dtype=wanted or "auto",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told by name below
+            **({} if attention is None else {"attn_implementation": attention}),
+            **({"device_map": "auto"} if place is None else {}),
+        )
+    _check_tensors(folder, info)
+    return model if place is None else model.to(place)
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Without transformers' table of the tensors that do not fit: `_check_tensors` says it in a line."""
+    reporter = logging.getLogger("transformers.modeling_utils")
+
+    def is_no_report(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    reporter.addFilter(is_no_report)
+    try:
+        yield
+    finally:
+        reporter.removeFilter(is_no_report)
+
+
+def _check_tensors(source: str | Path, info: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that does not hold every tensor of the model in its size; tell of tensors left over."""
+    if missing := sorted(info["missing_keys"]):
         raise ArtifactError(
-            f"{folder} lacks {len(missing)} of the model's tensors, the first is {missing[0]!r}; the checkpoint is "
+            f"{source} lacks {len(missing)} of the model's tensors, the first is {missing[0]!r}; the checkpoint is "
             "incomplete or for another architecture"
         )
-    return model if place is None else model.to(place)
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, found, wanted = mismatched[0]
+        raise ArtifactError(
+            f"{source} holds {len(mismatched)} tensors of another size than its config.json says, the first is "
+            f"{name!r}: {list(found)}, not {list(wanted)}; the two do not belong together"
+        )
+    if unexpected := sorted(info["unexpected_keys"]):
+        logger.warning(
+            "%s holds %d tensors that the model does not use, the first is %r", source, len(unexpected), unexpected[0]
+        )
 
 
 def load_tokenizer(source: str | Path) -> Any:
     """The tokenizer that belongs to a model. Raises ArtifactError where there is none."""
     folder = demo_folder() if source == DEMO else source
-    return _loading(folder, AutoTokenizer.from_pretrained, folder)
+    return _loading(folder, AutoTokenizer.from_pretrained, folder, what="the tokenizer of ")
 
 
-def _loading(source: str | Path, load: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call a loader of transformers; its many errors become one line that names the source."""
+def _loading(source: str | Path, load: Any, *args: Any, what: str = "", **kwargs: Any) -> Any:
+    """Call a loader of transformers; its many errors become one line that names the source, or `what` of it."""
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ArtifactError(f"{folder} holds no config.json; give a folder that save_pretrained has written")
@@ -113,5 +150,5 @@ def _loading(source: str | Path, load: Any, *args: Any, **kwargs: Any) -> Any:
     except SafetensorError as error:
         raise ArtifactError(f"the weights in {source} are damaged or cut off ({error}); fetch them again") from error
     except _LOADING_ERRORS as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ArtifactError(f"cannot load {source}: {reason}") from error
+        reason = shorten(str(error), 300) or type(error).__name__
+        raise ArtifactError(f"cannot load {what}{source}: {reason}") from error

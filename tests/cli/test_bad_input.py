@@ -110,6 +110,32 @@ def test_missing_tensor(refused, copy):
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
     assert "model.layers.1.mlp.up_proj.weight" in refused(model=copy)
+    command = [sys.executable, "-m", "slipstream", "generate", "-m", str(copy), "-p", "x"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stderr.count("\n") == 1, "transformers' own report stands before the line"
+
+
+def test_config_of_another_size(refused, copy):
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    (copy / "config.json").write_text(json.dumps(config | {"intermediate_size": 25}), encoding="utf-8")
+    line = refused(model=copy)
+    assert "'model.layers.0.mlp.down_proj.weight': [16, 24], not [16, 25]" in line
+
+
+def test_damaged_tokenizer(refused, copy):
+    tokenizer = copy / "tokenizer.json"
+    tokenizer.write_bytes(tokenizer.read_bytes()[:1000])
+    assert f"cannot load the tokenizer of {copy}" in refused(model=copy)
+
+
+def test_tensors_left_over_are_told_but_harmless(cli, copy, caplog):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(copy / "model.safetensors")
+    tensors["unknown.weight"] = torch.zeros(3)
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    assert cli("generate", "-m", copy, "-p", "Hello", "-n", 4, "--device", "cpu").exit_code == 0
+    assert "1 tensors that the model does not use, the first is 'unknown.weight'" in caplog.text
 
 
 @pytest.mark.parametrize("layer", [1, 20])
