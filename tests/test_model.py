@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForC
 import slipstream
 from slipstream.engine import Step
 from slipstream.errors import ArtifactError, ContextLengthError, InputError, UnsupportedSettingError
+from slipstream.model import _is_on
 from slipstream.output import Stats
 
 CONTEXT = 96
@@ -256,6 +257,22 @@ def test_loading_says_what_is_wrong(folder: Path, tmp_path: Path, plain: slipstr
         slipstream.load(tmp_path, "plain")
     with pytest.raises(InputError, match="convert it before loading"):
         slipstream.load(plain.target.model, "plain", dtype="float32")
+    with pytest.raises(InputError, match="move it before loading"):
+        slipstream.load(plain.target.model, "plain", device="meta")
+
+
+@pytest.mark.parametrize(
+    ("place", "asked", "expected"),
+    [
+        ("cpu", "cpu", True),
+        ("cpu", "auto", True),
+        ("cpu", "meta", False),
+        ("meta:1", "meta", True),
+        ("meta:1", "meta:0", False),
+    ],
+)
+def test_a_loaded_model_is_where_it_was_asked_to_be_or_refused(place: str, asked: str, expected: bool) -> None:
+    assert _is_on(torch.device(place), asked) is expected
 
 
 def test_a_checkpoint_without_some_tensors_is_refused_by_name(folder: Path, tmp_path: Path) -> None:

@@ -77,10 +77,18 @@ def _refuse_moving(
     """A model that the caller has loaded is used as it is; asking for another type or place is an error."""
     if dtype is not None and resolve_dtype(dtype) != model.dtype:
         raise InputError(f"dtype={dtype} was asked for a loaded model of {model.dtype}; convert it before loading")
-    if device is not None and resolve_device(device).type != model.device.type:
+    if device is not None and not _is_on(model.device, device):
         raise InputError(f"device={device} was asked for a loaded model on {model.device}; move it before loading")
     if attention is not None and attention != model.config.get_text_config()._attn_implementation:
         raise InputError(f"attention={attention!r} was asked for a loaded model; set it when loading the model")
+
+
+def _is_on(place: torch.device, asked: str | torch.device) -> bool:
+    """Whether a model at `place` is where it was asked to be; "cuda" means any CUDA device, "auto" any at all."""
+    if asked == "auto":
+        return True
+    wanted = resolve_device(asked)
+    return wanted.type == place.type and wanted.index in (None, place.index)
 
 
 class Model:
