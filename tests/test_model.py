@@ -134,6 +134,14 @@ def test_a_given_generation_config_is_filled_from_the_models_own(plain: slipstre
     assert config.eos_token_id is None  # the caller's object is left alone
 
 
+def test_max_length_of_the_generation_config_counts_the_prompt(plain: slipstream.Model) -> None:
+    config, prompt = GenerationConfig(max_length=12), [5, 6, 7, 8]
+    assert len(plain.generate(prompt, generation_config=config, eos_token_id=[]).token_ids) == 8
+    with pytest.raises(InputError, match=r"prompt has 12 tokens, .* is 12; give max_new_tokens"):
+        plain.generate(prompt * 3, generation_config=config)
+    assert len(plain.generate(prompt * 3, generation_config=config, max_new_tokens=3).token_ids) <= 3
+
+
 def test_stop_strings_of_the_generation_config_are_honoured(plain: slipstream.Model) -> None:
     free = plain.generate("Hello", max_new_tokens=40, temperature=1.0, seed=3)
     stop = next(character for character in free.text[4:] if character.isprintable() and character != "�")

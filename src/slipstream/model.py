@@ -271,9 +271,14 @@ def _budget(asked: int | None, generation_config: GenerationConfig, prompt_lengt
         return asked
     if generation_config.max_new_tokens is not None:
         return int(generation_config.max_new_tokens)
-    if generation_config.max_length is not None and generation_config.max_length > prompt_length:
-        return int(generation_config.max_length) - prompt_length
-    return DEFAULT_MAX_NEW_TOKENS
+    if generation_config.max_length is None:
+        return DEFAULT_MAX_NEW_TOKENS
+    if generation_config.max_length <= prompt_length:
+        raise InputError(
+            f"the prompt has {prompt_length} tokens, but the generation_config's max_length of prompt and answer is "
+            f"{generation_config.max_length}; give max_new_tokens"
+        )
+    return int(generation_config.max_length) - prompt_length
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:
