@@ -104,3 +104,9 @@ def test_prompt_file_that_is_not_utf8_is_refused(cli, tmp_path):
     done = cli("generate", "--prompt-file", tmp_path / "latin.txt")
     assert done.exit_code == 2
     assert "is not UTF-8 text (byte 3)" in done.stderr
+
+
+def test_prompt_that_is_not_utf8_is_refused(cli, loader):
+    done = cli("generate", "-p", b"Caf\xe9".decode("utf-8", "surrogateescape"))
+    assert (done.exit_code, done.stderr) == (2, "error: the prompt is not UTF-8 text; convert it first\n")
+    assert not loader.models

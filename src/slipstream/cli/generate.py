@@ -109,6 +109,8 @@ def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
         text = sys.stdin.read()
     if not text.strip():
         raise InputError("the prompt is empty; give at least one word")
+    if any("\ud800" <= character <= "\udfff" for character in text):  # what Python makes of bytes it cannot decode
+        raise InputError("the prompt is not UTF-8 text; convert it first")
     return text
 
 
