@@ -143,10 +143,11 @@ def warp_for(processing: ProcessingSettings, logits: Tensor) -> Tensor:
 def default_confidence_scale(temperature: float) -> float:
     """The s of `CoupledRule.children` for a drafter that was not calibrated.
 
-    A constant part, and one that grows with 1 / temperature as the distance between the logits does. The constants
-    minimise the negative log-likelihood of the target's choices for layer-skip drafts of the demo target.
+    A constant part, and one that grows with 1 / temperature as the distance between the logits does. The better the
+    drafter, the smaller the second: fitted to layer-skip drafts of the demo target it was 0.26 half-way through its
+    training (the draft's best token right in 77 % of cases) and 0.73 at its end (53 %). The default lies between.
     """
-    return math.hypot(0.22, 0.26 / temperature)
+    return math.hypot(0.2, 0.5 / temperature)
 
 
 def make_rule(

@@ -46,11 +46,11 @@ class Shape(Protocol):
 class TreeShape:
     """Size of a dynamic tree. The last two fields are the paper's ablations (section 5.3)."""
 
-    width: int = 8
+    width: int = 4
     """Nodes run together at each level, and children attached to each."""
-    depth: int = 4
+    depth: int = 3
     """Levels below the root."""
-    total: int = 16
+    total: int = 12
     """Drafted nodes kept for verification."""
     by_value: bool = True
     """Run the nodes of highest value; False: of highest confidence under their own parent."""
