@@ -39,9 +39,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 def main() -> int:
     """Run, print the table, write the record. Exit 1 if any answer differs from plain decoding in float64 too."""
     options = parse_arguments()
-    if not options.data.is_dir():
-        print(f"skipped: the evaluation files are not at {options.data}; give their folder with --data")
-        return 0
+    missing = [task for task in TASKS if not (options.data / f"{task}.jsonl").is_file()]
+    if missing:
+        print(f"skipped: {missing[0]}.jsonl is not in {options.data}; give the files' folder with --data")
+        return int(options.out is not None)
     if options.threads:
         torch.set_num_threads(options.threads)
     models = load(options)
@@ -75,7 +76,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("-m", "--model", default="demo")
     parser.add_argument("--dtype")
     parser.add_argument("--device")
-    parser.add_argument("--methods", default="layer-skip,layer-skip-chain,prompt-lookup,prompt-lookup-published")
+    parser.add_argument("--methods", type=method_names, default=[name for name in METHODS if name != PLAIN])
     parser.add_argument("--prompts", type=int, default=10, help="questions of each file, first turn only")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
@@ -84,11 +85,20 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def method_names(text: str) -> list[str]:
+    """Names of `METHODS` separated by commas."""
+    names = text.split(",")
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
+    return [name for name in names if name != PLAIN]
+
+
 def load(options: argparse.Namespace, dtype: str | None = None) -> dict[str, slipstream.Model]:
     """All methods over one target."""
     plain = slipstream.load(options.model, PLAIN, dtype=dtype or options.dtype, device=options.device)
     models = {PLAIN: plain}
-    for name in options.methods.split(","):
+    for name in options.methods:
         method, settings = METHODS[name]
         models[name] = slipstream.load(plain.target.model, method, tokenizer=plain.tokenizer, **settings)
     return models
@@ -126,7 +136,8 @@ def run_task(comparison: Comparison, prompts: Sequence[Prompt]) -> list[Answer]:
 
 def provenance(model: slipstream.Model, options: argparse.Namespace) -> dict[str, Any]:
     """Command, commit, versions, hardware, model."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    describe = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, capture_output=True, text=True, check=False)
     device = model.target.device
     return {
         "command": " ".join(["python", *sys.argv]),

@@ -201,3 +201,9 @@ def test_a_cut_shape_differs_in_depth_alone() -> None:
 def test_a_shape_below_one_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"tree {name} is 0; it must be at least 1"):
         TreeShape(**{name: 0})
+
+
+@pytest.mark.parametrize("name", ["width", "depth", "total"])
+def test_a_tree_that_would_fill_the_memory_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"tree {name} is 1000000; it must be at most"):
+        TreeShape(**{name: 1_000_000})

@@ -63,9 +63,9 @@ class Step:
     prefill_s: float = 0.0
     """Seconds spent on the prompt; not 0 only in the first step."""
     draft_s: float = 0.0
-    """Seconds in the drafter."""
+    """Seconds in the drafter by the host's clock; on CUDA the time to queue its kernels, whose run counts as verify."""
     verify_s: float = 0.0
-    """Seconds in the target's pass and in choosing and walking."""
+    """Seconds in the target's pass and in choosing and walking, up to the cycle's one wait for the device."""
     other_s: float = 0.0
     """Seconds of the cycle outside both: commit, cuts, bookkeeping."""
     finish_reason: FinishReason | None = None

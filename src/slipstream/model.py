@@ -21,6 +21,7 @@ from slipstream.logits import resolve
 from slipstream.output import Output, Stats
 from slipstream.probe import probe
 from slipstream.sampling import VERIFICATIONS, SamplingSettings, draw_seed
+from slipstream.skipping.skip_set import SkipSet
 from slipstream.target import Target
 from slipstream.text import AnswerText, decode
 
@@ -60,6 +61,8 @@ def load(
         raise unknown_choice("verification", verification, VERIFICATIONS)
     given = {name: value for name, value in options.items() if value is not None}
     find_method(drafter, given)  # before minutes may go into loading the target
+    if isinstance(given.get("skip_set"), str | Path):
+        given["skip_set"] = SkipSet.load(given["skip_set"])
     if isinstance(model, PreTrainedModel):
         loaded = model
         _refuse_moving(model, dtype, device, attention)
@@ -127,7 +130,8 @@ class Model:
 
         max_new_tokens: at most so many; by default the model's own setting, else 256.
         temperature, top_k, top_p, min_p: by default the model's `generation_config`; temperature 0 is greedy.
-        seed: same seed, same text; drawn and reported if not given. stream_id: separates samples of one seed.
+        seed: same seed, same text (with verification="rejection" only where the drafts are the same too); drawn and
+        reported if not given. stream_id: separates samples of one seed.
         stop: strings before which the text ends. eos_token_id: one or several, instead of the model's.
         generation_config: instead of the model's own. verification: instead of the one that was loaded with.
         Further: repetition_penalty, presence_penalty, frequency_penalty, min_new_tokens, no_repeat_ngram_size and the

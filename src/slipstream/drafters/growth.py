@@ -24,6 +24,9 @@ from slipstream.errors import InputError
 from slipstream.rules import Candidates
 from slipstream.tree import DraftTree, select_nodes
 
+LIMITS = {"width": 256, "depth": 256, "total": 65536}
+"""Largest dynamic tree: a level holds width * width nodes."""
+
 
 class Shape(Protocol):
     """What a tree grows by. Its answers may depend on values, but their sizes may not."""
@@ -58,10 +61,12 @@ class TreeShape:
     """Keep the best `total` of all nodes; False: keep the `width` nodes that each level chose, whatever `total`."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "total"):
+        for name, limit in LIMITS.items():
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"tree {name} is {value!r}; it must be at least 1, a whole number")
+            if value > limit:
+                raise InputError(f"tree {name} is {value}; it must be at most {limit}")
 
     @property
     def num_rows(self) -> int:
