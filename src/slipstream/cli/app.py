@@ -74,7 +74,7 @@ def root(
 ) -> None:
     """Lossless speculative decoding: faster text from any transformers model, token for token the same.
 
-    Start with `slipstream demo`: every method on a small model that ships with the package.
+    Start with `slipstream demo`: drafting methods on a small model that ships with the package.
     """
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -50,7 +49,7 @@ def demo(
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Run every method on the shipped prompts and compare it with plain decoding.
+    """Run every method that needs no trained head on the shipped prompts, beside plain decoding.
 
     All use one small chat model that ships too, greedily and at temperature 1 with a fixed seed, side by side in one
     run. Token ids must equal those of plain decoding; where they differ, both are generated again in float64: equal
@@ -62,17 +61,15 @@ def demo(
     prompts = _chosen_prompts(num_prompts)
     names = _chosen_methods(methods)
     note(f"loading the demo model for {', '.join(names)}")
-    with _own_threads() as usual:
-        comparison = Comparison(
-            models=_Loader(dtype, device).load_all(names),
-            exact=_Loader("float64", device).load,
-            temperatures=temperature or (0.0, 1.0),
-            seed=seed,
-            max_new_tokens=max_new_tokens,
-        )
-        num_threads = _choose_threads(comparison.models[PLAIN], prompts[0], usual)
-        answers = list(_run(comparison, prompts, began + time_limit))
-    run = DemoRun(comparison, answers, len(prompts), time.perf_counter() - began, num_threads)
+    comparison = Comparison(
+        models=_Loader(dtype, device).load_all(names),
+        exact=_Loader("float64", device).load,
+        temperatures=temperature or (0.0, 1.0),
+        seed=seed,
+        max_new_tokens=max_new_tokens or 64,
+    )
+    answers = list(_run(comparison, prompts, began + time_limit))
+    run = DemoRun(comparison, answers, len(prompts), time.perf_counter() - began)
     if as_json:
         print(json.dumps(run.to_dict()))
     else:
@@ -121,47 +118,6 @@ class _Loader:
 
 
 # Running
-
-
-@contextmanager
-def _own_threads() -> Iterator[int]:
-    """One CPU thread to begin with and the former number afterwards, which is yielded."""
-    import torch
-
-    usual = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield usual
-    finally:
-        torch.set_num_threads(usual)
-
-
-def _choose_threads(plain: Model, prompt: Prompt, usual: int) -> int:
-    """Let torch use its usual number of CPU threads if that is faster than one; return what it uses now.
-
-    So small a model gains little from more threads, and they wait for each other in every layer, so that another
-    program on the same cores slows them down tenfold.
-    """
-    import torch
-
-    if plain.target.device.type != "cpu":
-        return 1
-    _seconds(plain, prompt)  # warm-up
-    single_s = _seconds(plain, prompt)
-    torch.set_num_threads(usual)
-    if _seconds(plain, prompt, limit=single_s) >= single_s:
-        torch.set_num_threads(1)
-    return torch.get_num_threads()
-
-
-def _seconds(model: Model, prompt: Prompt, limit: float = float("inf")) -> float:
-    """Time of a few tokens; no longer than `limit` and the token that is under way then."""
-    began = time.perf_counter()
-    with closing(model.stream(prompt.turns[0], max_new_tokens=12, temperature=0.0)) as steps:
-        for _ in steps:
-            if time.perf_counter() - began > limit:
-                break
-    return time.perf_counter() - began
 
 
 def _run(comparison: Comparison, prompts: Sequence[Prompt], deadline: float) -> Iterator[Answer]:
