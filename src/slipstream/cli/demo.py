@@ -66,7 +66,7 @@ def demo(
         exact=_Loader("float64", device).load,
         temperatures=temperature or (0.0, 1.0),
         seed=seed,
-        max_new_tokens=max_new_tokens or 64,
+        max_new_tokens=max_new_tokens,
     )
     answers = list(_run(comparison, prompts, began + time_limit))
     run = DemoRun(comparison, answers, len(prompts), time.perf_counter() - began)
