@@ -109,14 +109,14 @@ class LayerSkipDrafter(Drafter):
         self.skipped_fraction = sublayers.skipped_fraction(self.skip_set)
         self.shape = shape or TreeShape()
         self.threshold = AdaptiveThreshold(chain_settings or ChainSettings())
-        self._plan = sublayers.plan(self.skip_set)
+        self.plan = sublayers.plan(self.skip_set)
 
     def start(self, run: Run) -> Drafting:
         self.threshold.acceptance = 0.0
         return _TreeDrafting(self, run) if self.tree == "dynamic" else _ChainDrafting(self, run)
 
     def end(self) -> None:
-        self._plan.leave()
+        self.plan.leave()
 
     @property
     def draft_slots(self) -> int:
@@ -131,7 +131,7 @@ class LayerSkipDrafter(Drafter):
         """
         first = visible.shape[1] - visible.shape[0]
         positions = torch.full_like(tokens, run.length + depth)
-        with self._plan:
+        with self.plan:
             output = self.target.forward(tokens, positions, visible, run.cache, start=run.length + first)
         return output.logits[0]
 
