@@ -137,6 +137,21 @@ def test_the_threshold_learns_from_verified_chains_and_is_carried_over(target: T
     assert drafter.threshold.gamma == pytest.approx(expected)
 
 
+def test_another_generation_does_not_disturb_the_average_of_this_one(target: Target) -> None:
+    """The average of accepted / drafted belongs to a generation: after two good chains a bad one leaves it high."""
+    good, bad = (chain(torch.tensor([1, 2, 3])), (0, 1, 2)), (chain(torch.tensor([1, 2, 3])), ())
+    gammas = []
+    for interleaved in (False, True):
+        drafter = chain_drafter(target, target_acceptance=0.3)
+        drafting = drafter.start(prefilled(target, drafter))
+        for tree, path in (good, good, bad):
+            drafting.observe(Observed(tokens=[9], features=None, tree=tree, path=path))
+            if interleaved:
+                drafter.start(prefilled(target, drafter))
+        gammas.append(drafter.threshold.gamma)
+    assert gammas[0] == gammas[1] == published_updates([(3, 3), (3, 3), (0, 3)], length=12, gamma=0.6, alpha=0.3)[-1]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -11,6 +11,7 @@ and a dynamic tree in which the skipping target plays EAGLE-2's draft head (`gro
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -112,7 +113,6 @@ class LayerSkipDrafter(Drafter):
         self.plan = sublayers.plan(self.skip_set)
 
     def start(self, run: Run) -> Drafting:
-        self.threshold.acceptance = 0.0
         return _TreeDrafting(self, run) if self.tree == "dynamic" else _ChainDrafting(self, run)
 
     def end(self) -> None:
@@ -151,10 +151,11 @@ class _TreeDrafting(Drafting):
 class _ChainDrafting(Drafting):
     def __init__(self, drafter: LayerSkipDrafter, run: Run) -> None:
         self._drafter, self._run = drafter, run
+        self._threshold = copy(drafter.threshold)  # gamma is carried over, the average of acceptance is not
 
     def propose(self) -> DraftTree:
         """Draft until unsure. Asks the device for each token's confidence: the loop's stated exception."""
-        threshold = self._drafter.threshold
+        threshold = self._threshold
         token, drawn = self._run.root, []
         for depth in range(min(threshold.settings.length, self._run.max_depth)):
             visible = torch.ones(1, depth + 1, dtype=torch.bool, device=token.device)
@@ -172,4 +173,5 @@ class _ChainDrafting(Drafting):
 
     def observe(self, observed: Observed) -> None:
         if observed.tree is not None:
-            self._drafter.threshold.update(len(observed.path), observed.tree.num_nodes)
+            self._threshold.update(len(observed.path), observed.tree.num_nodes)
+            self._drafter.threshold.gamma = self._threshold.gamma
