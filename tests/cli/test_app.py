@@ -62,11 +62,12 @@ def test_options_are_these_and_adding_one_is_deliberate():
     found = {" ".join(path): {p.name for p in command.params} for path, command in commands() if path[0] != "train"}
     sampling = {"temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty", "max_new_tokens"}
     loading = {"model", "drafter", "draft", "skip_set", "verification", "dtype", "device", "attention"}
+    drafting = {"tree", "width", "depth", "total", "option"}
     always = {"verbose"}
     assert found == {
-        "generate": sampling | loading | always | {"prompt", "prompt_file", "raw", "stop", "stream", "as_json"}
-        | {"tree", "width", "depth", "total"},
-        "chat": sampling | loading | always,
+        "generate": sampling | loading | drafting | always
+        | {"prompt", "prompt_file", "raw", "stop", "stream", "as_json"},
+        "chat": sampling | loading | drafting | always,
         "demo": {"methods", "num_prompts", "max_new_tokens", "temperature", "seed", "time_limit", "dtype", "device"}
         | {"as_json"} | always,
         "methods": {"as_json"} | always,

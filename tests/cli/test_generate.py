@@ -110,3 +110,28 @@ def test_prompt_that_is_not_utf8_is_refused(cli, loader):
     done = cli("generate", "-p", b"Caf\xe9".decode("utf-8", "surrogateescape"))
     assert (done.exit_code, done.stderr) == (2, "error: the prompt is not UTF-8 text; convert it first\n")
     assert not loader.models
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_other_options_of_a_method_are_given_by_name(cli, loader, command):
+    prompt = ("-p", "x") if command == "generate" else ()
+    flags = ("-o", "length=8", "-o", "threshold=0.5", "-o", "adaptive=false", "--option", "mood=calm")
+    assert cli(command, *prompt, *flags, stdin="").exit_code == 0
+    settings = loader.models[0].settings
+    assert {name: settings[name] for name in ("length", "threshold", "adaptive", "mood")} == {
+        "length": 8,
+        "threshold": 0.5,
+        "adaptive": False,
+        "mood": "calm",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("length", "is not of the form NAME=VALUE"), ("=8", "NAME=VALUE"), ("width=8", "use --width")],
+)
+def test_a_malformed_option_is_one_line(cli, loader, text, line):
+    done = cli("generate", "-p", "x", "-o", text)
+    assert done.exit_code == 2
+    assert done.stderr.count("\n") == 1
+    assert line in done.stderr

@@ -156,6 +156,9 @@ def test_another_generation_does_not_disturb_the_average_of_this_one(target: Tar
     ("wrong", "message"),
     [
         ({"length": 0}, "length is 0; it must be at least 1"),
+        ({"length": "many"}, "length is 'many'; it must be at least 1, a whole number"),
+        ({"threshold": "high"}, "threshold is 'high'; it must lie from 0 to 1"),
+        ({"adaptive": "no"}, "adaptive is 'no'; it must be true or false"),
         ({"threshold": -0.1}, "threshold is -0.1; it must lie from 0 to 1"),
         ({"target_acceptance": 1.5}, "target_acceptance is 1.5; it must lie from 0 to 1"),
     ],

@@ -156,7 +156,8 @@ def test_draft_slots_hold_the_largest_tree_and_its_root() -> None:
     assert PromptLookupDrafter(PromptLookupSettings(length=3, branches=2)).draft_slots == 1 + 3 * 2
 
 
+@pytest.mark.parametrize("value", [0, 1.5, "many"])
 @pytest.mark.parametrize("name", ["max_ngram", "length", "branches"])
-def test_settings_below_one_are_refused(name: str) -> None:
-    with pytest.raises(InputError, match=f"prompt-lookup {name} is 0; it must be at least 1"):
-        PromptLookupSettings(**{name: 0})
+def test_settings_that_are_no_count_are_refused(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"prompt-lookup {name} is {value!r}; it must be at least 1"):
+        PromptLookupSettings(**{name: value})

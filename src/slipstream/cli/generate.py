@@ -45,6 +45,7 @@ def generate(
     width: options.Width = None,
     depth: options.Depth = None,
     total: options.Total = None,
+    option: options.Further = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
     attention: options.Attention = None,
@@ -62,6 +63,7 @@ def generate(
     loaded = load(
         model,
         drafter,
+        option,
         draft=draft,
         verification=verification,
         skip_set=skip_set,

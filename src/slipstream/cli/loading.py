@@ -6,17 +6,25 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import slipstream
-from slipstream.cli.options import given
+from slipstream.cli.options import given, parse_further
+from slipstream.errors import InputError
 
 if TYPE_CHECKING:
     from slipstream import Model
 
 
-def load(model: str, drafter: str, **settings: Any) -> Model:
-    """`slipstream.load` with the settings that are not None."""
+def load(model: str, drafter: str, further: list[str] | None = None, /, **settings: Any) -> Model:
+    """`slipstream.load` with the settings that are not None, and those of `further`, each NAME=VALUE.
+
+    Raises InputError for a name that has a flag of its own: it could be given twice.
+    """
+    extra = parse_further(further)
+    for name in extra:
+        if name in settings:
+            raise InputError(f"--option {name} has a flag of its own; use --{name.replace('_', '-')}")
     if model == "demo" or not sys.stderr.isatty():
         _hide_progress_bars()
-    return slipstream.load(model, drafter, **given(**settings))
+    return slipstream.load(model, drafter, **given(**settings), **extra)
 
 
 def _hide_progress_bars() -> None:

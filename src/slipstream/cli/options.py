@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from slipstream.errors import InputError
 
 VERBOSE = "slipstream.verbose"
 """Key in the context's `meta` under which `-v` is remembered."""
@@ -147,6 +150,32 @@ Total = Annotated[
         help="Drafted tokens verified at once; eagle2: also 'auto', by measured cost.",
     ),
 ]
+
+Further = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        "-o",
+        metavar="NAME=VALUE",
+        rich_help_panel=DRAFTING,
+        help="Any other option of the method (`slipstream methods --json` names them), such as length=8; repeatable.",
+    ),
+]
+
+
+def parse_further(texts: list[str] | None) -> dict[str, Any]:
+    """The options given as NAME=VALUE: a JSON value where it is one (8, 0.5, true), else the text itself."""
+    return dict(map(_parse_option, texts or ()))
+
+
+def _parse_option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise InputError(f"--option {text!r} is not of the form NAME=VALUE, such as length=8")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -61,6 +61,9 @@ class TreeShape:
     """Keep the best `total` of all nodes; False: keep the `width` nodes that each level chose, whatever `total`."""
 
     def __post_init__(self) -> None:
+        for name in ("by_value", "rerank"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"tree {name} is {getattr(self, name)!r}; it must be true or false")
         for name, limit in LIMITS.items():
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:

@@ -44,11 +44,14 @@ class ChainSettings:
     """Acceptance rate aimed at (alpha)."""
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise InputError(f"layer-skip length is {self.length}; it must be at least 1")
+        if not isinstance(self.length, int) or self.length < 1:
+            raise InputError(f"layer-skip length is {self.length!r}; it must be at least 1, a whole number")
+        if not isinstance(self.adaptive, bool):
+            raise InputError(f"layer-skip adaptive is {self.adaptive!r}; it must be true or false")
         for name in ("threshold", "target_acceptance"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise InputError(f"layer-skip {name} is {getattr(self, name)}; it must lie from 0 to 1")
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
+                raise InputError(f"layer-skip {name} is {value!r}; it must lie from 0 to 1")
 
 
 @dataclass(slots=True)

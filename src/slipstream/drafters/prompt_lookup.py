@@ -31,8 +31,9 @@ class PromptLookupSettings:
 
     def __post_init__(self) -> None:
         for name in ("max_ngram", "length", "branches"):
-            if getattr(self, name) < 1:
-                raise InputError(f"prompt-lookup {name} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"prompt-lookup {name} is {value!r}; it must be at least 1, a whole number")
 
 
 class PromptLookupDrafter(Drafter):
