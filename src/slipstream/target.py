@@ -157,16 +157,17 @@ class Target:
     def _capturing(self, features: Features) -> Iterator[list[Tensor]]:
         captured: list[Tensor] = []
         handles = []
+
+        def keep_output(module: nn.Module, args: Any, output: Any) -> None:
+            captured.insert(0, output[0])
+
+        def keep_input(module: nn.Module, args: Any, kwargs: Any) -> None:
+            captured.append(args[0] if args else kwargs["hidden_states"])
+
         if features.last_hidden:
-            hook = lambda module, args, output: captured.insert(0, output[0])  # noqa: E731
-            handles.append(self.base.register_forward_hook(hook))
+            handles.append(self.base.register_forward_hook(keep_output))
         for index in features.layers:
-            handles.append(
-                self.layers[index].register_forward_pre_hook(
-                    lambda module, args, kwargs: captured.append(args[0] if args else kwargs["hidden_states"]),
-                    with_kwargs=True,
-                )
-            )
+            handles.append(self.layers[index].register_forward_pre_hook(keep_input, with_kwargs=True))
         try:
             yield captured
         finally:
