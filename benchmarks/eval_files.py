@@ -46,6 +46,7 @@ def main() -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     models = load(options)
+    source = provenance(models[PLAIN], options)  # before the run: a commit made meanwhile is not what ran
     comparison = Comparison(
         models=models,
         exact=ExactModels(options),
@@ -57,7 +58,7 @@ def main() -> int:
     answers = {task: run_task(comparison, read_questions(options.data, task, options.prompts)) for task in TASKS}
     record = {
         "what": __doc__.splitlines()[0] if __doc__ else "",
-        "provenance": provenance(models[PLAIN], options),
+        "provenance": source,
         "wall_s": round(time.perf_counter() - began, 1),
         "tasks": {task: [totals.to_dict() for totals in summarise(found)] for task, found in answers.items()},
         "all": [totals.to_dict() for totals in summarise([one for found in answers.values() for one in found])],

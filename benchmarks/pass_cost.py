@@ -38,14 +38,14 @@ def main() -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     model = slipstream.load(options.model, "layer-skip", dtype=options.dtype, device=options.device)
+    options.seed = options.prompts = options.max_new_tokens = None
+    found = {name: value for name, value in provenance(model, options).items() if value is not None}
     costs(model, 1, options.prefix)  # warm-up
     rows = [costs(model, n, options.prefix) for n in ROWS]
     skipped = model.drafter.skipped_fraction if isinstance(model.drafter, LayerSkipDrafter) else 0.0
     for row in rows:
         print(f"{row['rows']:3d} rows: full {row['full_ms']:6.2f} ms, skipping {row['skipping_ms']:6.2f} ms")
     if options.out is not None:
-        options.seed = options.prompts = options.max_new_tokens = None
-        found = {name: value for name, value in provenance(model, options).items() if value is not None}
         record = {"provenance": found, "prefix": options.prefix, "skipped_fraction": skipped, "passes": rows}
         options.out.write_text(json.dumps(record, indent=1) + "\n")
     return 0
