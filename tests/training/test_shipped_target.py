@@ -10,10 +10,6 @@ import pytest
 
 FOLDER = Path(str(files("slipstream"))) / "demo" / "target"
 
-pytestmark = pytest.mark.skipif(
-    not (FOLDER / "model.safetensors").is_file(), reason="this checkout has no demo weights; `slipstream train demo`"
-)
-
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
