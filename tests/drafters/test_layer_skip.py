@@ -21,8 +21,9 @@ from transformers import DynamicCache, PreTrainedModel
 from families import VOCAB_SIZE
 from random_trees import path_to, token_paths
 from slipstream.drafters.base import Observed, Run
+from slipstream.drafters.exit_threshold import AdaptiveThreshold, ChainSettings
 from slipstream.drafters.growth import TreeShape
-from slipstream.drafters.layer_skip import AdaptiveThreshold, ChainSettings, LayerSkipDrafter
+from slipstream.drafters.layer_skip import LayerSkipDrafter
 from slipstream.drafters.plain import PlainDrafter
 from slipstream.engine import Engine, Request
 from slipstream.errors import InputError

@@ -73,8 +73,9 @@ def _prompt_lookup(target: Target, options: Mapping[str, Any]) -> Drafter:
 
 
 def _layer_skip(target: Target, options: Mapping[str, Any]) -> Drafter:
+    from slipstream.drafters.exit_threshold import ChainSettings
     from slipstream.drafters.growth import TreeShape
-    from slipstream.drafters.layer_skip import ChainSettings, LayerSkipDrafter
+    from slipstream.drafters.layer_skip import LayerSkipDrafter
 
     return LayerSkipDrafter(
         target,

@@ -10,80 +10,23 @@ and a dynamic tree in which the skipping target plays EAGLE-2's draft head (`gro
 
 from __future__ import annotations
 
-import math
 from copy import copy
-from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from slipstream.drafters.base import Drafter, Drafting, Observed, Run
+from slipstream.drafters.exit_threshold import AdaptiveThreshold, ChainSettings, draft_chain
 from slipstream.drafters.growth import Frontier, TreeShape, grow
-from slipstream.errors import InputError, unknown_choice
+from slipstream.errors import unknown_choice
 from slipstream.rules import Candidates
 from slipstream.skipping.skip_set import SkipSetLike, resolve_skip_set
 from slipstream.skipping.sublayers import SubLayers
 from slipstream.target import Target
-from slipstream.tree import DraftTree, chain
+from slipstream.tree import DraftTree
 
 TREES = ("dynamic", "chain")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChainSettings:
-    """The published draft chain and its exit rule. Defaults are those of the published runs."""
-
-    length: int = 12
-    """Tokens drafted at most (K in the paper)."""
-    threshold: float = 0.6
-    """First value of gamma: drafting stops after a token whose draft probability is below it."""
-    adaptive: bool = True
-    """Steer gamma towards `target_acceptance` after every verification; it is carried over from prompt to prompt."""
-    target_acceptance: float = 0.9
-    """Acceptance rate aimed at (alpha)."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.length, int) or self.length < 1:
-            raise InputError(f"layer-skip length is {self.length!r}; it must be at least 1, a whole number")
-        if not isinstance(self.adaptive, bool):
-            raise InputError(f"layer-skip adaptive is {self.adaptive!r}; it must be true or false")
-        for name in ("threshold", "target_acceptance"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
-                raise InputError(f"layer-skip {name} is {value!r}; it must lie from 0 to 1")
-
-
-@dataclass(slots=True)
-class AdaptiveThreshold:
-    """The exit threshold gamma and its published update (section 3.3; constants of the released runs)."""
-
-    settings: ChainSettings
-    gamma: float = field(init=False)
-    acceptance: float = 0.0
-    """Moving average of accepted / drafted in the generation at hand; starts at 0, as in the released code."""
-
-    _STEP = 0.01
-    _KEEP_ACCEPTANCE = 0.5
-    _KEEP_GAMMA = 0.9
-
-    def __post_init__(self) -> None:
-        self.gamma = self.settings.threshold
-
-    def update(self, num_accepted: int, num_drafted: int) -> None:
-        """Move gamma up when too little was accepted, down otherwise; not down after a draft of full length."""
-        if not self.settings.adaptive or num_drafted == 0:
-            return
-        rate = num_accepted / num_drafted
-        self.acceptance = self._KEEP_ACCEPTANCE * self.acceptance + (1 - self._KEEP_ACCEPTANCE) * rate
-        if self.acceptance < self.settings.target_acceptance:
-            step = self._STEP
-        elif num_drafted < self.settings.length:
-            step = -self._STEP
-        else:
-            return  # the draft was never unsure: a lower threshold could not have made it longer
-        moved = min(max(self.gamma + step, 0.0), 1.0)
-        self.gamma = self._KEEP_GAMMA * self.gamma + (1 - self._KEEP_GAMMA) * moved
 
 
 class LayerSkipDrafter(Drafter):
@@ -157,22 +100,14 @@ class _ChainDrafting(Drafting):
         self._threshold = copy(drafter.threshold)  # gamma is carried over, the average of acceptance is not
 
     def propose(self) -> DraftTree:
-        """Draft until unsure. Asks the device for each token's confidence: the loop's stated exception."""
-        threshold = self._threshold
-        token, drawn = self._run.root, []
-        for depth in range(min(threshold.settings.length, self._run.max_depth)):
-            visible = torch.ones(1, depth + 1, dtype=torch.bool, device=token.device)
-            logits = self._drafter.forward(self._run, token, depth, visible)
-            drawn.append(self._run.rule.draw(logits, depth + 1))
-            token = drawn[-1].token
-            if math.exp(drawn[-1].log_confidence.item()) < threshold.gamma:
-                break  # the unsure token stays in the draft: leaving it out would bias sampled drafts
-        qs = [one.q for one in drawn if one.q is not None]
-        return chain(
-            torch.cat([one.token for one in drawn]),
-            torch.cat([one.log_confidence for one in drawn]),
-            torch.cat(qs) if qs else None,
-        )
+        """Draft until unsure (`draft_chain`)."""
+        run, threshold = self._run, self._threshold
+        length = min(threshold.settings.length, run.max_depth)
+        return draft_chain(self._logits_after, run.rule, run.root, length, threshold.gamma)
+
+    def _logits_after(self, token: Tensor, depth: int) -> Tensor:
+        visible = torch.ones(1, depth + 1, dtype=torch.bool, device=token.device)
+        return self._drafter.forward(self._run, token, depth, visible)
 
     def observe(self, observed: Observed) -> None:
         if observed.tree is not None:
