@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,28 +128,40 @@ def regenerate(
     settings = settings or RegenerateSettings()
     asked = [[content for role, content in example.segments if role == "user"] for example in examples]
     histories: list[Messages] = [[] for _ in examples]
-    done = _stored(store)
+    done: dict[tuple[int, int], list[int]] = {}
     for turn in range(settings.max_turns):
         open_ = [index for index, turns in enumerate(asked) if len(turns) > turn]
         for index in open_:
             histories[index].append({"role": "user", "content": asked[index][turn]})
         prompts = {index: render(histories[index], tokenizer, answering=True) for index in open_}
         room = (target.context_length or 1 << 30) - settings.max_new_tokens
-        missing = [index for index in open_ if (index, turn) not in done and len(prompts[index]) < room]
-        missing.sort(key=lambda index: len(prompts[index]))
-        for first in range(0, len(missing), settings.batch_size):
-            batch = missing[first : first + settings.batch_size]
-            torch.manual_seed(hash((settings.seed, turn, first)) % 2**63)
-            for index, ids in zip(batch, _answers(target, [prompts[i] for i in batch], settings), strict=True):
-                done[index, turn] = ids
-                _append(store, index, turn, ids)
-            logger.info("turn %d: %d of %d answers", turn + 1, min(first + len(batch), len(missing)), len(missing))
+        wanted = {(index, turn): prompt for index, prompt in prompts.items() if len(prompt) < room}
+        done.update(answer_prompts(target, wanted, store, settings))
         for index in open_:
             ids = done.get((index, turn), [])
             histories[index].append({"role": "assistant", "content": tokenizer.decode(ids, skip_special_tokens=True)})
             if ids:
                 prompt = prompts[index]
                 yield Dialogue((*prompt, *ids), (*[False] * len(prompt), *[True] * len(ids)))
+
+
+def answer_prompts(
+    target: Target, prompts: Mapping[tuple[int, int], list[int]], store: Path, settings: RegenerateSettings
+) -> dict[tuple[int, int], list[int]]:
+    """The target's answer to each prompt, end-of-sequence token included, by (example, turn).
+
+    Answers that `store` holds are taken from there; the others are made in batches of similar length and appended.
+    """
+    done = _stored(store)
+    missing = sorted((key for key in prompts if key not in done), key=lambda key: len(prompts[key]))
+    for first in range(0, len(missing), settings.batch_size):
+        batch = missing[first : first + settings.batch_size]
+        torch.manual_seed(hash((settings.seed, *batch[0])) % 2**63)
+        for key, ids in zip(batch, _answers(target, [prompts[key] for key in batch], settings), strict=True):
+            done[key] = ids
+            _append(store, *key, ids)
+        logger.info("%d of %d answers", min(first + len(batch), len(missing)), len(missing))
+    return {key: done[key] for key in prompts}
 
 
 @torch.inference_mode()
