@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from slipstream.drafters.base import Drafter, Observed, Run
+from slipstream.drafters.base import Drafter, Observed, Run, Scouts
 from slipstream.errors import ContextLengthError, InputError
 from slipstream.kv_cache import KVCache
 from slipstream.logits import LogitsPipeline, ProcessingSettings
@@ -156,9 +156,9 @@ class _Generation:
         began = time.perf_counter()
         self._cross_rope_boundary()
         self.rule.begin(self.cache.length)
-        tree = self._propose()
+        tree, scouts = self._propose()
         drafted = time.perf_counter()
-        pass_ = self._verify(tree)
+        pass_ = self._verify(tree, scouts)
         verified = time.perf_counter()
         emitted, finish_reason = self._cut(pass_.emitted)
         self._commit(pass_, emitted)
@@ -202,13 +202,13 @@ class _Generation:
             self.drafting = self.drafter.start(self.run)  # what it noted of the old keys and features is void
             self._prefill()
 
-    def _propose(self) -> DraftTree:
+    def _propose(self) -> tuple[DraftTree, Scouts | None]:
         self.run.max_depth = self._room()
         if self.run.max_depth == 0:
-            return self.alone
+            return self.alone, None
         tree = self.drafting.propose().cut(self.run.max_depth)
         max_nodes = self.target.max_nodes(self.cache.length)
-        return tree if max_nodes is None else tree.first(max_nodes)
+        return tree if max_nodes is None else tree.first(max_nodes), self.drafting.scouts()
 
     def _room(self) -> int:
         """Depth worth drafting: a cycle emits at most depth + 1 tokens, and no pass may straddle a RoPE boundary."""
@@ -226,20 +226,36 @@ class _Generation:
         budget, context = self.request.processing.max_length, self.target.context_length
         return (budget if context is None else min(budget, context)) - len(self.run.tokens)
 
-    def _verify(self, tree: DraftTree) -> _Pass:
-        """Run the root and the tree, choose at every node, walk. Copies to the host once."""
-        length = self.cache.length
-        ancestors = ancestor_mask(tree.parents)  # [n + 1, n + 1]
-        depth = torch.cat((tree.depth.new_zeros(1), tree.depth))  # [n + 1]
+    def _verify(self, tree: DraftTree, scouts: Scouts | None) -> _Pass:
+        """Run the root, the tree and m scouts, choose at every node, walk. Copies to the host once."""
+        rows = 1 + tree.num_nodes
+        tokens, parents, depth = self._rows(tree, scouts)  # [n + m]
+        visible = ancestor_mask(parents)  # [n + 1 + m, n + 1 + m]
+        positions = self.cache.length + torch.cat((depth.new_zeros(1), depth))
         output = self.target.forward(
-            torch.cat((self.run.root, tree.tokens)), length + depth, ancestors, self.cache, features=self.features
+            torch.cat((self.run.root, tokens)), positions, visible, self.cache, features=self.features
         )
-        logits = self.pipeline.process(output.logits[0], tree.tokens, ancestors)
+        ancestors = visible[:rows, :rows]  # the scouts are no part of the draft
+        logits = self.pipeline.process(output.logits[0, :rows], tree.tokens, ancestors)
         choice = self.rule.choose(logits, tree)  # [n + 1]
         kept = walk(tree, choice, ancestors)
-        num_accepted, *rest = torch.cat((kept.num_accepted[None], kept.order, choice)).tolist()  # the copy
-        path, choices = rest[:num_accepted], rest[tree.num_nodes :]
-        return _Pass(tree, output, choice, kept.order, path, [choices[0], *(choices[node + 1] for node in path)])
+        scouted = [] if scouts is None else [scouts.read(output.logits[0, rows:])]
+        num_accepted, *rest = torch.cat((kept.num_accepted[None], kept.order, choice, *scouted)).tolist()  # the copy
+        path, choices = rest[:num_accepted], rest[rows - 1 : 2 * rows - 1]
+        emitted = [choices[0], *(choices[node + 1] for node in path)]
+        return _Pass(tree, output, choice, kept.order, path, emitted, rest[2 * rows - 1 :])
+
+    def _rows(self, tree: DraftTree, scouts: Scouts | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, parents and depth of the rows after the root's: the nodes, and behind them the scouts."""
+        if scouts is None:
+            return tree.tokens, tree.parents, tree.depth
+        parents = torch.where(scouts.parents < 0, scouts.parents, scouts.parents + tree.num_nodes)
+        depth = scouts.depth.clamp(max=self.run.max_depth)
+        return (
+            torch.cat((tree.tokens, scouts.tokens)),
+            torch.cat((tree.parents, parents)),
+            torch.cat((tree.depth, depth)),
+        )
 
     def _cut(self, tokens: Sequence[int]) -> tuple[list[int], FinishReason | None]:
         """The tokens that plain decoding would have emitted before it stopped, and why it stopped."""
@@ -274,6 +290,7 @@ class _Generation:
                 tree=pass_.tree,
                 choice=pass_.choice,
                 path=path,
+                scouted=pass_.scouted,
             )
         )
 
@@ -295,3 +312,4 @@ class _Pass:
     order: Tensor  # [n] nodes, those kept first
     path: list[int]  # nodes kept
     emitted: list[int]  # the tokens of the path and the next token, before cuts
+    scouted: list[int]  # what the drafter read off its scouts

@@ -58,6 +58,10 @@ class DecodingRule(ABC):
         best = self.children(logits, depth, 1)
         return Drawn(best.tokens[0], best.log_confidence[0], None)
 
+    def guess(self, logits: Tensor, depth: int) -> Tensor:
+        """The likeliest next token of each row of logits [rows, vocab]; row i's is to stand at `depth` + i. [rows]."""
+        return logits.argmax(dim=-1)
+
 
 class GreedyRule(DecodingRule):
     """The most probable token."""
@@ -99,6 +103,10 @@ class CoupledRule(DecodingRule):
         top = perturbed.topk(k, dim=-1)
         log_confidence = top.values / self._scale - (perturbed / self._scale).logsumexp(dim=-1, keepdim=True)
         return Candidates(top.indices, log_confidence.float())
+
+    def guess(self, logits: Tensor, depth: int) -> Tensor:
+        noise = self._noise.rows(self.length + 1, depth - 1 + logits.shape[0])[depth - 1 :]  # [rows, vocab]
+        return choose_coupled(warp_for(self._processing, logits), noise)
 
 
 class RejectionRule(DecodingRule):

@@ -8,7 +8,7 @@ from `length` on (verification overwrites them) and nothing else.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -58,6 +58,22 @@ class Observed:
     """[n + 1] the target's next token at the root and every node, kept or not."""
     path: Sequence[int] = ()
     """Indices of the nodes kept."""
+    scouted: Sequence[int] = ()
+    """What `Scouts.read` made of this pass; empty where no scouts went along."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scouts:
+    """Rows beside the draft in the target's pass. They see each other as a tree under the root does, are never accepted
+    and leave nothing in the cache: the drafter learns from their logits.
+
+    Depths beyond `run.max_depth` are run at that depth, since no pass may reach past the context or a RoPE boundary.
+    """
+
+    tokens: Tensor  # [m] int64
+    parents: Tensor  # [m] int64, index of the scout before, -1 = root; parents before children
+    depth: Tensor  # [m] int64, 1 for the root's children
+    read: Callable[[Tensor], Tensor]  # the target's logits [m, vocab], unprocessed -> [k] int64, for `Observed.scouted`
 
 
 class Drafting(ABC):
@@ -66,6 +82,10 @@ class Drafting(ABC):
     @abstractmethod
     def propose(self) -> DraftTree:
         """A tree under `run.root`, at most `run.max_depth` deep; an empty one is a step of plain decoding."""
+
+    def scouts(self) -> Scouts | None:
+        """Rows to run beside the tree just proposed; None for most drafters."""
+        return None
 
     def observe(self, observed: Observed) -> None:  # noqa: B027 (a drafter without memory has nothing to note)
         """Take note of newly committed tokens."""
