@@ -35,10 +35,6 @@ class Losses:
     num_correct: Tensor  # [steps] rows whose most probable token is the target's
     num_rows: Tensor  # [steps] rows counted
 
-    def detach(self) -> Losses:
-        """The same numbers without their graph."""
-        return Losses(self.feature.detach(), self.token.detach(), self.num_correct, self.num_rows)
-
 
 class RolloutLoss(nn.Module):
     """The head with its loss: one module, so that data-parallel training sees one forward pass a step."""

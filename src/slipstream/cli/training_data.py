@@ -1,0 +1,107 @@
+"""What commands that train a drafter read: the target, and dialogues from files or answered anew by the target."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from slipstream.cli.answering import note
+
+if TYPE_CHECKING:
+    from slipstream.target import Target
+    from slipstream.training.corpus import Example
+    from slipstream.training.dialogues import Dialogue
+
+Data = Annotated[
+    list[Path],
+    typer.Option(
+        "--data", metavar="FILE", exists=True, dir_okay=False, help="JSON lines of messages; may be repeated."
+    ),
+]
+Answers = Annotated[
+    str, typer.Option("--answers", metavar="KIND", help="target: answered anew by the target; data: as they are.")
+]
+AnswerTokens = Annotated[
+    int, typer.Option("--answer-tokens", min=1, help="Tokens of an answer by the target, at most.")
+]
+AnswerTemperature = Annotated[
+    float, typer.Option("--answer-temperature", min=0.0, help="Of answers by the target; 0: greedy.")
+]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only so many examples.")]
+
+
+def load_target(model: str, dtype: str | None, device: str | None) -> tuple[Target, Any]:
+    """The target on this process's device, and its tokenizer.
+
+    A half-precision target stays so; what is trained on it is trained in float32.
+    """
+    from accelerate import PartialState
+
+    from slipstream.errors import InputError
+    from slipstream.loading import load_model, load_tokenizer
+    from slipstream.target import Target
+
+    if device not in (None, "cpu", "cuda"):
+        raise InputError(f"--device is {device!r}; use cpu or cuda, and choose among GPUs with CUDA_VISIBLE_DEVICES")
+    place = PartialState(cpu=device == "cpu").device
+    loaded = load_model(model, dtype=dtype, device="cuda" if device == "cuda" else place, attention=None)
+    return Target(loaded), load_tokenizer(model)
+
+
+def read_dialogues(
+    target: Target,
+    tokenizer: Any,
+    data: list[Path],
+    out: Path,
+    *,
+    answers: str,
+    how: dict[str, Any],
+    limit: int | None,
+    max_length: int,
+) -> list[Dialogue]:
+    """The usable dialogues of data files. out: where answers by the target are kept. how: `RegenerateSettings` of them.
+
+    Raises InputError if none is usable.
+    """
+    from slipstream.errors import InputError, unknown_choice
+    from slipstream.training.corpus import read_examples
+    from slipstream.training.dialogues import encode, usable_dialogues
+
+    if answers not in ("data", "target"):
+        raise unknown_choice("answers", answers, ("data", "target"))
+    examples = [example for path in data for example in read_examples(path)][:limit]
+    if answers == "data":
+        dialogues = [encode(example, tokenizer) for example in examples]
+    else:
+        dialogues = _answered(target, tokenizer, examples, out, how)
+    usable = usable_dialogues(dialogues, max_length)
+    if not usable:
+        names = ", ".join(str(path) for path in data)
+        raise InputError(f"{names}: no answer within {max_length} tokens; give dialogues of user and assistant")
+    return usable
+
+
+def _answered(
+    target: Target, tokenizer: Any, examples: list[Example], out: Path, how: dict[str, Any]
+) -> list[Dialogue]:
+    """The target's own answers; several processes share the work, and each keeps its part in a file of its own."""
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    from slipstream.training.dialogues import RegenerateSettings, regenerate
+
+    state = PartialState(cpu=target.device.type == "cpu")
+    part = f"{state.process_index + 1}of{state.num_processes}"
+    key = hashlib.sha256(repr((target.hash, examples, how)).encode()).hexdigest()[:16]
+    out.mkdir(parents=True, exist_ok=True)
+    if state.is_main_process:
+        note(f"the target answers {len(examples)} examples")
+    with state.split_between_processes(examples) as own:
+        store = out / f"answers-{key}-{part}.jsonl"
+        dialogues: list[Dialogue] = gather_object(
+            list(regenerate(target, tokenizer, own, store, RegenerateSettings(**how)))
+        )
+    return dialogues

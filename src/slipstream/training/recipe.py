@@ -1,0 +1,122 @@
+"""What a method brings to a training run (`run.py`): the weights with their loss, how they are optimised and saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Dialogues of one step, padded on the right, on the target's device."""
+
+    ids: Tensor  # [b, n] int64
+    answer: Tensor  # [b, n] bool, whether a token belongs to an answer; false in the padding
+    features: Tensor | None  # [b, n, hidden] the target's last hidden states; None where the recipe needs none
+    seed: int
+    """Of this step in this process: noise drawn from it is the same in a run that was interrupted. The global
+    generators are seeded with it too, for dropout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """First choices compared with what was to be predicted, by depth."""
+
+    num_correct: Tensor  # [depths]
+    num_rows: Tensor  # [depths]
+
+
+@dataclass(frozen=True, slots=True)
+class StepLosses:
+    """What a batch cost."""
+
+    total: Tensor  # [] what is minimised
+    parts: Mapping[str, Tensor]  # [] each: for reports, by name, such as token_loss
+    score: Score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimisation:
+    """AdamW, its schedule and the clipping of gradients."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    schedule: Literal["linear", "cosine"] = "linear"
+    """How the rate falls after the warm-up."""
+    final_share: float = 0.0
+    """What it falls to, as a share of the peak (cosine)."""
+    clip_value: float | None = None
+    """Gradients are clipped to this absolute value, element by element."""
+    clip_norm: float | None = None
+    """Gradients are scaled down to this norm, all together."""
+
+    def rate(self, step: int, num_steps: int, warmup: int) -> float:
+        """Share of the peak learning rate in `step` (0, 1, ..) of `num_steps`."""
+        up = (step + 1) / max(1, warmup)
+        down = (num_steps - step) / max(1, num_steps - warmup)
+        if self.schedule == "cosine" and down < 1:
+            down = self.final_share + (1 - self.final_share) * (1 - math.cos(math.pi * down)) / 2
+        return min(1.0, up, down)
+
+
+class Recipe(Protocol):
+    """How one kind of drafter is trained on a target's dialogues."""
+
+    module: nn.Module
+    """The trained weights with their loss: data-parallel training sees one forward pass of it a step. It must not hold
+    the target as a sub-module, whose weights would be trained and saved."""
+    optimisation: Optimisation
+    needs_features: bool
+    identity: Mapping[str, Any]
+    """JSON values, besides the settings, that must be equal for a run to be continued."""
+
+    def losses(self, module: nn.Module, batch: Batch) -> StepLosses:
+        """The losses of a batch. module: `self.module` in training mode, perhaps wrapped for several devices."""
+
+    def measure(self, module: nn.Module, batch: Batch) -> Score:
+        """First choices on held-out dialogues, by depth. module: `self.module` in evaluation mode; no gradients."""
+
+    def save(self, out: Path, steps: int) -> None:
+        """Write the artefact, as published ones are laid out. steps: optimizer steps that went into it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Progress after one optimizer step."""
+
+    step: int
+    num_steps: int
+    elapsed_s: float
+    """Training time so far, over all resumed parts."""
+    learning_rate: float
+    loss: float
+    """Weighted sum of all losses."""
+    parts: Mapping[str, float]
+    """Losses by name, each ending in _loss."""
+    accuracy: tuple[float, ...]
+    """Of this batch: share of rows whose first choice is right, by depth."""
+    held_out: tuple[float, ...] = ()
+    """The same on the held-out dialogues, when measured."""
+
+    @property
+    def left_s(self) -> float:
+        """Estimate of the time that is left."""
+        return self.elapsed_s / self.step * (self.num_steps - self.step)
+
+    def entry(self) -> dict[str, Any]:
+        """The report as it stands in the run's log."""
+        return {
+            "step": self.step,
+            "num_steps": self.num_steps,
+            "elapsed_s": round(self.elapsed_s, 1),
+            "learning_rate": self.learning_rate,
+            "loss": self.loss,
+            **self.parts,
+            "accuracy": self.accuracy,
+            "held_out": self.held_out,
+        }
