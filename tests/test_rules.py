@@ -8,8 +8,9 @@ from scipy import stats
 from torch import Tensor
 
 from random_trees import make_tree
+from slipstream.confidence import ConfidenceScale
 from slipstream.logits import ProcessingSettings, warp
-from slipstream.rules import CoupledRule, DecodingRule, GreedyRule, RejectionRule, default_confidence_scale, make_rule
+from slipstream.rules import CoupledRule, DecodingRule, GreedyRule, RejectionRule, make_rule
 from slipstream.sampling import SamplingSettings, gumbel_rows
 from slipstream.tree import DraftTree, ancestor_mask, chain
 from slipstream.verify import walk
@@ -83,7 +84,7 @@ def test_coupled_confidences_are_a_softmax_at_the_scale_of_the_temperature(tempe
     rule = rule_for(temperature)
     children = rule.children(logits, 1, VOCAB)
     perturbed = (logits / temperature).double().log_softmax(dim=-1) + noise_at(LENGTH + 1)
-    expected = (perturbed / default_confidence_scale(temperature)).log_softmax(dim=-1).gather(1, children.tokens)
+    expected = (perturbed / ConfidenceScale().at(temperature)).log_softmax(dim=-1).gather(1, children.tokens)
     torch.testing.assert_close(children.log_confidence, expected.float())
     assert children.log_confidence.le(0).all()
     assert children.log_confidence.diff(dim=1).le(0).all()

@@ -135,7 +135,7 @@ class _Generation:
         self.prefill_chunk = engine.prefill_chunk
         self.features = engine.drafter.features
         vocab_size, device = self.target.vocab_size, self.target.device
-        self.rule = make_rule(request.processing, request.sampling, vocab_size, device)
+        self.rule = make_rule(request.processing, request.sampling, vocab_size, device, engine.drafter.confidence)
         self.pipeline = LogitsPipeline(request.processing, vocab_size=vocab_size, device=device)
         self.run = Run(self.target, cache, self.rule, list(request.prompt_ids), len(request.prompt_ids))
         self.drafter = engine.drafter

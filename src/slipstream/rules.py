@@ -10,17 +10,19 @@ length + d + 1, so children of depth d take position length + d.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from slipstream.confidence import ConfidenceScale
 from slipstream.logits import ProcessingSettings, warp
 from slipstream.sampling import GumbelNoise, SamplingSettings
 from slipstream.tree import DraftTree
 from slipstream.verify import choose_chain, choose_coupled, choose_greedy, choose_one_hot, draw
+
+_UNCALIBRATED = ConfidenceScale()
 
 
 class Candidates(NamedTuple):
@@ -78,11 +80,17 @@ class CoupledRule(DecodingRule):
     """Gumbel-max with noise fixed by seed and position: the tokens of plain sampling, whatever is drafted."""
 
     def __init__(
-        self, processing: ProcessingSettings, sampling: SamplingSettings, vocab_size: int, device: torch.device
+        self,
+        processing: ProcessingSettings,
+        sampling: SamplingSettings,
+        vocab_size: int,
+        device: torch.device,
+        confidence: ConfidenceScale = _UNCALIBRATED,
     ) -> None:
+        """confidence: how sure the drafter may be under known noise."""
         self._processing = processing
         self._noise = GumbelNoise(sampling.seed, sampling.stream, vocab_size, device)
-        self._scale = default_confidence_scale(processing.temperature)
+        self._scale = confidence.at(processing.temperature)
 
     def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
         noise = self._noise.rows(self.length + 1, tree.max_depth + 1)  # [max_depth + 1, vocab]
@@ -97,12 +105,15 @@ class CoupledRule(DecodingRule):
         Under known noise the target takes the largest log p + g. How sure the drafter may be of its own order is
         softmax((log q + g) / s), where s grows with the distance between log p and log q, that is with 1 / temperature.
         """
-        q = warp_for(self._processing, logits).double().log_softmax(dim=-1)
-        noise = self._noise.rows(self.length + 1, depth)[depth - 1]  # [vocab]
-        perturbed = q + noise  # [rows, vocab]
+        perturbed = self.perturbed(logits, depth)
         top = perturbed.topk(k, dim=-1)
         log_confidence = top.values / self._scale - (perturbed / self._scale).logsumexp(dim=-1, keepdim=True)
         return Candidates(top.indices, log_confidence.float())
+
+    def perturbed(self, logits: Tensor, depth: int) -> Tensor:
+        """[rows, vocab] float64: log q + g for children at `depth`."""
+        q = warp_for(self._processing, logits).double().log_softmax(dim=-1)
+        return q + self._noise.rows(self.length + 1, depth)[depth - 1]
 
     def guess(self, logits: Tensor, depth: int) -> Tensor:
         noise = self._noise.rows(self.length + 1, depth - 1 + logits.shape[0])[depth - 1 :]  # [rows, vocab]
@@ -148,24 +159,16 @@ def warp_for(processing: ProcessingSettings, logits: Tensor) -> Tensor:
     )
 
 
-def default_confidence_scale(temperature: float) -> float:
-    """The s of `CoupledRule.children` for a drafter that was not calibrated.
-
-    It grows with 1 / temperature as the distance between the logits does, and with the drafter's error. The scale that
-    minimised the negative log-likelihood of the target's choices, for layer-skip drafts of the demo target on about 500
-    sampled tokens a temperature, read off a grid: 0.8, 0.45, 0.4, 0.25 at T = 0.3, 0.7, 1, 1.5 after 2 of its 13.3
-    million training tokens (the draft's best token right in 76-84 % of cases), 2.15, 1.05, 0.75, 0.5 at the end
-    (47-63 %). The default is a choice between the two, not a fit, and its effect on tau was not measured.
-    """
-    return math.hypot(0.2, 0.5 / temperature)
-
-
 def make_rule(
-    processing: ProcessingSettings, sampling: SamplingSettings, vocab_size: int, device: torch.device
+    processing: ProcessingSettings,
+    sampling: SamplingSettings,
+    vocab_size: int,
+    device: torch.device,
+    confidence: ConfidenceScale = _UNCALIBRATED,
 ) -> DecodingRule:
-    """The rule that the settings of a generation ask for."""
+    """The rule that the settings of a generation ask for. confidence: the drafter's."""
     if processing.is_greedy:
         return GreedyRule()
     if sampling.verification == "rejection":
         return RejectionRule(processing, sampling, device)
-    return CoupledRule(processing, sampling, vocab_size, device)
+    return CoupledRule(processing, sampling, vocab_size, device, confidence)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from slipstream.confidence import ConfidenceScale
 from slipstream.kv_cache import KVCache
 from slipstream.rules import DecodingRule
 from slipstream.target import Features, Target
@@ -97,6 +98,8 @@ class Drafter(ABC):
     name: str
     features: Features = Features()
     """What the drafter wants to see of the target's passes."""
+    confidence: ConfidenceScale = ConfidenceScale()
+    """How sure it may be of its order of tokens when the target samples."""
 
     @abstractmethod
     def start(self, run: Run) -> Drafting:

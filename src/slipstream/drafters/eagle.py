@@ -46,6 +46,7 @@ class EagleDrafter(Drafter):
         """
         self.name = "eagle" if isinstance(shape, StaticTree) else "eagle2"
         self.target, self.head, self.shape = target, head, shape
+        self.confidence = head.confidence
         self.embed = target.model.get_input_embeddings()
 
     def start(self, run: Run) -> Drafting:

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from slipstream.confidence import ConfidenceScale
 from slipstream.drafters.eagle_head import PROJECTIONS, EagleHead, HeadSizes
 from slipstream.errors import ArtifactError, ArtifactWarning, InputError
 from slipstream.target import Target
@@ -52,6 +53,7 @@ def load_head(source: str | Path, target: Target) -> EagleHead:
     kept = {name: tensor for name, tensor in tensors.items() if name not in _IGNORED}
     _check_shapes(folder, kept, head)
     head.load_state_dict(kept)
+    head.confidence = _confidence(folder, config)
     _warn_of_other_target(folder, config, target)
     return head.place(target.device, target.dtype).requires_grad_(False).eval()
 
@@ -63,7 +65,8 @@ def save_head(head: EagleHead, folder: Path, target: Target, provenance: Mapping
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
     save_file(tensors, folder / SAFETENSORS, metadata={"format": "pt"})
-    record = {**_config(head.sizes, target), PROVENANCE: {"target": target.hash, **(provenance or {})}}
+    ours = {"target": target.hash, "confidence_scale": head.confidence.to_dict(), **(provenance or {})}
+    record = {**_config(head.sizes, target), PROVENANCE: ours}
     (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
@@ -200,6 +203,14 @@ def _check_shapes(folder: Path, tensors: Mapping[str, Tensor], head: EagleHead) 
                 f"{folder}: {name} has shape {tuple(tensors[name].shape)}, but the other tensors and the target call "
                 f"for {tuple(parameter.shape)}"
             )
+
+
+def _confidence(folder: Path, config: Mapping[str, Any]) -> ConfidenceScale:
+    """The scale found by calibration; published heads have none and get the default."""
+    try:
+        return ConfidenceScale.of((config.get(PROVENANCE) or {}).get("confidence_scale"))
+    except InputError as error:
+        raise ArtifactError(f"{folder / CONFIG}: {error}") from error
 
 
 def _warn_of_other_target(folder: Path, config: Mapping[str, Any], target: Target) -> None:

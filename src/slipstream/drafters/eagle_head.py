@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
+from slipstream.confidence import ConfidenceScale
 from slipstream.errors import InputError
 from slipstream.kv_cache import KVCache
 from slipstream.target import Target
@@ -95,6 +96,8 @@ class EagleHead(nn.Module):
         """A head with fresh weights, in float32."""
         super().__init__()
         self.sizes = sizes
+        self.confidence = ConfidenceScale()
+        """Found by calibration, stored with the head."""
         config = LlamaConfig(
             hidden_size=sizes.hidden_size,
             intermediate_size=sizes.intermediate_size,

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from slipstream.errors import InputError
 from slipstream.target import Target
@@ -49,7 +48,7 @@ class DraftTextSettings:
 
 
 def draft_text(target: Target, corpus: Corpus, work: Path, settings: DraftTextSettings) -> list[Dialogue]:
-    """The dialogues, in a fixed order. The target's answers are kept in `work`, and an interrupted run goes on there."""
+    """The dialogues, in a fixed order. The answers are kept in `work`, where an interrupted run goes on."""
     rng = np.random.default_rng(settings.seed)
     documents = [_window(one, settings.max_length, rng) for one in _drawn(corpus, settings.num_documents, rng)]
     prompts = _prompts(corpus, settings, rng)

@@ -1,0 +1,74 @@
+"""Calibration: the scale that it finds is the one that explains the target's choices best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from families import prompt_ids
+from slipstream.confidence import ConfidenceScale
+from slipstream.drafters.growth import TreeShape
+from slipstream.drafters.layer_skip import LayerSkipDrafter
+from slipstream.drafters.plain import PlainDrafter
+from slipstream.errors import InputError
+from slipstream.target import Target
+from slipstream.training.calibration import SCALES, Calibration, calibrate
+
+PROMPTS = [prompt_ids(6, seed) for seed in range(4)]
+
+
+@pytest.fixture
+def target(family_model: Callable[[str], PreTrainedModel]) -> Target:
+    return Target(family_model("llama"))
+
+
+def chain_drafter(target: Target, attention: list[int], mlp: list[int]) -> LayerSkipDrafter:
+    return LayerSkipDrafter(target, {"attention": attention, "mlp": mlp}, shape=TreeShape(width=1, depth=3, total=3))
+
+
+def calibrated(target: Target, drafter: LayerSkipDrafter) -> Calibration:
+    return calibrate(target, drafter, PROMPTS, max_new_tokens=12, temperatures=(0.7, 1.4))
+
+
+def test_a_worse_drafter_gets_a_larger_scale(target: Target) -> None:
+    near = calibrated(target, chain_drafter(target, [], [1]))
+    far = calibrated(target, chain_drafter(target, [0, 1], [0, 1]))
+    assert near.num_choices > 50
+    assert all(near.best[t] < far.best[t] for t in near.best)
+
+
+def test_surprise_under_the_best_scale_is_no_larger_than_under_the_default(target: Target) -> None:
+    found = calibrated(target, chain_drafter(target, [0, 1], [0, 1]))
+    for temperature, scale in found.best.items():
+        fitted, default = found.surprise[temperature]
+        assert fitted <= default or found.scale.at(temperature) != pytest.approx(scale, rel=0.1)
+    assert found.scale == ConfidenceScale.fit(found.best)
+    assert all(SCALES[0] <= scale <= SCALES[-1] for scale in found.best.values())
+
+
+def test_pairs_are_the_choice_after_each_node_with_the_draft_at_it(target: Target) -> None:
+    """A drafter that is the target up to rounding finds its own token chosen at every depth."""
+    skip_nothing_of_weight = chain_drafter(target, [], [1])
+    with torch.no_grad():
+        layer = target.model.model.layers[1].mlp.down_proj.weight
+        kept = layer.clone()
+        try:
+            layer.zero_()  # skipping it changes nothing: q is p, and the smallest scale is the best
+            found = calibrated(target, skip_nothing_of_weight)
+        finally:
+            layer.copy_(kept)
+    assert found.best == {0.7: float(SCALES[0]), 1.4: float(SCALES[0])}
+
+
+def test_a_drafter_that_never_drafts_cannot_be_calibrated(target: Target) -> None:
+    with pytest.raises(InputError, match="nothing was drafted on 4 prompts"):
+        calibrate(target, PlainDrafter(), PROMPTS, max_new_tokens=4)
+
+
+def test_a_tree_is_refused(target: Target) -> None:
+    drafter = LayerSkipDrafter(target, {"attention": [1], "mlp": []}, shape=TreeShape(width=2, depth=2, total=4))
+    with pytest.raises(InputError, match="calibration wants chains"):
+        calibrate(target, drafter, PROMPTS, max_new_tokens=4)
