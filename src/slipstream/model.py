@@ -71,7 +71,7 @@ def load(
         tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
     target = Target(loaded)
     probe(target)
-    return Model(target, build_drafter(drafter, target, given), tokenizer, verification, prefill_chunk)
+    return Model(target, build_drafter(drafter, target, given, tokenizer), tokenizer, verification, prefill_chunk)
 
 
 def _refuse_moving(

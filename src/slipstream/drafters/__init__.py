@@ -26,6 +26,8 @@ class Method:
     options: tuple[str, ...]
     """Keyword options of `load` that the method reads."""
     build: Callable[[Target, Mapping[str, Any]], Drafter]
+    reads_tokenizer: bool = False
+    """Whether `build` finds the target's tokenizer among its options, as `tokenizer`."""
     artefact: str | None = None
     """What `draft` must name, unless the demo's own fits: its folder in the package; None: it needs no artefact."""
 
@@ -35,12 +37,14 @@ class Method:
         return self.artefact is None or _packaged(self.artefact).is_dir()
 
 
-def build_drafter(name: str, target: Target, options: Mapping[str, Any]) -> Drafter:
+def build_drafter(name: str, target: Target, options: Mapping[str, Any], tokenizer: Any = None) -> Drafter:
     """The drafter `name` for a target. options: those of its `Method.options` that the caller set.
 
-    Raises InputError for an unknown method, an option that the method does not read, or a bad value.
+    tokenizer: the target's, for methods that compare vocabularies. Raises InputError for an unknown method, an option
+    that the method does not read, or a bad value.
     """
-    return find_method(name, options).build(target, options)
+    method = find_method(name, options)
+    return method.build(target, {**options, "tokenizer": tokenizer} if method.reads_tokenizer else options)
 
 
 def find_method(name: str, options: Iterable[str] = ()) -> Method:
@@ -113,6 +117,27 @@ def _eagle(target: Target, options: Mapping[str, Any]) -> Drafter:
     return EagleDrafter(target, head, StaticTree(paths, target.device))
 
 
+def _draft_model(target: Target, options: Mapping[str, Any]) -> Drafter:
+    from slipstream.drafters.auto_shape import AutoShape
+    from slipstream.drafters.draft_checkpoint import load_draft
+    from slipstream.drafters.draft_model import DraftChainSettings, DraftModelDrafter
+    from slipstream.drafters.growth import TreeShape
+
+    tree, sizes, chain = options.get("tree", "dynamic"), _pick(TreeShape, options), _pick(DraftChainSettings, options)
+    if idle := chain if tree == "dynamic" else sizes:
+        raise InputError(f"draft-model with tree={tree!r} does not read {', '.join(idle)}; leave it out or change tree")
+    by_cost = sizes.get("total", "auto") == "auto"
+    if by_cost:
+        sizes.pop("total", None)
+    shape = TreeShape(**{"width": 8, "depth": 5, "total": 20, **sizes})
+    chain_settings = DraftChainSettings(**chain)
+    draft = load_draft(
+        _draft("draft-model", target, options), target, options.get("tokenizer"), options.get("draft_tokenizer")
+    )
+    fitted = AutoShape(shape) if by_cost else shape
+    return DraftModelDrafter(target, draft, tree=tree, shape=fitted, chain_settings=chain_settings)
+
+
 def _packaged(artefact: str) -> Path:
     return Path(str(files("slipstream"))) / "demo" / artefact
 
@@ -172,6 +197,19 @@ METHODS: dict[str, Method] = {
             options=("draft",),
             build=_eagle,
             artefact="eagle",
+        ),
+        Method(
+            name="draft-model",
+            summary="a smaller model drafts: a tree by its confidence, or the published chain (speculative sampling)",
+            needs="a smaller model with the target's vocabulary",
+            paper="arXiv 2211.17192, 2302.01318",
+            options=(
+                *("draft", "draft_tokenizer", "tree", "width", "depth", "total"),
+                *("length", "schedule", "threshold", "adaptive", "target_acceptance"),
+            ),
+            build=_draft_model,
+            reads_tokenizer=True,
+            artefact="draft",
         ),
         Method(
             name="prompt-lookup",

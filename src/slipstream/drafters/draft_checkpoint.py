@@ -1,0 +1,86 @@
+"""Draft models in folders: loading one for a target, and saving one that was trained for it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from slipstream.confidence import ConfidenceScale
+from slipstream.drafters.vocabulary import check_same_vocabulary
+from slipstream.errors import ArtifactError, ArtifactWarning, InputError, UnsupportedTargetError
+from slipstream.loading import load_model, load_tokenizer
+from slipstream.probe import probe
+from slipstream.target import Target
+
+PROVENANCE = "slipstream"
+"""Key of config.json under which a trained draft model names its target."""
+
+
+def provenance(draft: Target) -> Mapping[str, Any]:
+    """What the config of a draft model that was trained here says of its making; empty for any other model."""
+    found: Mapping[str, Any] = getattr(draft.model.config, PROVENANCE, None) or {}
+    return found
+
+
+def confidence_of(draft: Target) -> ConfidenceScale:
+    """The scale found by calibration, or the default."""
+    try:
+        return ConfidenceScale.of(provenance(draft).get("confidence_scale"))
+    except InputError as error:
+        raise ArtifactError(f"config.json of draft model {draft.name}: {error}") from error
+
+
+def load_draft(
+    source: str | Path | PreTrainedModel, target: Target, tokenizer: Any = None, draft_tokenizer: Any = None
+) -> Target:
+    """A draft model for a target, checked: hub id, folder or loaded model.
+
+    It is loaded on the target's device and in its dtype; a loaded model is used as it is. tokenizer: the target's;
+    draft_tokenizer: a tokenizer, hub id or folder; by default those that belong to the models, where there are any.
+
+    Raises UnsupportedTargetError for a model that cannot draft trees, InputError for another vocabulary, and what
+    `load_model` raises.
+    """
+    if isinstance(source, PreTrainedModel):
+        model = source
+    else:
+        model = load_model(source, dtype=target.dtype, device=target.device, attention=None)
+    try:
+        draft = Target(model)
+        probe(draft)
+    except UnsupportedTargetError as error:
+        raise UnsupportedTargetError(f"this model cannot draft: {error}. Choose another draft model.") from error
+    made_for = provenance(draft).get("target")
+    if made_for == target.hash:  # trained on the target's own ids
+        return draft
+    if made_for is not None:
+        warnings.warn(
+            f"draft model {draft.name} was trained for target {made_for}, not for {target.hash}: output stays exact, "
+            "but the draft may be poor. Train one for this target.",
+            ArtifactWarning,
+            stacklevel=2,
+        )
+    if isinstance(draft_tokenizer, str | Path):
+        draft_tokenizer = load_tokenizer(draft_tokenizer)
+    check_same_vocabulary(
+        target,
+        draft,
+        _own_tokenizer(target) if tokenizer is None else tokenizer,
+        _own_tokenizer(draft) if draft_tokenizer is None else draft_tokenizer,
+    )
+    return draft
+
+
+def _own_tokenizer(model: Target) -> Any:
+    """The tokenizer of the folder or hub id that a model was loaded from; None where there is none."""
+    source = model.config._name_or_path
+    if not source:
+        return None
+    try:
+        return load_tokenizer(source)
+    except InputError:
+        return None
