@@ -1,0 +1,211 @@
+"""What each sub-layer of the target costs on this device, at a given number of rows: measured once, then added up.
+
+Counting weights is not enough: attention is a third of a layer's weights and, where kernels are slow, half of its time.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+from slipstream.skipping.skip_set import SkipSet
+from slipstream.skipping.sublayers import SubLayers
+from slipstream.target import Target
+
+_REPEATS = 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassCost:
+    """Seconds of one pass of the target, by part."""
+
+    rows: int
+    outside: float
+    """Everything but the layers: embedding, masks, final norm, LM head."""
+    attention: tuple[float, ...]
+    mlp: tuple[float, ...]
+    rest: tuple[float, ...]
+    """Of each layer outside its two sub-layers: norms and additions; saved where both are skipped."""
+
+    @property
+    def full(self) -> float:
+        """Seconds with nothing skipped."""
+        return self.outside + sum(self.attention) + sum(self.mlp) + sum(self.rest)
+
+    def seconds(self, skip_set: SkipSet) -> float:
+        """Seconds with the sub-layers of `skip_set` left out."""
+        attention, mlp = set(skip_set.attention), set(skip_set.mlp)
+        saved = sum(self.attention[i] for i in attention) + sum(self.mlp[i] for i in mlp)
+        return self.full - saved - sum(self.rest[i] for i in attention & mlp)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostTable:
+    """Passes of every width that a draft and its verification need, and the time that no pass accounts for."""
+
+    passes: tuple[PassCost, ...]
+    """Ascending by rows, the first for one row."""
+    prefix: int
+    """Tokens in the cache while the passes were timed."""
+    overhead: float = 0.0
+    overhead: float = 0.0
+    """Seconds per drafted level outside all passes: choosing tokens, growing the tree, its share of the commit."""
+    plain: float = 0.0
+    """Seconds per token of plain decoding."""
+
+    def draft(self, rows: int, skip_set: SkipSet) -> float:
+        """Seconds of a drafting pass over `rows` rows."""
+        return self._at(rows, lambda cost: cost.seconds(skip_set))
+
+    def verify(self, rows: int) -> float:
+        """Seconds of a full pass over `rows` rows."""
+        return self._at(rows, lambda cost: cost.full)
+
+    def skipped_fraction(self, skip_set: SkipSet) -> float:
+        """Share of the one-row pass's seconds that the set saves."""
+        return 1.0 - self.draft(1, skip_set) / self.verify(1)
+
+    def _at(self, rows: int, seconds: Callable[[PassCost], float]) -> float:
+        """`seconds` at a number of rows, between two measured ones on the line through them."""
+        points = [(cost.rows, seconds(cost)) for cost in self.passes]
+        if len(points) == 1:
+            return points[0][1]
+        (low, low_s), (high, high_s) = next(
+            (pair for pair in pairwise(points) if rows <= pair[1][0]), (points[-2], points[-1])
+        )
+        return low_s + (high_s - low_s) * (rows - low) / (high - low)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> CostTable:
+        """What `to_dict` made."""
+        lists = ("attention", "mlp", "rest")
+        passes = (PassCost(**{**one, **{key: tuple(one[key]) for key in lists}}) for one in record["passes"])
+        return cls(**{**record, "passes": tuple(passes)})
+
+    def summary(self) -> list[dict[str, Any]]:
+        """One line a width, in milliseconds: the whole pass and the mean sub-layer of each kind."""
+        return [
+            {
+                "rows": cost.rows,
+                "full_ms": round(1e3 * cost.full, 4),
+                "attention_ms": round(1e3 * statistics.fmean(cost.attention), 4),
+                "mlp_ms": round(1e3 * statistics.fmean(cost.mlp), 4),
+                "outside_ms": round(1e3 * cost.outside, 4),
+            }
+            for cost in self.passes
+        ]
+
+
+@torch.inference_mode()
+def measure_costs(target: Target, sublayers: SubLayers, widths: Sequence[int], prefix: int) -> CostTable:
+    """Time passes over each of `widths` rows after `prefix` cached tokens, sub-layer by sub-layer.
+
+    Least of several repeats for every part; scaled to the least time of an unobserved pass, so that what watching costs
+    does not count. No overhead yet.
+    """
+    widths = sorted({1, *widths})
+    if target.context_length is not None:
+        prefix = min(prefix, target.context_length - 1)
+    cache = target.new_cache(extra_slots=max(widths) + 1)
+    tokens = torch.arange(prefix, device=target.device) % target.vocab_size
+    positions = torch.arange(prefix, device=target.device)
+    target.forward(tokens, positions, target.causal(prefix), cache, last_logits_only=True)
+    cache.commit(None, prefix)
+
+    def run(rows: int) -> None:
+        ids = torch.arange(rows, device=target.device) % target.vocab_size
+        siblings = torch.eye(rows, dtype=torch.bool, device=target.device)
+        target.forward(ids, torch.full_like(ids, prefix), siblings, cache)
+
+    passes = [_measure(target.device, sublayers, rows, lambda rows=rows: run(rows)) for rows in widths]
+    return CostTable(passes=tuple(passes), prefix=prefix)
+
+
+def _measure(device: torch.device, sublayers: SubLayers, rows: int, run: Callable[[], None]) -> PassCost:
+    run()  # warm-up
+    watched = [[layer.module, *(patch.module for patch in layer.attention + layer.mlp)] for layer in sublayers.layers]
+    stopwatch = _Stopwatch(device, [module for modules in watched for module in modules])
+    unobserved, observed, best = float("inf"), float("inf"), dict.fromkeys(stopwatch.modules, float("inf"))
+    for _ in range(_REPEATS):
+        unobserved = min(unobserved, stopwatch.time(run))
+        with stopwatch.watching():
+            observed = min(observed, stopwatch.time(run))
+        for module, seconds in stopwatch.read().items():
+            best[module] = min(best[module], seconds)
+    scale = unobserved / observed
+    whole = [scale * best[layer.module] for layer in sublayers.layers]
+    attention = [scale * sum(best[patch.module] for patch in layer.attention) for layer in sublayers.layers]
+    mlp = [scale * sum(best[patch.module] for patch in layer.mlp) for layer in sublayers.layers]
+    rest = [
+        max(layer_s - attention_s - mlp_s, 0.0) if layer.identity is not None else 0.0
+        for layer, layer_s, attention_s, mlp_s in zip(sublayers.layers, whole, attention, mlp, strict=True)
+    ]
+    outside = max(unobserved - sum(attention) - sum(mlp) - sum(rest), 0.0)
+    return PassCost(rows=rows, outside=outside, attention=tuple(attention), mlp=tuple(mlp), rest=tuple(rest))
+
+
+class _Stopwatch:
+    """Seconds in each of some modules during a pass: by events in the stream on CUDA, by the host's clock elsewhere."""
+
+    def __init__(self, device: torch.device, modules: Sequence[nn.Module]) -> None:
+        self.modules = tuple(dict.fromkeys(modules))
+        self._device = device
+        self._marks: dict[nn.Module, list[Any]] = {}
+
+    def time(self, run: Callable[[], None]) -> float:
+        """Seconds of a call, its work on the device included."""
+        self._synchronize()
+        began = time.perf_counter()
+        run()
+        self._synchronize()
+        return time.perf_counter() - began
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note when each module begins and ends."""
+
+        def mark(module: nn.Module, *_: Any) -> None:
+            self._marks.setdefault(module, []).append(self._now())
+
+        self._marks = {}
+        handles = [module.register_forward_pre_hook(mark) for module in self.modules]
+        handles += [module.register_forward_hook(mark) for module in self.modules]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def read(self) -> dict[nn.Module, float]:
+        """Seconds of every module in the last watched pass."""
+        return {module: sum(self._between(*pair) for pair in _pairs(marks)) for module, marks in self._marks.items()}
+
+    def _now(self) -> Any:
+        if self._device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            return event
+        return time.perf_counter()
+
+    def _between(self, begin: Any, end: Any) -> float:
+        return float(begin.elapsed_time(end) / 1e3 if self._device.type == "cuda" else end - begin)
+
+    def _synchronize(self) -> None:
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)
+
+
+def _pairs(marks: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    return zip(marks[::2], marks[1::2], strict=True)
