@@ -1,0 +1,134 @@
+"""What the scripts here share: the question files, the provenance of a record, methods over one target, tables."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import slipstream
+from slipstream.bench.comparison import PLAIN
+from slipstream.bench.prompts import Prompt
+from slipstream.target import Target
+
+TASKS = ("mt_bench", "humaneval", "gsm8k", "alpaca", "cnn_dm", "nq")
+Methods = Mapping[str, tuple[str, Mapping[str, Any]]]
+"""A row's name in the tables: the method and its options."""
+
+
+def missing_task(folder: Path) -> str | None:
+    """The first task whose question file is not in the folder."""
+    return next((task for task in TASKS if not (folder / f"{task}.jsonl").is_file()), None)
+
+
+def read_questions(folder: Path, task: str, count: int) -> list[Prompt]:
+    """The first turns of the first `count` questions of a task."""
+    lines = (folder / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+    questions = [json.loads(line) for line in lines]
+    return [Prompt(id=one["question_id"], kind=task, turns=(one["turns"][0],)) for one in questions]
+
+
+def provenance(target: Target, *, model: str, **settings: Any) -> dict[str, Any]:
+    """Command, commit, versions, hardware, model. Ask before the run: a commit made meanwhile is not what ran.
+
+    settings: what else decides the figures (seed, number of prompts and tokens).
+    """
+    describe = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, capture_output=True, text=True, check=False)
+    return {
+        "command": command(sys.argv),
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit.stdout.strip(),
+        "slipstream": slipstream.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "hardware": torch.cuda.get_device_name(target.device) if target.device.type == "cuda" else cpu_name(),
+        "threads": torch.get_num_threads(),
+        "model": Path(model).name if Path(model).is_absolute() else model,
+        "target": target.hash,
+        "dtype": str(target.dtype).removeprefix("torch."),
+        **settings,
+    }
+
+
+def command(arguments: Sequence[str]) -> str:
+    """The command line as it can be shown: absolute paths relative to here, those outside by their last part."""
+
+    def shown(argument: str) -> str:
+        path = Path(argument)
+        if not path.is_absolute():
+            return argument
+        return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else f".../{path.name}"
+
+    return " ".join(["python", *map(shown, arguments)])
+
+
+def cpu_name() -> str:
+    """The processor's name and number of cores."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
+
+
+def load_methods(
+    model: str, methods: Methods, *, dtype: str | None = None, device: str | None = None
+) -> dict[str, slipstream.Model]:
+    """All methods over one target; plain, the reference of every comparison, is always among them."""
+    plain = slipstream.load(model, PLAIN, dtype=dtype, device=device)
+    models = {PLAIN: plain}
+    for name, (method, options) in methods.items():
+        if name != PLAIN:
+            models[name] = slipstream.load(plain.target.model, method, tokenizer=plain.tokenizer, **options)
+    return models
+
+
+class ExactModels:
+    """The same methods in float64, loaded when a mismatch first asks for them."""
+
+    def __init__(self, model: str, methods: Methods, *, device: str | None = None) -> None:
+        self._model, self._methods, self._device = model, methods, device
+        self._loaded: dict[str, slipstream.Model] | None = None
+
+    def __call__(self, name: str) -> slipstream.Model:
+        if self._loaded is None:
+            self._loaded = load_methods(self._model, self._methods, dtype="float64", device=self._device)
+        return self._loaded[name]
+
+
+def write_record(record: Mapping[str, Any], path: Path) -> None:
+    """Write a record as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """Tau / ratio to plain per task, and how many answers are identical, rounding, faults.
+
+    record: `tasks` {task: rows} and `all` (rows), a row being `Totals.to_dict()`; all lists in one order.
+    """
+    names = [*record["tasks"], "all"]
+    header = f"{'T':>3} {'method':24}" + "".join(f"{name:>14}" for name in names) + "   identical/rounding/fault"
+    columns = [*record["tasks"].values(), record["all"]]
+    lines = [header]
+    for row, totals in enumerate(record["all"]):
+        cells = [f"{column[row]['tau']:8.2f} {ratio_to_plain(column[row], column):4.2f}x" for column in columns]
+        counts = "/".join(str(totals["verdicts"][name]) for name in ("identical", "rounding", "fault"))
+        lines.append(f"{totals['temperature']:3g} {totals['method']:24}" + "".join(cells) + f"   {counts}")
+    return "\n".join(lines)
+
+
+def ratio_to_plain(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float:
+    """Tokens per second of a row over plain decoding's at the same temperature."""
+    plain = next(one for one in rows if one["method"] == PLAIN and one["temperature"] == row["temperature"])
+    ratio: float = row["tokens_per_second"] / plain["tokens_per_second"]
+    return ratio
