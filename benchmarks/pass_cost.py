@@ -8,7 +8,6 @@ Rows follow a committed prefix, as a draft tree does. The two kinds of pass take
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from eval_files import provenance
+from records import provenance, write_record
 
 import slipstream
 from slipstream.drafters.layer_skip import LayerSkipDrafter
@@ -38,8 +37,7 @@ def main() -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     model = slipstream.load(options.model, "layer-skip", dtype=options.dtype, device=options.device)
-    options.seed = options.prompts = options.max_new_tokens = None
-    found = {name: value for name, value in provenance(model, options).items() if value is not None}
+    found = provenance(model.target, model=options.model)
     costs(model, 1, options.prefix)  # warm-up
     rows = [costs(model, n, options.prefix) for n in ROWS]
     skipped = model.drafter.skipped_fraction if isinstance(model.drafter, LayerSkipDrafter) else 0.0
@@ -47,7 +45,7 @@ def main() -> int:
         print(f"{row['rows']:3d} rows: full {row['full_ms']:6.2f} ms, skipping {row['skipping_ms']:6.2f} ms")
     if options.out is not None:
         record = {"provenance": found, "prefix": options.prefix, "skipped_fraction": skipped, "passes": rows}
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+        write_record(record, options.out)
     return 0
 
 
