@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from slipstream.confidence import ConfidenceScale
@@ -69,13 +71,13 @@ def load_draft(
     check_same_vocabulary(
         target,
         draft,
-        _own_tokenizer(target) if tokenizer is None else tokenizer,
-        _own_tokenizer(draft) if draft_tokenizer is None else draft_tokenizer,
+        own_tokenizer(target) if tokenizer is None else tokenizer,
+        own_tokenizer(draft) if draft_tokenizer is None else draft_tokenizer,
     )
     return draft
 
 
-def _own_tokenizer(model: Target) -> Any:
+def own_tokenizer(model: Target) -> Any:
     """The tokenizer of the folder or hub id that a model was loaded from; None where there is none."""
     source = model.config._name_or_path
     if not source:
@@ -84,3 +86,24 @@ def _own_tokenizer(model: Target) -> Any:
         return load_tokenizer(source)
     except InputError:
         return None
+
+
+def save_draft(
+    model: Any, folder: Path, target: Target, tokenizer: Any = None, made: Mapping[str, Any] | None = None
+) -> None:
+    """Write a draft model as `from_pretrained` reads it, in bfloat16, with its tokenizer if there is one.
+
+    made: JSON values on how it was made; the target's hash is added to them.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = copy.deepcopy(model.config)
+    config.dtype, config.architectures = torch.bfloat16, [type(model).__name__]
+    setattr(config, PROVENANCE, {"target": target.hash, **(made or {})})
+    config.save_pretrained(folder)
+    target.model.generation_config.save_pretrained(folder)
+    weights = {name: one.detach().to("cpu", torch.bfloat16).contiguous() for name, one in model.named_parameters()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})  # a tied head stands there once
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
