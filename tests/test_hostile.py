@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from doubles import (
+    CONFIGURATIONS,
     Decoded,
     Script,
     Scripted,
     always_right,
     always_wrong,
+    configured,
     decode,
     exactly_the_budget,
     far_too_deep,
@@ -130,6 +132,19 @@ def test_cuts_are_exact_whatever_is_drafted(script, scenario, temperature, targe
     check_accounts(result)
     plain = run(Engine(target, PlainDrafter()), case, answer, temperature)
     assert (plain.ids, plain.finish_reason) == (result.ids, result.finish_reason)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_cuts_are_exact_with_every_method(configuration, scenario, temperature, target, uncut):
+    case = SCENARIOS[scenario]
+    answer = uncut(case.prompt, temperature)
+    engine = Engine(target, configured(configuration, target), prefill_chunk=case.prefill_chunk)
+    result = run(engine, case, answer, temperature)
+    assert result.ids == answer[: case.num_tokens]
+    assert result.finish_reason == case.finish_reason
+    check_accounts(result)
 
 
 def check_accounts(result: Decoded) -> None:

@@ -54,6 +54,7 @@ DRAFTERS: dict[str, tuple[str, dict[str, Any]]] = {
     # As EAGLE's trees: the top children of each node, verified as one-hot drafts.
     "dynamic": ("layer-skip", {"tree": "dynamic", "width": 2, "depth": 2, "total": 4, "skip_set": SKIP}),
     "lookup": ("prompt-lookup", {}),
+    "lookahead": ("lookahead", {"window": 2, "level": 3, "guesses": 2}),
 }
 
 

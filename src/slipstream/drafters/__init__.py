@@ -76,6 +76,12 @@ def _prompt_lookup(target: Target, options: Mapping[str, Any]) -> Drafter:
     return PromptLookupDrafter(PromptLookupSettings(**_pick(PromptLookupSettings, options)))
 
 
+def _lookahead(target: Target, options: Mapping[str, Any]) -> Drafter:
+    from slipstream.drafters.lookahead import LookaheadDrafter, LookaheadSettings
+
+    return LookaheadDrafter(LookaheadSettings(**_pick(LookaheadSettings, options)))
+
+
 def _layer_skip(target: Target, options: Mapping[str, Any]) -> Drafter:
     from slipstream.drafters.exit_threshold import ChainSettings
     from slipstream.drafters.growth import TreeShape
@@ -218,6 +224,14 @@ METHODS: dict[str, Method] = {
             paper="github.com/apoorvumang/prompt-lookup-decoding",
             options=("max_ngram", "length", "branches"),
             build=_prompt_lookup,
+        ),
+        Method(
+            name="lookahead",
+            summary="the target guesses further ahead in the same pass; what it says there becomes n-grams (Lookahead)",
+            needs="nothing",
+            paper="arXiv 2402.02057",
+            options=("window", "level", "guesses", "pool_from_prompt"),
+            build=_lookahead,
         ),
     )
 }
