@@ -15,6 +15,7 @@ import typer
 from slipstream.cli import options
 from slipstream.cli.answering import note
 from slipstream.cli.train_eagle import eagle
+from slipstream.cli.train_hydra import hydra
 
 if TYPE_CHECKING:
     from slipstream.training.held_out import TaskBits
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 app = typer.Typer(name="train", no_args_is_help=True, help="Train draft heads, and rebuild the demo models.")
 
 app.command()(eagle)
+app.command()(hydra)
 
 Data = Annotated[
     Path,
