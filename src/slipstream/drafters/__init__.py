@@ -144,6 +144,18 @@ def _draft_model(target: Target, options: Mapping[str, Any]) -> Drafter:
     return DraftModelDrafter(target, draft, tree=tree, shape=fitted, chain_settings=chain_settings)
 
 
+def _medusa(target: Target, options: Mapping[str, Any]) -> Drafter:
+    from slipstream.drafters.growth import TreeShape
+    from slipstream.drafters.medusa import MedusaDrafter, choose_shape
+    from slipstream.drafters.medusa_checkpoint import load_heads
+
+    heads = load_heads(_draft("medusa", target, options), target)
+    given = _pick(TreeShape, options)
+    return MedusaDrafter(
+        target, heads, choose_shape(target, heads.sizes.num_heads, options.get("tree", "dynamic"), given)
+    )
+
+
 def _packaged(artefact: str) -> Path:
     return Path(str(files("slipstream"))) / "demo" / artefact
 
@@ -216,6 +228,15 @@ METHODS: dict[str, Method] = {
             build=_draft_model,
             reads_tokenizer=True,
             artefact="draft",
+        ),
+        Method(
+            name="medusa",
+            summary="heads that each guess one token further ahead fill a tree (Medusa)",
+            needs="Medusa heads trained for the target",
+            paper="arXiv 2401.10774",
+            options=("draft", "tree", "width", "depth", "total"),
+            build=_medusa,
+            artefact="medusa",
         ),
         Method(
             name="prompt-lookup",

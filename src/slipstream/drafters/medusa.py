@@ -1,0 +1,156 @@
+"""Medusa: heads that guess several tokens ahead from one feature, each without knowing the others' (arXiv 2401.10774).
+
+Where the heads stand: head i predicts token t + 2 + i from the feature of token t, whose own next token t + 1 the
+target's LM head gives. The newest feature known while drafting is that of the token *before* the root, since the target
+has not run the root yet; t + 1 is the root, so head i = 0, 1, ... speaks of depth i + 1 of the tree. That is also where
+the published code has them: there the tree's first node is the target's own choice, which here is the root.
+
+A head's answer does not depend on the path, so all nodes of a depth have the same candidates, and one pass of all heads
+over one row is all that drafting costs. The tree is either dynamic, grown by the products of the heads' confidences
+(`growth.py`), or one of the published static trees.
+
+Output is lossless at every temperature: the target verifies by the engine's rules. The "typical acceptance" of the
+paper (section 2.3.1), which takes tokens that the target would not have sampled, changes the distribution and is not
+offered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slipstream.drafters.auto_shape import AutoShape
+from slipstream.drafters.base import Drafter, Drafting, Observed, Run
+from slipstream.drafters.eagle import default_shape
+from slipstream.drafters.growth import Frontier, TreeShape, grow
+from slipstream.drafters.medusa_heads import MedusaHeads
+from slipstream.drafters.medusa_trees import DEFAULT, TREES, published_tree
+from slipstream.drafters.static_tree import StaticTree
+from slipstream.errors import InputError, unknown_choice
+from slipstream.rules import Candidates, GreedyRule
+from slipstream.runtime import Costs, measure_verification, time_s
+from slipstream.target import Features, Target
+from slipstream.tree import DraftTree, empty_tree
+
+
+def choose_shape(
+    target: Target, num_heads: int, tree: str, given: Mapping[str, Any]
+) -> TreeShape | StaticTree | AutoShape:
+    """The tree to draft. tree: "dynamic", "static" for the released default, or the name of another published tree;
+    given: the width, depth and total that a caller asked for.
+
+    A dynamic tree has one level a head, at most those of the default for this target's size, and is sized by measured
+    cost unless a total is given. Raises InputError for another tree, or sizes for a static one.
+    """
+    if tree != "dynamic":
+        if tree not in ("static", *TREES):
+            raise unknown_choice("tree", tree, ("dynamic", "static", *TREES))
+        if given:
+            raise InputError(f"medusa with tree={tree!r} does not read {', '.join(given)}; leave it out or change tree")
+        paths = published_tree(DEFAULT if tree == "static" else tree)
+        return StaticTree((path for path in paths if max(path) < target.vocab_size), target.device)
+    shape = default_shape(target.model.num_parameters())
+    sizes = {"depth": min(num_heads, shape.depth), "total": "auto", **given}
+    by_cost = sizes["total"] == "auto"
+    if by_cost:
+        del sizes["total"]
+    shape = replace(shape, **sizes)
+    return AutoShape(shape) if by_cost else shape
+
+
+class MedusaDrafter(Drafter):
+    """A target's Medusa heads and the tree made of their guesses."""
+
+    name = "medusa"
+    features = Features(last_hidden=True)
+
+    def __init__(self, target: Target, heads: MedusaHeads, shape: TreeShape | StaticTree | AutoShape) -> None:
+        """heads: on the target's device, in its dtype, as `load_heads` returns them. shape: a static tree is cut to as
+        many levels as there are heads; an `AutoShape` sizes the trees by what they cost here, which is measured at the
+        first generation. Raises InputError for a dynamic tree that is deeper than there are heads.
+        """
+        self.target, self.heads = target, heads
+        self.confidence = heads.confidence
+        num_heads = heads.sizes.num_heads
+        self.shape = shape.cut(num_heads) if isinstance(shape, StaticTree) else shape
+        if self.largest.depth > num_heads:
+            raise InputError(
+                f"tree depth is {self.largest.depth}, but each level takes a head and there are {num_heads}; set depth "
+                f"to at most {num_heads}"
+            )
+
+    def start(self, run: Run) -> Drafting:
+        if isinstance(self.shape, AutoShape) and self.shape.costs is None:
+            self.shape.costs = measure_costs(self, self.shape.largest)
+        return MedusaDrafting(self, run)
+
+    @property
+    def largest(self) -> TreeShape | StaticTree:
+        """The largest tree that may be drafted."""
+        return self.shape.largest if isinstance(self.shape, AutoShape) else self.shape
+
+    def next_shape(self) -> TreeShape | StaticTree | None:
+        """The tree of the cycle that begins; None: none, since it would not pay."""
+        return self.shape.next() if isinstance(self.shape, AutoShape) else self.shape
+
+    @property
+    def draft_slots(self) -> int:
+        if isinstance(self.largest, TreeShape) and not self.largest.rerank:
+            return 1 + self.largest.width * self.largest.depth
+        return 1 + self.largest.total
+
+
+class MedusaDrafting(Drafting):
+    """The heads at work on one generation."""
+
+    def __init__(self, drafter: MedusaDrafter, run: Run) -> None:
+        self._drafter, self._run = drafter, run
+        self._feature: Tensor | None = None  # [1, h] of the token before the root
+        self._logits: Tensor  # [levels, vocab] of the tree under way
+
+    def observe(self, observed: Observed) -> None:
+        """Take the feature of the last token that was committed: the root comes after it."""
+        assert observed.features is not None
+        self._feature = observed.features[-1:].to(self._drafter.target.device)  # a sharded target ends on another one
+        shape = self._drafter.shape
+        if isinstance(shape, AutoShape) and observed.tree is not None and observed.tree.num_nodes:
+            shape.note_accepted(len(observed.path))
+
+    def propose(self) -> DraftTree:
+        if self._feature is None:  # a prompt of one token: there is no feature to draft from yet
+            return empty_tree(self._drafter.target.device)
+        shape = self._drafter.next_shape()
+        if shape is None:
+            return empty_tree(self._drafter.target.device)
+        shape = shape.cut(self._run.max_depth)
+        self._logits = self._drafter.heads.all_logits(self._feature, self._drafter.target, shape.depth)
+        return grow(self._expand, self._run.root, shape)
+
+    def _expand(self, frontier: Frontier, k: int) -> Candidates:
+        """The candidates of the frontier's depth, the same for each of its nodes."""
+        logits = self._logits[frontier.depth : frontier.depth + 1]  # [1, vocab]
+        best = self._run.rule.children(logits, frontier.depth + 1, min(k, logits.shape[-1]))  # [1, k]
+        rows = frontier.tokens.shape[0]
+        return Candidates(best.tokens.expand(rows, -1), best.log_confidence.expand(rows, -1))
+
+
+@torch.inference_mode()
+def measure_costs(drafter: MedusaDrafter, largest: TreeShape) -> Costs:
+    """What verifying and drafting cost for trees up to `largest`; takes a few dozen passes."""
+    target = drafter.target
+    fixed = MedusaDrafter(target, drafter.heads, largest)
+    run = Run(target, target.new_cache(0), GreedyRule(), [0] * 32, 32)
+    drafting = MedusaDrafting(fixed, run)
+    feature = torch.zeros(1, target.config.hidden_size, dtype=target.dtype, device=target.device)
+    drafting.observe(Observed(tokens=[0], features=feature))
+
+    def draft(depth: int) -> float:
+        run.max_depth = depth
+        return time_s(lambda: drafting.propose(), target.device)
+
+    drafts = (0.0, *(draft(depth) for depth in range(1, largest.depth + 1)))
+    return Costs(measure_verification(target, 1 + largest.total), drafts)
