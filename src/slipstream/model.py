@@ -21,6 +21,7 @@ from slipstream.logits import resolve
 from slipstream.output import Output, Stats
 from slipstream.probe import probe
 from slipstream.sampling import VERIFICATIONS, SamplingSettings, draw_seed
+from slipstream.skipping.library import is_name
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.target import Target
 from slipstream.text import AnswerText, decode
@@ -61,7 +62,7 @@ def load(
         raise unknown_choice("verification", verification, VERIFICATIONS)
     given = {name: value for name, value in options.items() if value is not None}
     find_method(drafter, given)  # before minutes may go into loading the target
-    if isinstance(given.get("skip_set"), str | Path):
+    if isinstance(given.get("skip_set"), str | Path) and not is_name(given["skip_set"]):
         given["skip_set"] = SkipSet.load(given["skip_set"])
     if isinstance(model, PreTrainedModel):
         loaded = model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -117,12 +116,19 @@ Verification = Annotated[
 ]
 
 SkipSet = Annotated[
-    Path | None,
-    typer.Option("--skip-set", metavar="FILE", rich_help_panel=DRAFTING, help="layer-skip: the sub-layers to skip."),
+    str | None,
+    typer.Option(
+        "--skip-set",
+        metavar="FILE|NAME",
+        rich_help_panel=DRAFTING,
+        help="layer-skip: the sub-layers to skip; a file, or a task that `skip search` found a set for (code).",
+    ),
 ]
 Tree = Annotated[
     str | None,
-    typer.Option("--tree", metavar="SHAPE", rich_help_panel=DRAFTING, help="layer-skip: dynamic or chain."),
+    typer.Option(
+        "--tree", metavar="SHAPE", rich_help_panel=DRAFTING, help="layer-skip, draft-model: dynamic or chain."
+    ),
 ]
 Width = Annotated[
     int | None, typer.Option("--width", rich_help_panel=DRAFTING, help="Nodes of the tree expanded at each level.")
@@ -147,7 +153,7 @@ Total = Annotated[
         metavar="N",
         parser=parse_total,
         rich_help_panel=DRAFTING,
-        help="Drafted tokens verified at once; eagle2: also 'auto', by measured cost.",
+        help="Drafted tokens verified at once; eagle2, draft-model: also 'auto', by measured cost.",
     ),
 ]
 

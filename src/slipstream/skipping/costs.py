@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -55,7 +56,6 @@ class CostTable:
     """Ascending by rows, the first for one row."""
     prefix: int
     """Tokens in the cache while the passes were timed."""
-    overhead: float = 0.0
     overhead: float = 0.0
     """Seconds per drafted level outside all passes: choosing tokens, growing the tree, its share of the commit."""
     plain: float = 0.0
@@ -112,8 +112,8 @@ class CostTable:
 def measure_costs(target: Target, sublayers: SubLayers, widths: Sequence[int], prefix: int) -> CostTable:
     """Time passes over each of `widths` rows after `prefix` cached tokens, sub-layer by sub-layer.
 
-    Least of several repeats for every part; scaled to the least time of an unobserved pass, so that what watching costs
-    does not count. No overhead yet.
+    Least of several repeats for every part, each by itself, so that what else the machine does meanwhile counts little.
+    No overhead yet, and no time of plain decoding.
     """
     widths = sorted({1, *widths})
     if target.context_length is not None:
@@ -124,12 +124,12 @@ def measure_costs(target: Target, sublayers: SubLayers, widths: Sequence[int], p
     target.forward(tokens, positions, target.causal(prefix), cache, last_logits_only=True)
     cache.commit(None, prefix)
 
-    def run(rows: int) -> None:
+    def run_rows(rows: int) -> None:
         ids = torch.arange(rows, device=target.device) % target.vocab_size
         siblings = torch.eye(rows, dtype=torch.bool, device=target.device)
         target.forward(ids, torch.full_like(ids, prefix), siblings, cache)
 
-    passes = [_measure(target.device, sublayers, rows, lambda rows=rows: run(rows)) for rows in widths]
+    passes = [_measure(target.device, sublayers, rows, partial(run_rows, rows)) for rows in widths]
     return CostTable(passes=tuple(passes), prefix=prefix)
 
 
@@ -137,23 +137,28 @@ def _measure(device: torch.device, sublayers: SubLayers, rows: int, run: Callabl
     run()  # warm-up
     watched = [[layer.module, *(patch.module for patch in layer.attention + layer.mlp)] for layer in sublayers.layers]
     stopwatch = _Stopwatch(device, [module for modules in watched for module in modules])
-    unobserved, observed, best = float("inf"), float("inf"), dict.fromkeys(stopwatch.modules, float("inf"))
+    outside, best = float("inf"), dict.fromkeys(stopwatch.modules, float("inf"))
     for _ in range(_REPEATS):
-        unobserved = min(unobserved, stopwatch.time(run))
         with stopwatch.watching():
-            observed = min(observed, stopwatch.time(run))
-        for module, seconds in stopwatch.read().items():
-            best[module] = min(best[module], seconds)
-    scale = unobserved / observed
-    whole = [scale * best[layer.module] for layer in sublayers.layers]
-    attention = [scale * sum(best[patch.module] for patch in layer.attention) for layer in sublayers.layers]
-    mlp = [scale * sum(best[patch.module] for patch in layer.mlp) for layer in sublayers.layers]
-    rest = [
-        max(layer_s - attention_s - mlp_s, 0.0) if layer.identity is not None else 0.0
-        for layer, layer_s, attention_s, mlp_s in zip(sublayers.layers, whole, attention, mlp, strict=True)
+            total = stopwatch.time(run)
+        seconds = stopwatch.read()
+        outside = min(outside, total - sum(seconds[layer.module] for layer in sublayers.layers))
+        for module in best:
+            best[module] = min(best[module], seconds[module])
+    attention = [sum(best[patch.module] for patch in layer.attention) for layer in sublayers.layers]
+    mlp = [sum(best[patch.module] for patch in layer.mlp) for layer in sublayers.layers]
+    between = [
+        max(best[layer.module] - attention_s - mlp_s, 0.0)
+        for layer, attention_s, mlp_s in zip(sublayers.layers, attention, mlp, strict=True)
     ]
-    outside = max(unobserved - sum(attention) - sum(mlp) - sum(rest), 0.0)
-    return PassCost(rows=rows, outside=outside, attention=tuple(attention), mlp=tuple(mlp), rest=tuple(rest))
+    fixed = [layer.identity is None for layer in sublayers.layers]  # run even where both sub-layers are skipped
+    return PassCost(
+        rows=rows,
+        outside=max(outside, 0.0) + sum(s for s, stays in zip(between, fixed, strict=True) if stays),
+        attention=tuple(attention),
+        mlp=tuple(mlp),
+        rest=tuple(0.0 if stays else s for s, stays in zip(between, fixed, strict=True)),
+    )
 
 
 class _Stopwatch:
@@ -194,7 +199,7 @@ class _Stopwatch:
 
     def _now(self) -> Any:
         if self._device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
+            event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
             return event
         return time.perf_counter()

@@ -121,15 +121,22 @@ SkipSetLike: TypeAlias = SkipSet | str | Path | Mapping[str, Sequence[int]] | Se
 def resolve_skip_set(value: SkipSetLike, sublayers: SubLayers, target_hash: str | None = None) -> SkipSet:
     """The skip set that `value` means for this target.
 
-    `value`: None (the built-in default for this depth), a path, `{"attention": [...], "mlp": [...]}`, a pair of lists
-    (attention, mlp), or a `SkipSet`. Warns with `ArtifactWarning` if the set was found for another target.
+    `value`: None (what was found as `default` for this target, else the built-in default for its depth), a path, the
+    name of a set found for this target (`library`; needs its hash), `{"attention": [...], "mlp": [...]}`, a pair of
+    lists (attention, mlp), or a `SkipSet`. Warns with `ArtifactWarning` if the set was found for another target.
 
     Raises:
         ArtifactError: not a skip set. SkipSetError: a skip set that does not fit this target.
     """
+    from slipstream.skipping import library
+
     if value is None:
-        return SkipSet.default(sublayers.num_layers, sublayers.attention_bytes, sublayers.mlp_bytes)
-    if isinstance(value, str | Path):
+        found = None if target_hash is None else library.find_default(target_hash)
+        built_in = (sublayers.num_layers, sublayers.attention_bytes, sublayers.mlp_bytes)
+        skip_set = found or SkipSet.default(*built_in)
+    elif isinstance(value, str | Path) and target_hash is not None and library.is_name(value):
+        skip_set = library.find(str(value), target_hash)
+    elif isinstance(value, str | Path):
         skip_set = SkipSet.load(value)
     elif isinstance(value, SkipSet):
         skip_set = value

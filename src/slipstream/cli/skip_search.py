@@ -1,0 +1,255 @@
+"""`slipstream skip search`: find a skip set for a target and a task."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import typer
+
+from slipstream.cli import options
+from slipstream.cli.answering import note
+from slipstream.cli.skip_picture import print_skip_set
+from slipstream.errors import InputError, unknown_choice
+
+if TYPE_CHECKING:
+    from slipstream.skipping.search import SkipSearch, Trial
+    from slipstream.skipping.search_prompts import Messages
+    from slipstream.skipping.search_settings import SearchSettings
+
+DRAFT, SEARCH, LIMITS = "The draft that the set is for", "The search", "What must be kept"
+
+
+def search(
+    model: options.Model,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            metavar="NAME",
+            help="default, code, summarisation, chat, maths, ...: shipped prompts, and the set's name.",
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", metavar="FILE", help="Your prompts: JSON lines with `turns` or `messages`."),
+    ] = None,
+    trials: Annotated[int, typer.Option("--trials", help="Sets to try, those of an interrupted run included.")] = 200,
+    objective: Annotated[
+        str,
+        typer.Option("--objective", metavar="KIND", help="modelled: agreement and measured costs; throughput: timed."),
+    ] = "modelled",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the best set here too (JSON), and its pictures.")
+    ] = None,
+    sampler: Annotated[
+        str, typer.Option("--sampler", metavar="KIND", rich_help_panel=SEARCH, help="tpe, gp or random.")
+    ] = "tpe",
+    study: Annotated[
+        Path | None,
+        typer.Option(
+            "--study",
+            metavar="FILE",
+            rich_help_panel=SEARCH,
+            help="sqlite file of the trials, to resume and to share; default: one per target, task and settings.",
+        ),
+    ] = None,
+    warm_start: Annotated[
+        Path | None,
+        typer.Option(
+            "--warm-start", metavar="FILE", rich_help_panel=SEARCH, help="An earlier study or a skip set to begin with."
+        ),
+    ] = None,
+    num_prompts: Annotated[
+        int, typer.Option("--num-prompts", rich_help_panel=SEARCH, help="Prompts to use, at most.")
+    ] = 12,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-n", rich_help_panel=SEARCH, help="Tokens of an answer, at most.")
+    ] = 64,
+    temperature: Annotated[
+        float, typer.Option("--temperature", "-t", rich_help_panel=SEARCH, help="Of the answers; 0: greedy.")
+    ] = 0.0,
+    rows: Annotated[
+        int, typer.Option("--rows", rich_help_panel=SEARCH, help="modelled: rows of a trial's pass, about.")
+    ] = 1536,
+    repeats: Annotated[
+        int, typer.Option("--repeats", rich_help_panel=SEARCH, help="throughput: time each prompt so often; median.")
+    ] = 1,
+    seed: Annotated[int, typer.Option("--seed", rich_help_panel=SEARCH, help="Of the sampler and of answers.")] = 0,
+    plot: Annotated[
+        str | None,
+        typer.Option(
+            "--plot", metavar="FORMAT", rich_help_panel=SEARCH, help="svg, png or none; default: svg with --out."
+        ),
+    ] = None,
+    keep_first: Annotated[
+        int | None, typer.Option("--keep-first", rich_help_panel=LIMITS, help="First layers never touched; default: 1.")
+    ] = None,
+    keep_last: Annotated[
+        int | None, typer.Option("--keep-last", rich_help_panel=LIMITS, help="Last layers never touched; default: 1.")
+    ] = None,
+    max_skipped: Annotated[
+        int | None, typer.Option("--max-skipped", rich_help_panel=LIMITS, help="Sub-layers skipped, at most.")
+    ] = None,
+    tree: Annotated[
+        str, typer.Option("--tree", metavar="SHAPE", rich_help_panel=DRAFT, help="dynamic or chain.")
+    ] = "dynamic",
+    width: Annotated[int | None, typer.Option("--width", rich_help_panel=DRAFT, help="As for generate.")] = None,
+    depth: Annotated[int | None, typer.Option("--depth", rich_help_panel=DRAFT, help="As for generate.")] = None,
+    total: Annotated[int | None, typer.Option("--total", rich_help_panel=DRAFT, help="As for generate.")] = None,
+    length: Annotated[
+        int | None, typer.Option("--length", rich_help_panel=DRAFT, help="chain: tokens drafted at most.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", rich_help_panel=DRAFT, help="chain: stop below this confidence.")
+    ] = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    attention: options.Attention = None,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Search which sub-layers to skip while drafting, for a target, a task and this device.
+
+    The best set is kept under the task's name for this target: `--skip-set code` finds it, and layer-skip takes the
+    one named default by itself. The same command goes on where it was interrupted; several may run at once.
+
+    Example: slipstream skip search -m Qwen/Qwen3-8B --task code --trials 300 --out code.json
+    """
+    from slipstream.skipping import library
+    from slipstream.skipping.search import SkipSearch
+    from slipstream.skipping.search_settings import SearchSettings, make_shape
+
+    settings = SearchSettings(
+        objective=objective,
+        sampler=sampler,
+        trials=trials,
+        num_prompts=num_prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        rows=rows,
+        repeats=repeats,
+        keep_first=keep_first,
+        keep_last=keep_last,
+        max_skipped=max_skipped,
+        shape=make_shape(tree, width=width, depth=depth, total=total, length=length, threshold=threshold),
+        seed=seed,
+    )
+    kind = _plot_format(plot, out)
+    name, messages = _prompts(task, prompts)
+    loaded = _load(model, dtype, device, attention)
+    folder = library.found_folder(loaded.target.hash)
+    study_file = study or folder / f"{name}.{_digest(settings, messages)}.study"
+    found = SkipSearch(loaded, messages, settings, study_file, task=name, warm_start=warm_start)
+    with _progress(settings.trials) as show:
+        show.preparing()
+        found.prepare()
+        for trial in found.trials():
+            show.tried(trial)
+    best = found.best()
+    kept = library.keep(best, name)
+    files = [kept]
+    if out is not None:
+        best.save(out)
+        files.append(out)
+        files += _draw(found, out, kind)
+    note(f"kept as {name!r}: use it with `slipstream generate -m {model} -d layer-skip --skip-set {name}`")
+    for file in files:
+        note(f"wrote {file}")
+    if as_json:
+        print(json.dumps(json.loads(best.to_json())))
+    else:
+        print_skip_set(best)
+
+
+def _prompts(task: str | None, file: Path | None) -> tuple[str, list[Messages]]:
+    """The set's name, and what to search on."""
+    from slipstream.skipping.library import DEFAULT, canonical, check_name
+    from slipstream.skipping.search_prompts import read_prompts, task_prompts
+
+    if file is None:
+        name = canonical(task or DEFAULT)
+        return name, task_prompts(name)
+    return check_name(canonical(task or file.stem)), read_prompts(file)
+
+
+def _plot_format(asked: str | None, out: Path | None) -> str | None:
+    """The format of the pictures, or None for none; they need a file to lie beside."""
+    from slipstream.skipping.search_plots import FORMATS, INSTALL, have_matplotlib
+
+    if asked not in (None, "none", *FORMATS):
+        raise unknown_choice("plot", str(asked), ("none", *FORMATS))
+    if asked in FORMATS:
+        if out is None:
+            raise InputError("--plot writes beside the file of --out; give --out too")
+        if not have_matplotlib():
+            raise InputError(f"--plot {asked} needs matplotlib, which is not installed; run: {INSTALL}")
+        return asked
+    if asked is None and out is not None:
+        if have_matplotlib():
+            return FORMATS[0]
+        note(f"no pictures, for matplotlib is not installed; for them run: {INSTALL}")
+    return None
+
+
+def _draw(found: SkipSearch, out: Path, kind: str | None) -> list[Path]:
+    from slipstream.skipping.search_plots import write_plots
+
+    if kind is None:
+        return []
+    trials = found.study.done()
+    origins = [trial.user_attrs.get("origin", "sampler") for trial in trials]
+    return write_plots(found.best(), [trial.value or 0.0 for trial in trials], origins, out, kind)
+
+
+def _load(model: str, dtype: str | None, device: str | None, attention: str | None) -> Any:
+    from slipstream.cli.loading import load
+    from slipstream.skipping.search_study import import_optuna
+
+    import_optuna()  # before minutes may go into loading the target
+    return load(model, "plain", dtype=dtype, device=device, attention=attention)
+
+
+def _digest(settings: SearchSettings, messages: list[Messages]) -> str:
+    record = json.dumps([settings.defining(), messages[: settings.num_prompts]], sort_keys=True)
+    return hashlib.sha256(record.encode()).hexdigest()[:8]
+
+
+class _Shown(Protocol):
+    def preparing(self) -> None: ...
+
+    def tried(self, trial: Trial) -> None: ...
+
+
+@contextmanager
+def _progress(num_trials: int) -> Iterator[_Shown]:
+    """A bar on stderr with the best so far; a line for each new best where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True, highlight=False)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=num_trials)
+
+        class Shown:
+            def preparing(self) -> None:
+                bar.update(task, description="the target answers, its sub-layers are timed")
+                if not console.is_terminal:
+                    note("the target answers, its sub-layers are timed")
+
+            def tried(self, trial: Trial) -> None:
+                bar.update(task, completed=trial.number, description=_line(trial))
+                if trial.value >= trial.best and not console.is_terminal:
+                    note(f"trial {trial.number}: {_line(trial)}")
+
+        yield Shown()
+
+
+def _line(trial: Trial) -> str:
+    tau = f", tau {trial.figures['tau']:.2f}" if "tau" in trial.figures else ""
+    return f"best {trial.best:.1f} tokens/s; last {trial.value:.1f}{tau} ({trial.origin})"

@@ -1,0 +1,190 @@
+"""What a search may maximise: the modelled speed of a skip set, or its measured one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
+from typing import Any, Protocol
+
+from slipstream.drafters.growth import TreeShape
+from slipstream.drafters.layer_skip import LayerSkipDrafter
+from slipstream.engine import Step
+from slipstream.logits import ProcessingSettings, resolve
+from slipstream.model import Model
+from slipstream.output import Output, Stats
+from slipstream.rules import DecodingRule, make_rule
+from slipstream.sampling import SamplingSettings
+from slipstream.skipping.agreement import Answers, Sample
+from slipstream.skipping.costs import CostTable
+from slipstream.skipping.modelled import children, cycle_seconds, depth, modelled_speed
+from slipstream.skipping.search_prompts import Messages
+from slipstream.skipping.search_settings import SearchSettings
+from slipstream.skipping.skip_set import SkipSet
+from slipstream.skipping.sublayers import SubLayers
+from slipstream.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Trialled:
+    """What a trial found out."""
+
+    value: float
+    """Tokens per second."""
+    figures: dict[str, Any]
+    """JSON values that explain it."""
+
+
+class Objective(Protocol):
+    """Gives a skip set its value."""
+
+    exact: bool
+    """Whether the same set always has the same value."""
+
+    def __call__(self, skip_set: SkipSet) -> Trialled:
+        """Try a set."""
+
+
+class ModelledSpeed:
+    """Expected tokens over measured costs, from one teacher-forced pass (`modelled.py`)."""
+
+    exact = True
+
+    def __init__(
+        self,
+        target: Target,
+        sublayers: SubLayers,
+        samples: Sequence[Sample],
+        costs: CostTable,
+        settings: SearchSettings,
+    ) -> None:
+        self._sublayers, self._costs, self._shape = sublayers, costs, settings.shape
+        ahead = depth(settings.shape)
+        num_roots = sum(sample.num_starts for sample in samples)
+        stride = min(-(-num_roots * ahead // settings.rows), ahead)
+        self.answers = Answers(
+            target, samples, lambda one: rule_of(target, one, settings.temperature), depth=ahead, stride=stride
+        )
+
+    def __call__(self, skip_set: SkipSet) -> Trialled:
+        agreement = self.answers.agreement(self._sublayers.plan(skip_set), children(self._shape))
+        figures = modelled_speed(agreement, self.answers.segments, self._shape, self._costs, skip_set)
+        return Trialled(figures.tokens_per_second, figures.to_dict())
+
+    def harm(self, skip_set: SkipSet) -> float:
+        """How often the draft's best token is not the target's, over all depths."""
+        agreement = self.answers.agreement(self._sublayers.plan(skip_set), 1)
+        return float((agreement.rank != 0).double().mean())
+
+
+class MeasuredSpeed:
+    """Tokens per second of real generations, prefill left out (as published: Draft & Verify, section 3.4)."""
+
+    exact = False
+
+    def __init__(
+        self, target: Target, sublayers: SubLayers, samples: Sequence[Sample], settings: SearchSettings
+    ) -> None:
+        self._samples, self._settings = samples, settings
+        shape = settings.shape
+        self._drafter = LayerSkipDrafter(
+            target,
+            SkipSet(num_layers=sublayers.num_layers, attention=(), mlp=()),
+            tree="dynamic" if isinstance(shape, TreeShape) else "chain",
+            shape=shape if isinstance(shape, TreeShape) else None,
+            chain_settings=None if isinstance(shape, TreeShape) else shape,
+        )
+        self._model = Model(target, self._drafter)
+        self._generate(samples[0])  # warm-up
+
+    def __call__(self, skip_set: SkipSet) -> Trialled:
+        stats = self.stats(skip_set)
+        rate = stats.num_tokens / decode_s(stats)
+        figures = {"tau": stats.tau, "num_drafted": stats.num_drafted / stats.num_cycles, "tokens_per_second": rate}
+        return Trialled(rate, {name: round(value, 4) for name, value in figures.items()})
+
+    def stats(self, skip_set: SkipSet) -> Stats:
+        """Counts and times of all prompts, each at the median of its repeats."""
+        self._drafter.use(skip_set)
+        return reduce(add, (self._median(sample) for sample in self._samples))
+
+    def steps(self, skip_set: SkipSet) -> list[Step]:
+        """The cycles of all prompts, each generated once."""
+        self._drafter.use(skip_set)
+        return [step for sample in self._samples for step in self._generate(sample)]
+
+    def _median(self, sample: Sample) -> Stats:
+        runs = [Stats.of(self._generate(sample), total_s=0.0) for _ in range(self._settings.repeats)]
+        return sorted(runs, key=decode_s)[(len(runs) - 1) // 2]
+
+    def _generate(self, sample: Sample) -> list[Step]:
+        prompt_ids = list(sample.token_ids[: sample.prompt_length])
+        return run(self._model, prompt_ids, self._settings, sample.seed)[0]
+
+
+def undisturbed(seconds: Sequence[float]) -> float:
+    """The tenth percentile of some times: passes are timed by their least too, as if nothing else ran."""
+    return sorted(seconds)[len(seconds) // 10]
+
+
+def step_s(step: Step) -> float:
+    """Seconds of a cycle, without the prompt's."""
+    return step.draft_s + step.verify_s + step.other_s
+
+
+def decode_s(stats: Stats) -> float:
+    """Seconds of a generation that the draft has a part in: all but the prompt's."""
+    return stats.draft_s + stats.verify_s + stats.other_s
+
+
+def run(model: Model, prompt: Any, settings: SearchSettings, seed: int) -> tuple[list[Step], Output]:
+    """The cycles of one generation, and what it returned."""
+    steps: list[Step] = []
+    stream = model.stream(
+        prompt,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        seed=seed if settings.temperature else None,
+    )
+    while True:
+        try:
+            steps.append(next(stream))
+        except StopIteration as end:
+            output: Output = end.value
+            return steps, output
+
+
+def answer(model: Model, prompts: Sequence[Messages], settings: SearchSettings) -> tuple[list[Sample], float]:
+    """The target's own answers to prompts, by plain decoding, and the seconds that a token took."""
+    samples, seconds = [], []
+    for number, prompt in enumerate(prompts):
+        content: Any = prompt if getattr(model.tokenizer, "chat_template", None) else prompt[-1]["content"]
+        steps, output = run(model, content, settings, settings.seed + number)
+        token_ids = (*output.prompt_ids, *output.token_ids)
+        samples.append(Sample(token_ids=token_ids, prompt_length=len(output.prompt_ids), seed=output.seed or 0))
+        seconds += [step_s(step) for step in steps]
+    return samples, undisturbed(seconds)
+
+
+def rule_of(target: Target, sample: Sample, temperature: float) -> DecodingRule:
+    """How the tokens of a sample were chosen."""
+    processing: ProcessingSettings = resolve(
+        target.model.generation_config,
+        {"temperature": temperature},
+        prompt_length=sample.prompt_length,
+        max_new_tokens=sample.num_starts,
+        eos_token_ids=(),
+    )
+    return make_rule(processing, SamplingSettings(seed=sample.seed), target.vocab_size, target.device)
+
+
+def with_overhead(costs: CostTable, steps: Sequence[Step], skip_set: SkipSet, settings: SearchSettings) -> CostTable:
+    """`costs` with the time per drafted level that real cycles took beyond their passes, never below 0."""
+    shape, found = settings.shape, []
+    for step in steps:
+        levels = shape.depth if isinstance(shape, TreeShape) else step.num_drafted
+        if step.num_drafted:
+            beyond = step_s(step) - cycle_seconds(costs, shape, step.num_drafted, skip_set)
+            found.append(beyond / levels)
+    return replace(costs, overhead=max(undisturbed(found), 0.0) if found else 0.0)
