@@ -13,11 +13,15 @@ from drafters.eagle_reference import true_features
 from drafters.hydra_reference import reference_draft, reference_prefix
 from families import CONTEXT, build, prompt_ids
 from oracle import oracle_generate
+from slipstream.confidence import ConfidenceScale
+from slipstream.drafters import METHODS, build_drafter
+from slipstream.drafters.auto_shape import AutoShape
 from slipstream.drafters.base import Drafting, Run
 from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.hydra import HydraDrafter, HydraDrafting
-from slipstream.drafters.hydra_checkpoint import published_names
+from slipstream.drafters.hydra_checkpoint import published_names, save_heads
 from slipstream.drafters.hydra_heads import HydraHeads, HydraSizes, PrefixSizes
+from slipstream.drafters.medusa_trees import published_tree
 from slipstream.drafters.static_tree import StaticTree
 from slipstream.engine import Engine
 from slipstream.errors import InputError
@@ -344,6 +348,53 @@ def test_a_static_tree_is_cut_to_the_heads(targets):
     drafter = HydraDrafter(target, random_heads(target), STATIC)
     steps = decode(Engine(target, drafter), PROMPT, max_new_tokens=8).steps
     assert steps[0].num_drafted == len([path for path in PATHS if len(path) <= NUM_HEADS])
+
+
+def test_the_method_is_built_from_a_folder(targets, tmp_path):
+    target = targets["llama"]
+    heads = random_heads(target)
+    heads.confidence = ConfidenceScale(floor=0.3, slope=0.2)
+    save_heads(heads, tmp_path, target)
+    fixed = build_drafter("hydra", target, {"draft": tmp_path, "width": 2, "depth": 2, "total": 3})
+    assert fixed.shape == TreeShape(width=2, depth=2, total=3)
+    by_cost = build_drafter("hydra", target, {"draft": str(tmp_path), "width": 3})
+    assert isinstance(by_cost.shape, AutoShape)
+    assert (by_cost.largest.width, by_cost.largest.depth) == (3, NUM_HEADS)
+    assert (by_cost.name, by_cost.confidence) == ("hydra", heads.confidence)
+    static = build_drafter("hydra", target, {"draft": tmp_path, "tree": "static"})
+    named = build_drafter("hydra", target, {"draft": tmp_path, "tree": "vicuna_7b_stage1"})
+    assert (static.shape.depth, named.shape.depth) == (NUM_HEADS, NUM_HEADS)
+    assert set(static.shape.paths) == {path for path in published_tree("mc_sim_7b_63") if len(path) <= NUM_HEADS}
+    assert named.shape.paths != static.shape.paths
+    settings = {"max_new_tokens": 20, "temperature": 0.7, "seed": 2}
+    expected = oracle_generate(target.model, PROMPT, **settings)
+    for drafter in (fixed, by_cost, static, named):
+        assert decode(Engine(target, drafter), PROMPT, **settings).ids == expected
+    assert by_cost.shape.costs is not None
+    assert len(by_cost.shape.costs.draft_s) == NUM_HEADS + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tree": "chain"}, "unknown tree 'chain'"),
+        ({"tree": "static", "width": 3}, "does not read width"),
+        ({"depth": 4, "total": 8}, "tree depth is 4, but each level takes a head"),
+        ({"depth": 9}, "tree depth is 9, but each level takes a head"),
+        ({"total": 0}, "tree total is 0"),
+        ({"length": 3}, "no option 'length'"),
+    ],
+)
+def test_wrong_options_are_one_clear_line(options, message, targets, tmp_path):
+    target = targets["llama"]
+    save_heads(random_heads(target), tmp_path, target)
+    with pytest.raises(InputError, match=message):
+        build_drafter("hydra", target, {"draft": tmp_path, **options})
+
+
+def test_missing_heads_are_one_clear_line(targets):
+    with pytest.raises(InputError, match=r"hydra.*draft=PATH.*slipstream train hydra"):
+        METHODS["hydra"].build(targets["llama"], {})
 
 
 def test_slots_are_enough_for_every_tree(targets):

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from drafters.hydra_reference import reference_head, reference_logits, reference_prefix
 from families import build
+from slipstream.confidence import ConfidenceScale
 from slipstream.drafters.eagle_head import additive_mask
 from slipstream.drafters.hydra_checkpoint import load_heads, save_heads
 from slipstream.drafters.hydra_heads import HydraHeads, HydraSizes, PrefixSizes
@@ -133,13 +134,14 @@ def test_the_rotary_embedding_is_the_targets(tmp_path):
 def test_new_heads_are_saved_in_the_layout_and_load_again(name, prefix, own, family_model, tmp_path):
     target = Target(family_model(name))
     heads = fresh(target, prefix=prefix, own=own)
+    heads.confidence = ConfidenceScale(floor=0.1, slope=0.9)
     save_heads(heads, tmp_path, target, {"steps": 3})
     assert [path.name for path in tmp_path.glob("*[!n]")] == ["hydra_lm_head.pt" if own else "model.safetensors"]
     record = json.loads((tmp_path / "config.json").read_text())
     assert record["hydra_head_arch"] == ("prefix-mlp" if prefix else "mlp")
     assert (record["slipstream"]["steps"], record["slipstream"]["target"]) == (3, target.hash)
     again = load_heads(tmp_path, target)
-    assert again.sizes == heads.sizes
+    assert (again.sizes, again.confidence) == (heads.sizes, heads.confidence)
     for mine, loaded in zip(heads.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(mine.double(), loaded)
 
@@ -249,6 +251,7 @@ CONFIGS = {
     "offset": ({"hidden_state_offset": 9}, "hidden_state_offset is 9"),
     "shared": ({"slipstream": {"shared_lm_head": True}}, r"do not have: hydra_lm_head\.0\.1\.bias"),
     "heads-of-prefix": ({"slipstream": {"prefix": {"num_heads": 5}}}, "q_proj and k_proj have 32 and 16 rows"),
+    "confidence": ({"slipstream": {"confidence_scale": {"floor": "x", "slope": 1}}}, "confidence scale floor is 'x'"),
     "rolling-rope": (
         {"slipstream": {"prefix": {"rope": {"rope_type": "dynamic", "rope_theta": 1e4}}}},
         "rope_type 'dynamic' is not supported",

@@ -156,6 +156,18 @@ def _medusa(target: Target, options: Mapping[str, Any]) -> Drafter:
     )
 
 
+def _hydra(target: Target, options: Mapping[str, Any]) -> Drafter:
+    from slipstream.drafters.growth import TreeShape
+    from slipstream.drafters.hydra import HydraDrafter, choose_shape
+    from slipstream.drafters.hydra_checkpoint import load_heads
+
+    heads = load_heads(_draft("hydra", target, options), target)
+    given = _pick(TreeShape, options)
+    return HydraDrafter(
+        target, heads, choose_shape(target, heads.sizes.num_heads, options.get("tree", "dynamic"), given)
+    )
+
+
 def _packaged(artefact: str) -> Path:
     return Path(str(files("slipstream"))) / "demo" / artefact
 
@@ -237,6 +249,15 @@ METHODS: dict[str, Method] = {
             options=("draft", "tree", "width", "depth", "total"),
             build=_medusa,
             artefact="medusa",
+        ),
+        Method(
+            name="hydra",
+            summary="heads that each know the tokens drafted before them grow a tree (Hydra, Hydra++)",
+            needs="Hydra heads trained for the target",
+            paper="arXiv 2402.05109",
+            options=("draft", "tree", "width", "depth", "total"),
+            build=_hydra,
+            artefact="hydra",
         ),
         Method(
             name="prompt-lookup",

@@ -13,22 +13,51 @@ of a cycle, and nothing of a drafted token ever enters it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from slipstream.drafters.auto_shape import AutoShape
 from slipstream.drafters.base import Drafter, Drafting, Observed, Run
+from slipstream.drafters.eagle import default_shape
 from slipstream.drafters.eagle_head import additive_mask
 from slipstream.drafters.growth import Frontier, TreeShape, grow
 from slipstream.drafters.hydra_heads import HydraHeads
+from slipstream.drafters.medusa_trees import DEFAULT, TREES, published_tree
 from slipstream.drafters.static_tree import StaticTree
-from slipstream.errors import InputError
+from slipstream.errors import InputError, unknown_choice
 from slipstream.rules import Candidates, GreedyRule
 from slipstream.runtime import Costs, measure_verification, time_s
 from slipstream.target import Features, Target
 from slipstream.tree import DraftTree, empty_tree
 
-TREES = ("dynamic", "static")
+
+def choose_shape(
+    target: Target, num_heads: int, tree: str, given: Mapping[str, Any]
+) -> TreeShape | StaticTree | AutoShape:
+    """The tree to draft. tree: "dynamic", "static" for the one that the released code drafts at every size of target
+    (Medusa's default), or the name of another published tree; given: the width, depth and total a caller asked for.
+
+    A dynamic tree has one level a head, at most those of the default for this target's size, and is sized by measured
+    cost unless a total is given. Raises InputError for another tree, or sizes for a static one.
+    """
+    if tree != "dynamic":
+        if tree not in ("static", *TREES):
+            raise unknown_choice("tree", tree, ("dynamic", "static", *TREES))
+        if given:
+            raise InputError(f"hydra with tree={tree!r} does not read {', '.join(given)}; leave it out or change tree")
+        paths = published_tree(DEFAULT if tree == "static" else tree)
+        return StaticTree((path for path in paths if max(path) < target.vocab_size), target.device)
+    shape = default_shape(target.model.num_parameters())
+    sizes = {"depth": min(num_heads, shape.depth), "total": "auto", **given}
+    by_cost = sizes["total"] == "auto"
+    if by_cost:
+        del sizes["total"]
+    shape = replace(shape, **sizes)
+    return AutoShape(shape) if by_cost else shape
 
 
 class HydraDrafter(Drafter):
@@ -41,11 +70,14 @@ class HydraDrafter(Drafter):
         many levels as there are heads; an `AutoShape` sizes the trees by what they cost here, which is measured at the
         first generation. Raises InputError for a dynamic tree that is deeper than there are heads.
         """
-        self.target, self.heads, self.shape = target, heads, shape
-        if not isinstance(shape, StaticTree) and self.largest.depth > heads.sizes.num_heads:
+        self.target, self.heads = target, heads
+        self.confidence = heads.confidence
+        num_heads = heads.sizes.num_heads
+        self.shape = shape.cut(num_heads) if isinstance(shape, StaticTree) else shape
+        if self.largest.depth > num_heads:
             raise InputError(
-                f"tree depth is {self.largest.depth}, but each level takes a head and there are "
-                f"{heads.sizes.num_heads}; set depth to at most {heads.sizes.num_heads}"
+                f"tree depth is {self.largest.depth}, but each level takes a head and there are {num_heads}; set depth "
+                f"to at most {num_heads}"
             )
         self.embed = target.model.get_input_embeddings()
         offset = heads.sizes.feature_offset
@@ -67,6 +99,8 @@ class HydraDrafter(Drafter):
 
     @property
     def draft_slots(self) -> int:
+        if isinstance(self.largest, TreeShape) and not self.largest.rerank:
+            return 1 + self.largest.width * self.largest.depth
         return 1 + self.largest.total
 
 
@@ -100,7 +134,7 @@ class HydraDrafting(Drafting):
         if shape is None:
             return empty_tree(self._target.device)
         self._inputs = self._feature if self._prefix is None else self._prefix.newest()  # [1, h]
-        return grow(self._expand, self._run.root, shape.cut(min(self._run.max_depth, self._heads.sizes.num_heads)))
+        return grow(self._expand, self._run.root, shape.cut(self._run.max_depth))
 
     def _expand(self, frontier: Frontier, k: int) -> Candidates:
         """The head of this depth over the frontier: each row gets its parent's input and the embedding of its token."""

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slipstream.confidence import ConfidenceScale
 from slipstream.drafters.artefact_files import (
     CONFIG,
     PROVENANCE,
@@ -64,11 +65,13 @@ def load_heads(source: str | Path, target: Target) -> HydraHeads:
     _check_widths(folder, tensors, target)
     try:
         sizes = _sizes(config, tensors, target)
+        confidence = ConfidenceScale.of(_record(config).get("confidence_scale"))
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{folder}: {error}") from error
     names = published_names(sizes, _has_dropout(tensors))
     check_names(folder, tensors, names, _IGNORED, _WHAT)
     heads = HydraHeads(sizes)
+    heads.confidence = confidence
     own = heads.state_dict()
     check_shapes(folder, tensors, {name: own[mine].shape for name, mine in names.items()})
     _check_shared(folder, tensors, names)
@@ -98,7 +101,8 @@ def save_heads(
     else:
         torch.save(tensors, folder / PICKLE)  # the one block at several places is stored once
     (folder / (PICKLE if heads.sizes.vocab_size is None else SAFETENSORS)).unlink(missing_ok=True)
-    record = _config(heads.sizes, target, provenance or {})
+    ours = {"target": target.hash, "confidence_scale": heads.confidence.to_dict(), **(provenance or {})}
+    record = _config(heads.sizes, target, ours)
     (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
@@ -233,9 +237,9 @@ def _record(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return record
 
 
-def _config(sizes: HydraSizes, target: Target, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def _config(sizes: HydraSizes, target: Target, ours: Mapping[str, Any]) -> dict[str, Any]:
     """config.json as the official code reads it, and our record."""
-    record: dict[str, Any] = {"target": target.hash, "shared_lm_head": sizes.vocab_size is None, **provenance}
+    record: dict[str, Any] = {**ours, "shared_lm_head": sizes.vocab_size is None}
     if sizes.prefix is not None:
         prefix = sizes.prefix
         record["prefix"] = {

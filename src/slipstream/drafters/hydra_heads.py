@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
+from slipstream.confidence import ConfidenceScale
 from slipstream.drafters.eagle_head import HeadSizes
 from slipstream.errors import InputError
 from slipstream.kv_cache import KVCache
@@ -188,6 +189,7 @@ class HydraHeads(nn.Module):
         self.mlps = nn.ModuleList(HeadMLP(sizes, index, dropout) for index in range(sizes.num_heads))
         self.lm_heads = nn.ModuleList(nn.Linear(hidden, vocab) for _ in range(sizes.num_heads)) if vocab else None
         self.dropout = nn.Dropout(dropout)
+        self.confidence = ConfidenceScale()
 
     @property
     def dtype(self) -> torch.dtype:
