@@ -139,7 +139,7 @@ class DistillationLoss(nn.Module):
 
     def __init__(self, model: Any, target: Target, prompt_weight: float) -> None:
         super().__init__()
-        self.model = model
+        self.body = model.model  # without the LM head, whose weight is the embeddings': a state holds it once
         self.prompt_weight = prompt_weight
         self._target = target  # not a module: its weights are neither trained nor saved
 
@@ -149,7 +149,7 @@ class DistillationLoss(nn.Module):
         ids: [b, n]; features: [b, n, h] the target's last hidden states; answer: [b, n] bool. Row t predicts
         token t + 1; rows after the last answer token, padding among them, do not count.
         """
-        hidden = self.model.model(input_ids=ids, use_cache=False)[0][:, :-1]  # [b, n - 1, width]
+        hidden = self.body(input_ids=ids, use_cache=False)[0][:, :-1]  # [b, n - 1, width]
         answered = answer[:, 1:]  # [b, n - 1], what each row predicts
         before_end = answered.flip(1).cumsum(dim=1).flip(1) > 0
         weight = torch.where(answered, 1.0, before_end * self.prompt_weight)  # [b, n - 1]
@@ -173,6 +173,7 @@ class DistillationLoss(nn.Module):
     def _terms(self, hidden: Tensor, features: Tensor, weight: Tensor, answered: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             p = self._target.head(features[None].to(self._target.dtype))[0].float().softmax(dim=-1)  # [m, vocab]
-        log_q = self.model.lm_head(hidden).float().log_softmax(dim=-1)  # [m, vocab]
+        logits = nn.functional.linear(hidden, self.body.embed_tokens.weight)
+        log_q = logits.float().log_softmax(dim=-1)  # [m, vocab]
         right = (p.argmax(dim=-1) == log_q.argmax(dim=-1)) & answered
         return -((p * log_q).sum(dim=-1) * weight).sum(), right.sum()
