@@ -86,13 +86,16 @@ def _layer_skip(target: Target, options: Mapping[str, Any]) -> Drafter:
     from slipstream.drafters.exit_threshold import ChainSettings
     from slipstream.drafters.growth import TreeShape
     from slipstream.drafters.layer_skip import LayerSkipDrafter
+    from slipstream.skipping.adaptive import adapt_settings
 
+    adapt = adapt_settings(options)
     return LayerSkipDrafter(
         target,
-        options.get("skip_set"),
+        options.get("skip_set" if adapt is None else "start_set"),
         tree=options.get("tree", "dynamic"),
         shape=TreeShape(**_pick(TreeShape, options)),
         chain_settings=ChainSettings(**_pick(ChainSettings, options)),
+        adapt=adapt,
     )
 
 
@@ -207,6 +210,7 @@ METHODS: dict[str, Method] = {
             options=(
                 *("skip_set", "tree", "width", "depth", "total"),
                 *("length", "threshold", "adaptive", "target_acceptance"),
+                *("start_set", "overhead", "trial_rows"),
             ),
             build=_layer_skip,
         ),

@@ -10,6 +10,7 @@ and a dynamic tree in which the skipping target plays EAGLE-2's draft head (`gro
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from copy import copy
 from typing import Literal
 
@@ -21,12 +22,16 @@ from slipstream.drafters.exit_threshold import AdaptiveThreshold, ChainSettings,
 from slipstream.drafters.growth import Frontier, TreeShape, grow
 from slipstream.errors import unknown_choice
 from slipstream.rules import Candidates
-from slipstream.skipping.skip_set import SkipSetLike, resolve_skip_set
+from slipstream.skipping.adaptive import AdaptiveSkipSet, AdaptSettings
+from slipstream.skipping.costs import measure_costs
+from slipstream.skipping.skip_set import SkipSet, SkipSetLike, resolve_skip_set
 from slipstream.skipping.sublayers import SubLayers
+from slipstream.skipping.trial import Trials
 from slipstream.target import Target
 from slipstream.tree import DraftTree
 
 TREES = ("dynamic", "chain")
+_TIMED_PREFIX = 64  # tokens in the cache while costs are measured
 
 
 class LayerSkipDrafter(Drafter):
@@ -42,8 +47,11 @@ class LayerSkipDrafter(Drafter):
         tree: Literal["dynamic", "chain"] = "dynamic",
         shape: TreeShape | None = None,
         chain_settings: ChainSettings | None = None,
+        adapt: AdaptSettings | None = None,
     ) -> None:
         """skip_set: a `SkipSet`, a JSON file, lists, or None for the built-in default of this depth.
+
+        adapt: refine the set while it is in use, starting from `skip_set`; None: it stays.
 
         Raises LayerSkipUnsupportedError where the target's sub-layers cannot be skipped, SkipSetError where the set
         does not fit it.
@@ -51,24 +59,44 @@ class LayerSkipDrafter(Drafter):
         if tree not in TREES:
             raise unknown_choice("tree", tree, TREES)
         self.target, self.tree = target, tree
-        sublayers = SubLayers.find(target.model)
-        self.skip_set = resolve_skip_set(skip_set, sublayers, target.hash)
-        self.skipped_fraction = sublayers.skipped_fraction(self.skip_set)
+        self.sublayers = SubLayers.find(target.model)
+        self.use(resolve_skip_set(skip_set, self.sublayers, target.hash))
         self.shape = shape or TreeShape()
         self.threshold = AdaptiveThreshold(chain_settings or ChainSettings())
-        self.plan = sublayers.plan(self.skip_set)
+        self.adaptive = None if adapt is None else self._adapting(adapt)
+
+    def _adapting(self, adapt: AdaptSettings) -> AdaptiveSkipSet:
+        if self.tree == "chain":
+            return AdaptiveSkipSet(self.skip_set, adapt)
+        width, per_level = self.shape.width, round(self.shape.total / self.shape.depth)
+        return AdaptiveSkipSet(self.skip_set, adapt, level_rows=width, num_children=min(width, max(1, per_level)))
+
+    def use(self, skip_set: SkipSet) -> None:
+        """Draft with this set from the next pass on."""
+        self.skip_set = skip_set
+        self.skipped_fraction = self.sublayers.skipped_fraction(skip_set)
+        self.plan = self.sublayers.plan(skip_set)
 
     def start(self, run: Run) -> Drafting:
+        adaptive = self.adaptive
+        if adaptive is not None and adaptive.costs is None:
+            widths = (1, adaptive.level_rows, 1 + self._most_nodes, adaptive.settings.trial_rows)
+            adaptive.costs = measure_costs(self.target, self.sublayers, widths, _TIMED_PREFIX)
         return _TreeDrafting(self, run) if self.tree == "dynamic" else _ChainDrafting(self, run)
 
     def end(self) -> None:
+        if self.adaptive is not None and self.adaptive.trial_plan is not None:
+            self.adaptive.trial_plan.leave()
         self.plan.leave()
 
     @property
     def draft_slots(self) -> int:
-        if self.tree == "dynamic":
-            return max(self.shape.num_rows, 1 + self.shape.total)
-        return 1 + self.threshold.settings.length
+        drafted = max(self.shape.num_rows, 1 + self._most_nodes) if self.tree == "dynamic" else 1 + self._most_nodes
+        return drafted if self.adaptive is None else max(drafted, self.adaptive.settings.trial_rows)
+
+    @property
+    def _most_nodes(self) -> int:
+        return self.shape.total if self.tree == "dynamic" else self.threshold.settings.length
 
     def forward(self, run: Run, tokens: Tensor, depth: int, visible: Tensor) -> Tensor:
         """The skipping target's logits [w, vocab] for draft rows of one depth; they go to the next free draft slots.
@@ -82,11 +110,31 @@ class LayerSkipDrafter(Drafter):
         return output.logits[0]
 
 
-class _TreeDrafting(Drafting):
+class _LayerSkipDrafting(Drafting):
+    """What both shapes share: the skip set may change before a draft is begun, never within one."""
+
     def __init__(self, drafter: LayerSkipDrafter, run: Run) -> None:
         self._drafter, self._run = drafter, run
+        adaptive = drafter.adaptive
+        self._trials = None if adaptive is None else Trials(adaptive, drafter.sublayers, run, drafter.use)
 
     def propose(self) -> DraftTree:
+        if self._trials is not None:
+            self._trials.step()
+        return self._draft()
+
+    def observe(self, observed: Observed) -> None:
+        tree, adaptive = observed.tree, self._drafter.adaptive
+        if adaptive is not None and tree is not None and tree.num_nodes > 0:
+            adaptive.note_cycle(len(observed.path), tree.max_depth, tree.num_nodes)
+
+    @abstractmethod
+    def _draft(self) -> DraftTree:
+        """The tree of this cycle."""
+
+
+class _TreeDrafting(_LayerSkipDrafting):
+    def _draft(self) -> DraftTree:
         return grow(self._expand, self._run.root, self._drafter.shape.cut(self._run.max_depth))
 
     def _expand(self, frontier: Frontier, k: int) -> Candidates:
@@ -94,12 +142,12 @@ class _TreeDrafting(Drafting):
         return self._run.rule.children(logits, frontier.depth + 1, min(k, logits.shape[-1]))
 
 
-class _ChainDrafting(Drafting):
+class _ChainDrafting(_LayerSkipDrafting):
     def __init__(self, drafter: LayerSkipDrafter, run: Run) -> None:
-        self._drafter, self._run = drafter, run
+        super().__init__(drafter, run)
         self._threshold = copy(drafter.threshold)  # gamma is carried over, the average of acceptance is not
 
-    def propose(self) -> DraftTree:
+    def _draft(self) -> DraftTree:
         """Draft until unsure (`draft_chain`)."""
         run, threshold = self._run, self._threshold
         length = min(threshold.settings.length, run.max_depth)
@@ -110,6 +158,7 @@ class _ChainDrafting(Drafting):
         return self._drafter.forward(self._run, token, depth, visible)
 
     def observe(self, observed: Observed) -> None:
+        super().observe(observed)
         if observed.tree is not None:
             self._threshold.update(len(observed.path), observed.tree.num_nodes)
             self._drafter.threshold.gamma = self._threshold.gamma
