@@ -9,6 +9,9 @@ there are heads. This is the alignment of training and of the released code, whe
 With the prefix layer of Hydra++ the feature of t is replaced by the layer's output at t. The layer has a KV cache of
 its own with one row per token, made from true features only: rows of committed tokens are run in one pass at the start
 of a cycle, and nothing of a drafted token ever enters it.
+
+Output is lossless at every temperature: the target verifies by the engine's rules. The "typical acceptance" of the
+paper, which takes tokens that the target would not have sampled, changes the distribution and is not offered.
 """
 
 from __future__ import annotations

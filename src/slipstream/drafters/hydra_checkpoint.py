@@ -70,13 +70,17 @@ def load_heads(source: str | Path, target: Target) -> HydraHeads:
         raise ArtifactError(f"{folder}: {error}") from error
     names = published_names(sizes, _has_dropout(tensors))
     check_names(folder, tensors, names, _IGNORED, _WHAT)
-    heads = HydraHeads(sizes)
-    heads.confidence = confidence
+    with torch.device("meta"):  # heads of a large target are gigabytes: no memory for weights that are replaced
+        heads = HydraHeads(sizes)
     own = heads.state_dict()
     check_shapes(folder, tensors, {name: own[mine].shape for name, mine in names.items()})
     _check_shared(folder, tensors, names)
-    heads.load_state_dict({mine: tensors[name] for name, mine in names.items()})
     warn_of_other_target(folder, config, target, _WHAT)
+    state = {mine: tensors[name].to(target.device, target.dtype) for name, mine in names.items()}
+    heads.load_state_dict(state, assign=True)
+    if heads.prefix is not None:
+        heads.prefix.renew_rotary()
+    heads.confidence = confidence
     return heads.place(target.device, target.dtype).requires_grad_(False).eval()
 
 

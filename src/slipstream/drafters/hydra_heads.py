@@ -155,7 +155,12 @@ class PrefixLayer(nn.Module):
         )
         self.layers = nn.ModuleList([LlamaDecoderLayer(config, layer_idx=0)])
         self.norm = LlamaRMSNorm(hidden_size, eps=sizes.rms_norm_eps)
-        self.rotary = LlamaRotaryEmbedding(config)
+        self._config = config
+        self.renew_rotary()
+
+    def renew_rotary(self) -> None:
+        """Make the rotary embedding, which no checkpoint holds, as layers that were laid out without memory need."""
+        self.rotary = LlamaRotaryEmbedding(self._config)
 
     def forward(
         self,
