@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ import torch
 import transformers
 
 import slipstream
-from slipstream.bench.comparison import PLAIN
+from slipstream.bench.comparison import PLAIN, VERDICTS
 from slipstream.bench.prompts import Prompt
 from slipstream.target import Target
 
@@ -106,24 +107,30 @@ class ExactModels:
 
 
 def write_record(record: Mapping[str, Any], path: Path) -> None:
-    """Write a record as JSON."""
+    """Write a record as JSON, a list of numbers on one line."""
+    text = re.sub(
+        r"\[\n[\s\d.,eE+-]+\]", lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", json.dumps(record, indent=1)
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def table(record: Mapping[str, Any]) -> str:
     """Tau / ratio to plain per task, and how many answers are identical, rounding, faults.
 
-    record: `tasks` {task: rows} and `all` (rows), a row being `Totals.to_dict()`; all lists in one order.
+    record: `tasks` {task: rows} and `all` (rows), a row being `Totals.to_dict()`, with `verdicts` null where
+    answers are not comparable and a `rule` where there are several; all lists in one order.
     """
     names = [*record["tasks"], "all"]
-    header = f"{'T':>3} {'method':24}" + "".join(f"{name:>14}" for name in names) + "   identical/rounding/fault"
+    header = f"{'T':>3} {'method':29}" + "".join(f"{name:>14}" for name in names) + f"   {'/'.join(VERDICTS)}"
     columns = [*record["tasks"].values(), record["all"]]
     lines = [header]
     for row, totals in enumerate(record["all"]):
         cells = [f"{column[row]['tau']:8.2f} {ratio_to_plain(column[row], column):4.2f}x" for column in columns]
-        counts = "/".join(str(totals["verdicts"][name]) for name in ("identical", "rounding", "fault"))
-        lines.append(f"{totals['temperature']:3g} {totals['method']:24}" + "".join(cells) + f"   {counts}")
+        verdicts = totals["verdicts"]
+        counts = "/".join(str(verdicts[name]) for name in VERDICTS) if verdicts else "not compared"
+        rule = " (rejection)" if totals.get("rule") == "rejection" else ""
+        lines.append(f"{totals['temperature']:3g} {totals['method'] + rule:29}" + "".join(cells) + f"   {counts}")
     return "\n".join(lines)
 
 
