@@ -23,10 +23,14 @@ def agreement(rank: list[list[int]], confidence: torch.Tensor, room: list[int] |
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 30), st.integers(0, 10**6), st.data())
-def test_a_tree_is_the_one_that_growth_grows(width: int, depth: int, total: int, seed: int, data: st.DataObject) -> None:
+def test_a_tree_is_the_one_that_growth_grows(
+    width: int, depth: int, total: int, seed: int, data: st.DataObject
+) -> None:
     rng = torch.Generator().manual_seed(seed)
     log_confidence = torch.randn(depth, 6, generator=rng).mul(2).log_softmax(dim=-1).sort(descending=True).values
-    log_confidence = log_confidence[:, :width].round(decimals=data.draw(st.sampled_from([1, 6])))  # with and without ties
+    log_confidence = log_confidence[:, :width].round(
+        decimals=data.draw(st.sampled_from([1, 6]))
+    )  # with and without ties
     shape = TreeShape(width=width, depth=depth, total=total)
     path = data.draw(st.lists(st.integers(0, width), min_size=depth, max_size=depth))
 
