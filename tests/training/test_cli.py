@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +13,13 @@ from typer.testing import CliRunner
 
 from slipstream.cli import train
 from slipstream.errors import InputError
+from slipstream.loading import load_model
+from slipstream.target import Target
 from slipstream.training.corpus import Source
+from slipstream.training.demo import DemoSettings, demo_pipeline
+from slipstream.training.draft_text import DraftTextSettings
 from slipstream.training.encoded import prepare
-from slipstream.training.settings import TargetSettings
+from slipstream.training.settings import Budget, TargetSettings
 from slipstream.training.transfer import pack
 
 RUNNER = CliRunner()
@@ -31,6 +37,23 @@ def packed(data: Path, mix: dict[str, Source], tmp_path_factory: pytest.TempPath
 def tiny(monkeypatch: pytest.MonkeyPatch, settings: TargetSettings) -> None:
     """The commands train the demo's sizes only; here two narrow layers take their place."""
     monkeypatch.setattr(train, "_settings", lambda seed: replace(settings, seed=seed))
+    monkeypatch.setattr(train, "_demo_settings", lambda seed: tiny_demo(replace(settings, seed=seed)))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate_state() -> Iterator[None]:
+    from accelerate.state import AcceleratorState
+
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def tiny_demo(target: TargetSettings) -> DemoSettings:
+    """Every step of the demo, on a handful of dialogues."""
+    text = DraftTextSettings(num_documents=40, num_answered=12, max_length=32, answer_tokens=6, max_prompt=24)
+    quick = {"steps": 2, "batch_size": 4, "held_out": 6}
+    whole = DemoSettings()
+    return DemoSettings(target=target, text=text, eagle=replace(whole.eagle, **quick))
 
 
 def invoke(*arguments: object) -> str:
@@ -57,9 +80,26 @@ def test_target_resumes_unless_told_not_to(packed: Path, tmp_path: Path) -> None
 
 def test_demo_skips_a_finished_step(packed: Path, tmp_path: Path) -> None:
     arguments = ("demo", "--data", packed, "--work", tmp_path / "w", "--out", tmp_path / "o", "--no-compile")
+    arguments += ("--step", "target")
     assert "target: done (never completed)" in invoke(*arguments, "--steps", 1)
     assert "target: skipped (unchanged)" in invoke(*arguments, "--steps", 1)
     assert "settings changed: steps" in invoke(*arguments, "--steps", 2)
+
+
+def test_demo_makes_every_drafter_for_the_target_and_again_for_a_new_one(packed: Path, tmp_path: Path) -> None:
+    arguments = ("demo", "--data", packed, "--work", tmp_path / "w", "--out", tmp_path / "o", "--no-compile")
+    names = [step.name for step in demo_pipeline(packed, tmp_path, tmp_path, Budget(steps=1), DemoSettings()).steps]
+    made = invoke(*arguments, "--steps", 1)
+    assert [f"{name}: done (never completed)" in made for name in names] == [True] * len(names)
+    target = Target(load_model(tmp_path / "o" / "target", dtype="float32", device="cpu", attention=None))
+    for name in names[1:]:
+        record = json.loads((tmp_path / "o" / name / "config.json").read_text())["slipstream"]
+        assert record["target"] == target.hash
+        assert set(record["confidence_scale"]) == {"floor", "slope"}
+    again = invoke(*arguments, "--steps", 1)
+    assert again.count("skipped (unchanged)") == len(names)
+    new_target = invoke(*arguments, "--steps", 2)
+    assert new_target.count("inputs changed: target") == len(names) - 1
 
 
 def test_pack_states_the_size(packed: Path, tmp_path: Path) -> None:
@@ -72,7 +112,7 @@ def test_pack_states_the_size(packed: Path, tmp_path: Path) -> None:
     ("command", "expected"),
     [
         ("target", "data out hours steps device seed resume no-resume compile no-compile verbose"),
-        ("demo", "data work out hours steps device seed compile no-compile step verbose"),
+        ("demo", "data work out hours steps draft-steps device seed compile no-compile step verbose"),
         ("pack", "data out work sample limit-mib verbose"),
     ],
 )

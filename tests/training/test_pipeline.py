@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from slipstream.errors import ArtifactError, InputError
-from slipstream.training.demo import demo_pipeline
+from slipstream.training.demo import DemoSettings, demo_pipeline
 from slipstream.training.pipeline import Pipeline, Step
-from slipstream.training.settings import Budget, TargetSettings
+from slipstream.training.settings import Budget
 
 Make = Callable[..., Pipeline]
 
@@ -112,5 +112,5 @@ def test_damaged_state_is_reported(make: Make, tmp_path: Path) -> None:
 
 
 def test_demo_pipeline_names_its_steps(tmp_path: Path) -> None:
-    pipeline = demo_pipeline(tmp_path, tmp_path, tmp_path, Budget(steps=1), TargetSettings())
-    assert [step.name for step in pipeline.steps] == ["target"]
+    pipeline = demo_pipeline(tmp_path, tmp_path, tmp_path, Budget(steps=1), DemoSettings())
+    assert [step.name for step in pipeline.steps] == ["target", "eagle"]

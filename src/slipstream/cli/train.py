@@ -6,26 +6,32 @@ Commands for draft heads have a file each.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from slipstream.cli import options
 from slipstream.cli.answering import note
+from slipstream.cli.train_draft import draft
 from slipstream.cli.train_eagle import eagle
 from slipstream.cli.train_hydra import hydra
+from slipstream.cli.train_medusa import medusa
 
 if TYPE_CHECKING:
+    from slipstream.training.demo import DemoSettings
     from slipstream.training.held_out import TaskBits
+    from slipstream.training.recipe import Report as HeadReport
     from slipstream.training.settings import TargetSettings
     from slipstream.training.target import Report
 
 app = typer.Typer(name="train", no_args_is_help=True, help="Train draft heads, and rebuild the demo models.")
 
 app.command()(eagle)
+app.command()(medusa)
 app.command()(hydra)
+app.command()(draft)
 
 Data = Annotated[
     Path,
@@ -88,32 +94,66 @@ def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the models go, laid out as they ship.")],
     hours: Hours = None,
     steps: Steps = None,
+    draft_steps: Annotated[
+        int | None, typer.Option("--draft-steps", min=1, help="Optimizer steps of each drafter, instead of its own.")
+    ] = None,
     device: Device = "cpu",
     seed: Seed = 0,
     compiled: Compile = True,
     step: Annotated[str | None, typer.Option("--step", metavar="NAME", help="Only this step.")] = None,
     verbose: options.Verbose = False,
 ) -> None:
-    """Rebuild the shipped demo models, skipping what is up to date. --hours or --steps is the target's budget.
+    """Rebuild the shipped demo models: the target, then its drafters. What is up to date is skipped.
+
+    --hours or --steps is the target's budget.
 
     Example: slipstream train demo --data corpus/ --work runs/demo --out models/ --hours 1.5
     """
     from slipstream.training.demo import demo_pipeline
     from slipstream.training.settings import Budget
 
-    with _progress() as show:
+    settings = _demo_settings(seed)
+    if draft_steps is not None:
+        settings = settings.with_draft_steps(draft_steps)
+    with _demo_progress() as show:
         pipeline = demo_pipeline(
             data,
             work,
             out,
             Budget(hours=hours, steps=steps),
-            _settings(seed),
+            settings,
             device=device,
             compiled=compiled,
             progress=show,
         )
         for outcome in pipeline.run(step):
             print(f"{outcome.name}: {'skipped' if outcome.skipped else 'done'} ({outcome.reason})")
+
+
+def _demo_settings(seed: int) -> DemoSettings:
+    from slipstream.training.demo import DemoSettings
+
+    return DemoSettings(target=_settings(seed))
+
+
+@contextmanager
+def _demo_progress() -> Iterator[Callable[[str, Report | HeadReport], None]]:
+    """The progress of each step as its own command shows it, one bar after the other."""
+    from slipstream.cli.training_progress import progress
+    from slipstream.training.recipe import Report as HeadReport
+
+    with ExitStack() as shown:
+        bars: dict[str, Callable[[Any], None]] = {}
+
+        def show(step: str, report: Report | HeadReport) -> None:
+            if step not in bars:
+                shown.close()
+                note(f"step {step}")
+                opened: Any = progress(shown=True) if isinstance(report, HeadReport) else _progress()
+                bars[step] = shown.enter_context(opened)
+            bars[step](report)
+
+        yield show
 
 
 def _settings(seed: int) -> TargetSettings:

@@ -6,14 +6,18 @@ node is known, so each gives a pair: what the drafter had (log q + g) and what t
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from slipstream.confidence import ConfidenceScale, negative_log_likelihood
+from slipstream.drafters import build_drafter
 from slipstream.drafters.base import Drafter, Drafting, Observed, Run
 from slipstream.engine import Engine, Request
 from slipstream.errors import InputError
@@ -21,6 +25,8 @@ from slipstream.logits import ProcessingSettings
 from slipstream.rules import Candidates, CoupledRule, DecodingRule
 from slipstream.sampling import SamplingSettings
 from slipstream.target import Target
+from slipstream.training.dialogues import Dialogue
+from slipstream.training.encoded import write_atomically
 from slipstream.tree import DraftTree
 
 TEMPERATURES = (0.5, 0.75, 1.0, 1.5)
@@ -39,6 +45,41 @@ class Calibration:
     """Nats per choice by temperature: under the fitted scale, and under the default one."""
     num_choices: int
     """Choices of the target that were looked at, all temperatures together."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: what the artefact records of its calibration."""
+        return {
+            "num_choices": self.num_choices,
+            "best_scale": {f"{t:g}": round(s, 4) for t, s in self.best.items()},
+            "nats_per_choice": {f"{t:g}": [round(x, 4) for x in pair] for t, pair in self.surprise.items()},
+        }
+
+
+def calibrate_artefact(
+    method: str,
+    target: Target,
+    folder: Path,
+    dialogues: Sequence[Dialogue],
+    *,
+    num_prompts: int = 24,
+    depth: int = 5,
+    max_new_tokens: int = 64,
+) -> Calibration:
+    """Calibrate a trained artefact on answers to the prompts of dialogues, and note the scale in its config.json.
+
+    depth: of the chains that are drafted. Raises InputError if no dialogue begins with a prompt.
+    """
+    drafter = build_drafter(method, target, {"draft": folder, "width": 1, "depth": depth, "total": depth})
+    prompts = [list(one.token_ids[: one.answer.index(True)]) for one in dialogues if not one.answer[0]][:num_prompts]
+    if not prompts:
+        raise InputError("no dialogue begins with a prompt that calibration could let the target answer")
+    found = calibrate(target, drafter, prompts, max_new_tokens=max_new_tokens)
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["slipstream"]["confidence_scale"] = found.scale.to_dict()
+    config["slipstream"]["calibration"] = found.to_dict()
+    write_atomically(file, (json.dumps(config, indent=2) + "\n").encode())
+    return found
 
 
 def calibrate(

@@ -1,14 +1,77 @@
-"""The steps of `train demo`. Each adds one artefact to a folder laid out like `slipstream/demo`."""
+"""The steps of `train demo`: the target, then everything that is made for it. Each adds one artefact to a folder laid
+out like `slipstream/demo`.
+
+A new target makes every later step run again: all of them read its weights.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from slipstream.target import Target
+from slipstream.training import encoded
+from slipstream.training.calibration import calibrate_artefact
+from slipstream.training.dialogues import Dialogue
+from slipstream.training.draft_text import DraftTextSettings, draft_text
+from slipstream.training.eagle import EagleRun
+from slipstream.training.eagle_settings import EagleSettings
 from slipstream.training.pipeline import Pipeline, Step
+from slipstream.training.recipe import Report as HeadReport
+from slipstream.training.run import HeadRun
+from slipstream.training.run_settings import RunSettings
 from slipstream.training.settings import Budget, TargetSettings
-from slipstream.training.target import Report, TargetRun, export
+from slipstream.training.target import Report as TargetReport
+from slipstream.training.target import TargetRun, export
+
+Progress = Callable[[str, TargetReport | HeadReport], None]
+"""Called with the name of the step and what it reports."""
+
+
+def _eagle() -> EagleSettings:
+    return EagleSettings(
+        steps=1500,
+        batch_size=16,
+        max_length=384,
+        steps_ahead=3,
+        learning_rate=2e-3,
+        warmup_steps=100,
+        precision="bf16",
+        held_out=64,
+        report_every=50,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoSettings:
+    """How the shipped models are made."""
+
+    target: TargetSettings = field(default_factory=TargetSettings)
+    text: DraftTextSettings = field(default_factory=DraftTextSettings)
+    """What everything after the target learns from."""
+    eagle: EagleSettings = field(default_factory=_eagle)
+
+    def with_draft_steps(self, steps: int) -> DemoSettings:
+        """The same with so many optimizer steps for each drafter."""
+        return replace(self, eagle=replace(self.eagle, steps=steps))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trained:
+    """A drafter that is trained on the draft text."""
+
+    name: str
+    """Of the step and of the folder."""
+    method: str
+    """That calibration drafts with."""
+    settings: RunSettings
+    start: Callable[[Target, Sequence[Dialogue], Path], HeadRun]
+    files: tuple[str, ...] = ("config.json", "model.safetensors")
+    """What ships of the run's folder."""
 
 
 def demo_pipeline(
@@ -16,26 +79,98 @@ def demo_pipeline(
     work: Path,
     out: Path,
     budget: Budget,
-    settings: TargetSettings,
+    settings: DemoSettings,
     *,
     device: str = "cpu",
     compiled: bool = True,
-    progress: Callable[[Report], None] = lambda report: None,
+    progress: Progress = lambda step, report: None,
 ) -> Pipeline:
-    """The pipeline that rebuilds the demo models in `out`, with checkpoints and state in `work`."""
+    """The pipeline that rebuilds the demo models in `out`, with checkpoints and state in `work`.
 
-    def train_target() -> None:
-        run = TargetRun(data, work / "target", budget, settings, device=device, compiled=compiled)
+    data: the folder of the mix, or a packed corpus. budget: of the target.
+    """
+    place = _Place(data=data, work=work, out=out, device=device, progress=progress)
+    trained = (
+        _Trained(
+            name="eagle",
+            method="eagle2",
+            settings=settings.eagle,
+            start=lambda target, text, folder: EagleRun(target, text, folder, settings.eagle),
+        ),
+    )
+    steps = [_target_step(place, budget, settings.target, compiled)]
+    steps += [_drafter_step(place, settings, one) for one in trained]
+    return Pipeline(steps, work / "pipeline.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where the steps read and write, and on what they run."""
+
+    data: Path
+    work: Path
+    out: Path
+    device: str
+    progress: Progress
+
+    @property
+    def weights(self) -> Path:
+        """The exported target, which all later steps read."""
+        return self.out / "target" / "model.safetensors"
+
+    def load_target(self) -> Target:
+        """The exported target in the dtype that it ships in."""
+        from slipstream.loading import load_model
+
+        folder = self.out / "target"
+        return Target(load_model(folder, dtype="bfloat16", device=self.device, attention=None))
+
+
+def _target_step(place: _Place, budget: Budget, settings: TargetSettings, compiled: bool) -> Step:
+    def train() -> None:
+        folder = place.work / "target"
+        run = TargetRun(place.data, folder, budget, settings, device=place.device, compiled=compiled)
         run.resume()
         for report in run.steps():
-            progress(report)
-        export(work / "target", out / "target")
+            place.progress("target", report)
+        export(folder, place.out / "target")
 
-    target = Step(
+    return Step(
         name="target",
-        run=train_target,
-        inputs={"data": data},
+        run=train,
+        inputs={"data": place.data},
         settings={**asdict(settings), **asdict(budget)},
-        outputs=(out / "target" / "model.safetensors", out / "target" / "tokenizer.json"),
+        outputs=(place.weights, place.out / "target" / "tokenizer.json"),
     )
-    return Pipeline([target], work / "pipeline.json")
+
+
+def _drafter_step(place: _Place, settings: DemoSettings, trained: _Trained) -> Step:
+    """Draft text, training, calibration; the artefact is copied out of the run's folder."""
+    folder = place.out / trained.name
+    made_with: Mapping[str, object] = {"text": asdict(settings.text), "run": asdict(trained.settings)}
+
+    def train() -> None:
+        target = place.load_target()
+        corpus = encoded.prepare(place.data, place.work / "target", settings.target.vocab_size, settings.target.context)
+        text = draft_text(target, corpus, place.work / "text", settings.text)
+        run_folder = place.work / f"{trained.name}-{_key(target, made_with)}"  # another target is another run
+        run = trained.start(target, text, run_folder)
+        run.resume()
+        for report in run.steps():
+            place.progress(trained.name, report)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in trained.files:
+            shutil.copyfile(run_folder / name, folder / name)
+        calibrate_artefact(trained.method, target, folder, run.held_out)
+
+    return Step(
+        name=trained.name,
+        run=train,
+        inputs={"data": place.data, "target": place.weights},
+        settings=made_with,
+        outputs=tuple(folder / name for name in trained.files),
+    )
+
+
+def _key(target: Target, settings: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps([target.hash, settings], sort_keys=True).encode()).hexdigest()[:12]
