@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from doubles import decode, request
-from drafters.medusa_reference import reference_draft
-from families import CONTEXT, build, prompt_ids
+from drafters.medusa_reference import cycling_pair, reference_draft
+from families import CONTEXT, prompt_ids
 from oracle import oracle_generate
 from slipstream.drafters import METHODS, build_drafter
 from slipstream.drafters.auto_shape import AutoShape
@@ -184,33 +184,6 @@ def test_all_nodes_of_a_depth_have_the_same_candidates(temperature, targets):
         longest = max(families, key=len)
         assert len(families) > 1
         assert all(tokens == longest[: len(tokens)] for tokens in families)
-
-
-def cycling_pair() -> tuple[Target, MedusaHeads, list[int]]:
-    """A target that goes round a cycle of all its tokens, heads that know it, and the cycle.
-
-    The target's layers add nothing, so the feature of a token is its (normed) embedding, and the LM head of the token
-    that follows in the cycle is that embedding. Own LM heads say the same of later tokens.
-    """
-    model = build("llama")
-    order = torch.randperm(64, generator=torch.Generator().manual_seed(2))
-    after = torch.empty(64, dtype=torch.int64)
-    after[order] = order.roll(-1)
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-        model.model.norm.weight.fill_(1.0)
-        rows = torch.nn.functional.normalize(model.model.embed_tokens.weight, dim=1)
-        model.lm_head.weight[after] = rows
-    target = Target(model)
-    heads = MedusaHeads(MedusaSizes(num_heads=4, hidden_size=32, vocab_size=64)).double()
-    with torch.no_grad():
-        later = after
-        for lm_head in heads.lm_heads:
-            later = after[later]
-            lm_head[later] = rows
-    return target, heads.requires_grad_(False), order.tolist()
 
 
 @pytest.mark.parametrize("chunk", [3, 512])

@@ -13,6 +13,7 @@ Shapes: b batch, n tokens, h hidden size, r = n - 1 rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,16 +75,7 @@ class RolloutLoss(nn.Module):
         predicted, true = predicted[counted], true[counted]  # [m, h]
         num_rows = counted.sum()
         feature = torch.nn.functional.smooth_l1_loss(predicted.float(), true.float(), reduction="sum")
-        token = feature.new_zeros(())
-        num_correct = num_rows.new_zeros(())
-        per_part = max(1, _MAX_LOGITS // self._target.vocab_size)
-        for first in range(0, predicted.shape[0], per_part):
-            part = predicted[first : first + per_part], true[first : first + per_part]
-            whole = predicted.shape[0] <= per_part
-            loss, correct = (
-                self._token_terms(*part) if whole else checkpoint(self._token_terms, *part, use_reentrant=False)
-            )
-            token, num_correct = token + loss, num_correct + correct
+        token, num_correct = in_parts(self._token_terms, (predicted, true), self._target.vocab_size)
         rows = num_rows.clamp(min=1)
         return feature / (rows * predicted.shape[-1]), token / rows, num_correct, num_rows
 
@@ -94,6 +86,21 @@ class RolloutLoss(nn.Module):
             p = self._target.head(true[None].to(dtype))[0].float().softmax(dim=-1)  # [m, vocab]
         log_q = self._target.head(predicted[None].to(dtype))[0].float().log_softmax(dim=-1)
         return -(p * log_q).sum(), (p.argmax(dim=-1) == log_q.argmax(dim=-1)).sum()
+
+
+def in_parts(terms: Callable[..., tuple[Tensor, ...]], rows: Sequence[Tensor], width: int) -> tuple[Tensor, ...]:
+    """`terms(*rows)`, which must be sums over rows; many rows are taken in parts and recomputed in the backward pass.
+
+    rows: tensors [m, ..] of the same m. width: logits that a row takes.
+    """
+    per_part = max(1, _MAX_LOGITS // width)
+    if rows[0].shape[0] <= per_part:
+        return terms(*rows)
+    parts = [
+        checkpoint(terms, *(one[first : first + per_part] for one in rows), use_reentrant=False)
+        for first in range(0, rows[0].shape[0], per_part)
+    ]
+    return tuple(torch.stack(sums).sum(dim=0) for sums in zip(*parts, strict=True))
 
 
 def rollout_mask(num_rows: int, step: int, device: torch.device) -> Tensor:
