@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from slipstream.engine import Engine
 from slipstream.errors import InputError
 from slipstream.sampling import SamplingSettings
 from slipstream.target import Target
+from test_hostile import SCENARIOS, SEED, check_accounts, run
 from test_rejection import NUM_NEW, VOCAB, Memory, law, p_value, remembered
 from test_rejection import PROMPT as REJECTION_PROMPT
 
@@ -47,13 +49,14 @@ def small() -> Target:
     return Target(build("llama", num_hidden_layers=1, seed=8, weight_std=0.3))
 
 
-def near(target: Target, noise: float = 0.1) -> Target:
+@functools.cache
+def near() -> Target:
     """A draft model that often says what the llama target says: its weights, disturbed."""
     model = build("llama")
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += torch.randn(parameter.shape, generator=rng, dtype=parameter.dtype) * noise * parameter.std()
+            parameter += torch.randn(parameter.shape, generator=rng, dtype=parameter.dtype) * 0.1 * parameter.std()
     return Target(model)
 
 
@@ -92,42 +95,37 @@ def test_tokens_are_those_of_plain_decoding(name, tree, temperature, family_mode
 @pytest.mark.parametrize("tree", TREES)
 def test_a_near_model_is_accepted_often_and_changes_nothing(tree, temperature, target):
     settings = {"max_new_tokens": 30, "temperature": temperature, "seed": 2}
-    result = decode(Engine(target, DraftModelDrafter(target, near(target), **TREES[tree])), PROMPT, **settings)
+    result = decode(Engine(target, DraftModelDrafter(target, near(), **TREES[tree])), PROMPT, **settings)
     assert result.ids == oracle_generate(target.model, PROMPT, **settings)
     assert {step.num_accepted for step in result.steps} >= {0, 1, 2}, "both outcomes must be common"
 
 
-@pytest.mark.parametrize("budget", [1, 2, 3, 5])
-@pytest.mark.parametrize("prompt_length", [1, 2, 9])
+@pytest.fixture(scope="module")
+def uncut(target):
+    """The answer to a prompt with nothing to end it but the context."""
+
+    @functools.cache
+    def answer(prompt: tuple[int, ...], temperature: float) -> list[int]:
+        settings = {"max_new_tokens": 24, "temperature": temperature, "seed": SEED, "context_length": CONTEXT}
+        return oracle_generate(target.model, prompt, **settings)
+
+    return answer
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("scenario", SCENARIOS)
 @pytest.mark.parametrize("tree", TREES)
-def test_budgets_and_short_prompts_are_exact(tree, prompt_length, budget, target):
-    prompt = prompt_ids(prompt_length, seed=3)
-    drafter = DraftModelDrafter(target, near(target), **TREES[tree])
-    result = decode(Engine(target, drafter, prefill_chunk=2), prompt, max_new_tokens=budget)
-    assert result.ids == oracle_generate(target.model, prompt, max_new_tokens=budget)
-    assert sum(step.num_accepted for step in result.steps) <= budget
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.3])
-@pytest.mark.parametrize("tree", TREES)
-def test_an_end_of_sequence_inside_a_draft_is_exact(tree, temperature, target):
-    settings = {"max_new_tokens": 12, "temperature": temperature, "seed": 11, "repetition_penalty": 1.4}
-    end = {"eos_token_ids": (oracle_generate(target.model, PROMPT, **settings)[6],)}
-    expected = oracle_generate(target.model, PROMPT, **settings, **end)
-    result = decode(Engine(target, DraftModelDrafter(target, near(target), **TREES[tree])), PROMPT, **settings, **end)
-    assert (result.ids, result.finish_reason) == (expected, "eos")
-
-
-@pytest.mark.parametrize("tree", TREES)
-def test_the_targets_context_limit_is_exact(tree, target):
-    prompt = prompt_ids(CONTEXT - 9)
-    result = decode(Engine(target, DraftModelDrafter(target, target, **TREES[tree])), prompt, max_new_tokens=50)
-    assert result.ids == oracle_generate(target.model, prompt, max_new_tokens=50, context_length=CONTEXT)
-    assert result.finish_reason == "context"
+def test_every_way_to_end_is_exact(tree, scenario, temperature, target, uncut):
+    case = SCENARIOS[scenario]
+    answer = uncut(case.prompt, temperature)
+    drafter = DraftModelDrafter(target, near(), **TREES[tree])
+    result = run(Engine(target, drafter, prefill_chunk=case.prefill_chunk), case, answer, temperature)
+    assert (result.ids, result.finish_reason) == (answer[: case.num_tokens], case.finish_reason)
+    check_accounts(result)
 
 
 def test_generations_do_not_touch_each_other(target):
-    engine = Engine(target, DraftModelDrafter(target, near(target), **TREES["dynamic"]))
+    engine = Engine(target, DraftModelDrafter(target, near(), **TREES["dynamic"]))
     first = decode(engine, PROMPT, max_new_tokens=9)
     stream = engine.generate(request(PROMPT, max_new_tokens=9, temperature=1.0))
     next(stream)
@@ -182,7 +180,7 @@ def test_a_target_that_drafts_for_itself_is_always_accepted(name, options, chunk
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("chunk", [4, 512])
 def test_the_cache_holds_committed_tokens_only(tree, chunk, target):
-    draft = near(target)
+    draft = near()
     drafter = Watched(target, draft, **TREES[tree])
     result = decode(Engine(target, drafter, prefill_chunk=chunk), PROMPT, max_new_tokens=30)
     assert 0 < result.num_accepted < sum(step.num_drafted for step in result.steps)

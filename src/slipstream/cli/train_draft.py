@@ -34,15 +34,15 @@ def draft(
     limit: Limit = None,
     hidden_size: Annotated[
         int, typer.Option("--hidden-size", rich_help_panel=SIZES, help="Width of the residual stream.")
-    ] = 128,
-    num_layers: Annotated[int, typer.Option("--num-layers", rich_help_panel=SIZES, help="Decoder layers.")] = 3,
+    ] = 192,
+    num_layers: Annotated[int, typer.Option("--num-layers", rich_help_panel=SIZES, help="Decoder layers.")] = 2,
     num_heads: Annotated[int, typer.Option("--num-heads", rich_help_panel=SIZES, help="Query heads.")] = 4,
     num_kv_heads: Annotated[
         int, typer.Option("--num-kv-heads", rich_help_panel=SIZES, help="Key and value heads.")
     ] = 2,
     intermediate_size: Annotated[
         int, typer.Option("--intermediate-size", rich_help_panel=SIZES, help="Width of the MLP.")
-    ] = 384,
+    ] = 512,
     embeddings: Annotated[
         str,
         typer.Option(

@@ -105,5 +105,6 @@ def save_draft(
     target.model.generation_config.save_pretrained(folder)
     weights = {name: one.detach().to("cpu", torch.bfloat16).contiguous() for name, one in model.named_parameters()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})  # a tied head stands there once
+    (folder / "model.safetensors").chmod(0o644)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

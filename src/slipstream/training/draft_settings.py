@@ -21,15 +21,15 @@ class DraftSettings(RunSettings):
     )
     at_least_zero: ClassVar[tuple[str, ...]] = (*RunSettings.at_least_zero, "prompt_weight")
 
-    hidden_size: int = 128
+    hidden_size: int = 192
     """Width of the residual stream."""
-    num_layers: int = 3
-    """Decoder layers. Drafting is sequential: few layers draft faster than narrow ones."""
+    num_layers: int = 2
+    """Decoder layers. Drafting is sequential: few wide layers draft faster than many narrow ones."""
     num_heads: int = 4
     """Query heads."""
     num_kv_heads: int = 2
     """Key and value heads."""
-    intermediate_size: int = 384
+    intermediate_size: int = 512
     """Width of the MLP."""
     embeddings: str = "projected"
     """projected: start from the target's embeddings in their principal directions; random."""
