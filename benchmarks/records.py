@@ -17,6 +17,7 @@ import transformers
 
 import slipstream
 from slipstream.bench.comparison import PLAIN, VERDICTS
+from slipstream.bench.machine import hardware
 from slipstream.bench.prompts import Prompt
 from slipstream.target import Target
 
@@ -42,23 +43,27 @@ def provenance(target: Target, *, model: str, **settings: Any) -> dict[str, Any]
 
     settings: what else decides the figures (seed, number of prompts and tokens).
     """
-    describe = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=False)
     return {
         "command": command(sys.argv),
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "slipstream": slipstream.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "hardware": torch.cuda.get_device_name(target.device) if target.device.type == "cuda" else cpu_name(),
+        "hardware": hardware(target.device),
         "threads": torch.get_num_threads(),
         "model": Path(model).name if Path(model).is_absolute() else model,
         "target": target.hash,
         "dtype": str(target.dtype).removeprefix("torch."),
         **settings,
     }
+
+
+def commit() -> str:
+    """The commit checked out here, marked where files differ from it."""
+    describe = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def command(arguments: Sequence[str]) -> str:
@@ -71,14 +76,6 @@ def command(arguments: Sequence[str]) -> str:
         return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else f".../{path.name}"
 
     return " ".join(["python", *map(shown, arguments)])
-
-
-def cpu_name() -> str:
-    """The processor's name and number of cores."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
 
 
 def load_methods(

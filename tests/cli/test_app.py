@@ -73,7 +73,7 @@ def test_options_are_these_and_adding_one_is_deliberate():
         "methods": {"as_json"} | always,
         "skip show": {"file", "as_json"} | always,
         "skip search": {"model", "task", "prompts", "trials", "objective", "out", "sampler", "study", "warm_start"}
-        | {"num_prompts", "max_new_tokens", "temperature", "rows", "repeats", "seed", "plot"}
+        | {"num_prompts", "max_new_tokens", "temperature", "rows", "repeats", "seed", "plot", "starting_points"}
         | {"keep_first", "keep_last", "max_skipped", "tree", "width", "depth", "total", "length", "threshold"}
         | {"dtype", "device", "attention", "as_json"} | always,
     }  # fmt: skip

@@ -84,6 +84,11 @@ def test_constraints_hold_in_every_trial(model: Model, tmp_path: Path) -> None:
         assert set(skipped) <= {2, 3, 4}
 
 
+def test_without_starting_points_all_sets_are_the_samplers(model: Model, tmp_path: Path) -> None:
+    search = small_search(tmp_path / "a.study", 4, model, starting_points=False)
+    assert {trial.origin for trial in search.trials()} == {"sampler"}
+
+
 def test_a_space_that_is_used_up_ends_the_search(model: Model, tmp_path: Path) -> None:
     search = small_search(tmp_path / "a.study", 99, model, keep_first=5, keep_last=0)
     assert len(list(search.trials())) == 4  # two sub-layers

@@ -64,6 +64,14 @@ def search(
             "--warm-start", metavar="FILE", rich_help_panel=SEARCH, help="An earlier study or a skip set to begin with."
         ),
     ] = None,
+    starting_points: Annotated[
+        bool,
+        typer.Option(
+            "--starting-points/--no-starting-points",
+            rich_help_panel=SEARCH,
+            help="Begin with the default, uniform and greedy sets.",
+        ),
+    ] = True,
     num_prompts: Annotated[
         int, typer.Option("--num-prompts", rich_help_panel=SEARCH, help="Prompts to use, at most.")
     ] = 12,
@@ -136,6 +144,7 @@ def search(
         keep_first=keep_first,
         keep_last=keep_last,
         max_skipped=max_skipped,
+        starting_points=starting_points,
         shape=make_shape(tree, width=width, depth=depth, total=total, length=length, threshold=threshold),
         seed=seed,
     )

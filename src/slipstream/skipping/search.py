@@ -224,7 +224,8 @@ class SkipSearch:
     def _starts(self) -> list[tuple[str, Bits]]:
         one_row = self.costs.passes[0]
         cost = [kind[layer] for kind in (one_row.attention, one_row.mlp) for layer in self.space.layers]
-        starts = starting_points(self.space, self.sublayers, self.harm, cost)
+        asked = self.settings.starting_points
+        starts = starting_points(self.space, self.sublayers, self.harm, cost) if asked else []
         earlier = [("warm start", self.space.repair(bits, self.harm)) for bits in self._warm_start]
         return [*earlier, *starts]
 

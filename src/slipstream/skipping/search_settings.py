@@ -42,6 +42,8 @@ class SearchSettings:
     """Last layers that are never touched; None: one, of fewer than four layers none."""
     max_skipped: int | None = None
     """Sub-layers skipped together, at most."""
+    starting_points: bool = True
+    """Begin with the default, uniform and greedy sets."""
     shape: TreeShape | ChainSettings = field(default_factory=TreeShape)
     """The draft that the set is to be good for."""
     seed: int = 0
@@ -70,7 +72,7 @@ class SearchSettings:
     def defining(self) -> dict[str, Any]:
         """What a study's values hang on: all but how it is searched and how long. JSON values."""
         record = {"tree": self.tree, **asdict(self)}
-        return {name: value for name, value in record.items() if name not in ("sampler", "trials")}
+        return {name: value for name, value in record.items() if name not in ("sampler", "trials", "starting_points")}
 
 
 def make_shape(
