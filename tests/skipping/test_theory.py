@@ -6,7 +6,7 @@ import itertools
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slipstream.skipping.theory import (
@@ -28,6 +28,7 @@ ranks = st.lists(st.floats(0.01, 1.0), min_size=1, max_size=4).map(
 """Probabilities of the best, second best, ... child; their sum is below 1."""
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.floats(0.05, 0.95), st.integers(1, 8), st.integers(0, 2**32))
 def test_chain_tokens_are_those_of_simulated_cycles(acceptance: float, length: int, seed: int) -> None:
     rng, cycles, tokens = random.Random(seed), 4000, 0
@@ -51,6 +52,7 @@ def test_acceptance_is_found_again_from_the_tokens(acceptance: float, length: fl
     assert acceptance_of(chain_tokens(acceptance, length), length) == pytest.approx(acceptance, abs=1e-4)
 
 
+@settings(max_examples=25, deadline=None)
 @given(ranks, st.integers(1, 3), st.integers(0, 2**32))
 def test_tree_tokens_are_those_of_simulated_cycles(ranks: list[float], depth: int, seed: int) -> None:
     paths = [path for level in range(1, depth + 1) for path in itertools.product(range(len(ranks)), repeat=level)]
@@ -112,3 +114,9 @@ def test_no_other_size_of_tree_is_faster(ranks: list[float], draft: float, row: 
 def test_the_bounds_of_the_published_sets_follow(kept: float, matchness: float, bound: float) -> None:
     assert bound_of_skipping(kept, length=12, matchness=matchness) == pytest.approx(bound, abs=0.005)
     assert free_rows(61) == 1.0
+
+
+@given(st.floats(0.0, 0.99), st.floats(0.01, 0.99))
+def test_where_rows_are_free_drafting_pays_if_acceptance_exceeds_its_cost(acceptance: float, draft: float) -> None:
+    if abs(acceptance - draft) > 1e-6:
+        assert (best_chain_length(acceptance, draft)[0] > 0) is (acceptance > draft)
