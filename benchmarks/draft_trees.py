@@ -55,7 +55,7 @@ METHODS: Methods = {
     "eagle2-60-no-value": ("eagle2", {**PUBLISHED, "by_value": False}),
     "eagle2-60-no-rerank": ("eagle2", {**PUBLISHED, "rerank": False}),
     "eagle2-60-neither": ("eagle2", {**PUBLISHED, "by_value": False, "rerank": False}),
-    "layer-skip-tree": ("layer-skip", {"tree": "dynamic"}),
+    "layer-skip-tree": ("layer-skip", {"tree": "dynamic", "width": 4, "depth": 3, "total": 12}),
     "layer-skip-chain": ("layer-skip", {"tree": "chain"}),
 }
 WATCHED = (STATIC, DYNAMIC, SAME_BUDGET)
