@@ -53,7 +53,12 @@ def tiny_demo(target: TargetSettings) -> DemoSettings:
     text = DraftTextSettings(num_documents=40, num_answered=12, max_length=32, answer_tokens=6, max_prompt=24)
     quick = {"steps": 2, "batch_size": 4, "held_out": 6}
     whole = DemoSettings()
-    return DemoSettings(target=target, text=text, eagle=replace(whole.eagle, **quick))
+    return DemoSettings(
+        target=target,
+        text=text,
+        eagle=replace(whole.eagle, **quick),
+        draft=replace(whole.draft, **quick, hidden_size=16, num_layers=1, intermediate_size=24),
+    )
 
 
 def invoke(*arguments: object) -> str:

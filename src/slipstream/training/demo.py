@@ -17,6 +17,8 @@ from slipstream.target import Target
 from slipstream.training import encoded
 from slipstream.training.calibration import calibrate_artefact
 from slipstream.training.dialogues import Dialogue
+from slipstream.training.draft import DraftRun
+from slipstream.training.draft_settings import DraftSettings
 from slipstream.training.draft_text import DraftTextSettings, draft_text
 from slipstream.training.eagle import EagleRun
 from slipstream.training.eagle_settings import EagleSettings
@@ -28,6 +30,7 @@ from slipstream.training.settings import Budget, TargetSettings
 from slipstream.training.target import Report as TargetReport
 from slipstream.training.target import TargetRun, export
 
+WEIGHTS = ("config.json", "model.safetensors")
 Progress = Callable[[str, TargetReport | HeadReport], None]
 """Called with the name of the step and what it reports."""
 
@@ -46,6 +49,18 @@ def _eagle() -> EagleSettings:
     )
 
 
+def _draft() -> DraftSettings:
+    return DraftSettings(
+        steps=1000,
+        batch_size=16,
+        max_length=384,
+        warmup_steps=100,
+        precision="bf16",
+        held_out=64,
+        report_every=50,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoSettings:
     """How the shipped models are made."""
@@ -54,10 +69,11 @@ class DemoSettings:
     text: DraftTextSettings = field(default_factory=DraftTextSettings)
     """What everything after the target learns from."""
     eagle: EagleSettings = field(default_factory=_eagle)
+    draft: DraftSettings = field(default_factory=_draft)
 
     def with_draft_steps(self, steps: int) -> DemoSettings:
         """The same with so many optimizer steps for each drafter."""
-        return replace(self, eagle=replace(self.eagle, steps=steps))
+        return replace(self, eagle=replace(self.eagle, steps=steps), draft=replace(self.draft, steps=steps))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +86,7 @@ class _Trained:
     """That calibration drafts with."""
     settings: RunSettings
     start: Callable[[Target, Sequence[Dialogue], Path], HeadRun]
-    files: tuple[str, ...] = ("config.json", "model.safetensors")
+    files: tuple[str, ...] = WEIGHTS
     """What ships of the run's folder."""
 
 
@@ -96,6 +112,13 @@ def demo_pipeline(
             method="eagle2",
             settings=settings.eagle,
             start=lambda target, text, folder: EagleRun(target, text, folder, settings.eagle),
+        ),
+        _Trained(
+            name="draft",
+            method="draft-model",
+            settings=settings.draft,
+            start=lambda target, text, folder: DraftRun(target, text, folder, settings.draft),
+            files=(*WEIGHTS, "generation_config.json"),
         ),
     )
     steps = [_target_step(place, budget, settings.target, compiled)]
