@@ -121,7 +121,7 @@ class Position:
             share = min(1.0, left / nodes) if nodes else 0.0
             accepted += share * kept
             left -= share * nodes
-        return accepted / wanted if wanted else 0.0
+        return max(0.0, accepted / wanted) if wanted else 0.0  # no -0.0 by rounding
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the counts, and the rates they give."""
