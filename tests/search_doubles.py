@@ -18,6 +18,7 @@ from slipstream.skipping.search_settings import SearchSettings
 from slipstream.target import Target
 
 PROMPTS: list[Any] = [[{"role": "user", "content": text}] for text in ("one", "two")]
+ALL_LAYERS = {"keep_first": 0, "keep_last": 0}  # 4096 sets: more than a test can try
 SIZES = {"num_hidden_layers": 6, "weight_std": 0.3}
 
 
@@ -51,5 +52,5 @@ if __name__ == "__main__":
     import torch
 
     torch.set_num_threads(1)
-    for trial in small_search(Path(sys.argv[1]), int(sys.argv[2])).trials():
+    for trial in small_search(Path(sys.argv[1]), int(sys.argv[2]), **ALL_LAYERS).trials():
         print(trial.skip_set.attention, trial.skip_set.mlp, flush=True)

@@ -15,7 +15,7 @@ import pytest
 
 import families
 import search_doubles
-from search_doubles import PROMPTS, small_search, tiny_model
+from search_doubles import ALL_LAYERS, PROMPTS, small_search, tiny_model
 from slipstream.drafters.exit_threshold import ChainSettings
 from slipstream.drafters.plain import PlainDrafter
 from slipstream.errors import ArtifactError, InputError, LayerSkipUnsupportedError, SkipSetError
@@ -126,13 +126,13 @@ def child(study: Path, trials: int) -> subprocess.Popen[str]:
 
 def test_a_killed_search_resumes_and_processes_share_a_study(tmp_path: Path) -> None:
     study = tmp_path / "shared.study"
-    process = child(study, 400)
+    process = child(study, 4000)
     try:
         assert process.stdout is not None
         theirs = [process.stdout.readline().strip() for _ in range(3)]
         model = tiny_model()
         ours = []
-        for trial in small_search(study, 400, model).trials():  # while the other process goes on
+        for trial in small_search(study, 4000, model, **ALL_LAYERS).trials():  # while the other process goes on
             ours.append(f"{trial.skip_set.attention} {trial.skip_set.mlp}")
             if len(ours) == 3:
                 break
@@ -141,7 +141,7 @@ def test_a_killed_search_resumes_and_processes_share_a_study(tmp_path: Path) -> 
         process.kill()
         theirs += [line.strip() for line in process.communicate()[0].splitlines()]
     assert process.returncode < 0, "the process was not killed but ended"
-    resumed = small_search(study, 10**6, model)
+    resumed = small_search(study, 4000, model, **ALL_LAYERS)
     before = {f"{s.attention} {s.mlp}" for s in map(resumed.space.skip_set, resumed.study.values())}
     assert before >= {*filter(None, theirs), *ours}
     first = next(resumed.trials())

@@ -207,7 +207,7 @@ class SkipSearch:
         lengths = [sample.prompt_length + sample.num_starts // 2 for sample in samples]
         costs = measure_costs(self.target, self.sublayers, widths(self.settings.shape), sum(lengths) // len(lengths))
         some = uniform(self.space, min(2, len(self.space.layers)))
-        costs = with_overhead(costs, self._measured_speed(samples[:3]).steps(some), some, self.settings)
+        costs = with_overhead(costs, self._measured_speed(samples[:3]).cycles(some), some, self.settings)
         record = {**costs.to_dict(), "plain": plain_s}
         return {"samples": [asdict(sample) for sample in samples], "costs": record}
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from typing import Any, Protocol
 
+import torch
+
 from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.layer_skip import LayerSkipDrafter
-from slipstream.engine import Step
 from slipstream.logits import ProcessingSettings, resolve
 from slipstream.model import Model
 from slipstream.output import Output, Stats
@@ -96,7 +99,7 @@ class MeasuredSpeed:
             chain_settings=None if isinstance(shape, TreeShape) else shape,
         )
         self._model = Model(target, self._drafter)
-        self._generate(samples[0])  # warm-up
+        self._run(samples[0])  # warm-up
 
     def __call__(self, skip_set: SkipSet) -> Trialled:
         stats = self.stats(skip_set)
@@ -109,28 +112,18 @@ class MeasuredSpeed:
         self._drafter.use(skip_set)
         return reduce(add, (self._median(sample) for sample in self._samples))
 
-    def steps(self, skip_set: SkipSet) -> list[Step]:
-        """The cycles of all prompts, each generated once."""
+    def cycles(self, skip_set: SkipSet) -> list[tuple[int, float]]:
+        """(drafted nodes, undisturbed seconds) of the cycles of all prompts but each one's first."""
         self._drafter.use(skip_set)
-        return [step for sample in self._samples for step in self._generate(sample)]
+        return [cycle for sample in self._samples for cycle in self._run(sample).cycles]
 
     def _median(self, sample: Sample) -> Stats:
-        runs = [Stats.of(self._generate(sample), total_s=0.0) for _ in range(self._settings.repeats)]
+        runs = [self._run(sample).output.stats for _ in range(self._settings.repeats)]
         return sorted(runs, key=decode_s)[(len(runs) - 1) // 2]
 
-    def _generate(self, sample: Sample) -> list[Step]:
+    def _run(self, sample: Sample) -> Generated:
         prompt_ids = list(sample.token_ids[: sample.prompt_length])
-        return run(self._model, prompt_ids, self._settings, sample.seed)[0]
-
-
-def undisturbed(seconds: Sequence[float]) -> float:
-    """The tenth percentile of some times: passes are timed by their least too, as if nothing else ran."""
-    return sorted(seconds)[len(seconds) // 10]
-
-
-def step_s(step: Step) -> float:
-    """Seconds of a cycle, without the prompt's."""
-    return step.draft_s + step.verify_s + step.other_s
+        return generate(self._model, prompt_ids, self._settings, sample.seed)
 
 
 def decode_s(stats: Stats) -> float:
@@ -138,9 +131,19 @@ def decode_s(stats: Stats) -> float:
     return stats.draft_s + stats.verify_s + stats.other_s
 
 
-def run(model: Model, prompt: Any, settings: SearchSettings, seed: int) -> tuple[list[Step], Output]:
-    """The cycles of one generation, and what it returned."""
-    steps: list[Step] = []
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One generation."""
+
+    output: Output
+    cycles: list[tuple[int, float]]
+    """(drafted nodes, seconds) of every cycle but the first, which has the prompt in it."""
+
+
+def generate(model: Model, prompt: Any, settings: SearchSettings, seed: int) -> Generated:
+    """A generation, with its cycles timed as if nothing else ran, as far as the host can tell (`_clock`)."""
+    cycles: list[tuple[int, float]] = []
+    clock = _clock(model.target)
     stream = model.stream(
         prompt,
         max_new_tokens=settings.max_new_tokens,
@@ -148,11 +151,22 @@ def run(model: Model, prompt: Any, settings: SearchSettings, seed: int) -> tuple
         seed=seed if settings.temperature else None,
     )
     while True:
+        began = clock()
         try:
-            steps.append(next(stream))
+            step = next(stream)
         except StopIteration as end:
-            output: Output = end.value
-            return steps, output
+            return Generated(end.value, cycles[1:])
+        cycles.append((step.num_drafted, clock() - began))
+
+
+def _clock(target: Target) -> Callable[[], float]:
+    """Seconds: on one CPU thread those that it ran, so that other processes do not count; else the time of day's.
+
+    Cycles are too long to have a processor to themselves on a busy machine; sub-layers are not, and their least time is
+    free of other processes too.
+    """
+    alone = target.device.type == "cpu" and torch.get_num_threads() == 1
+    return time.thread_time if alone else time.perf_counter
 
 
 def answer(model: Model, prompts: Sequence[Messages], settings: SearchSettings) -> tuple[list[Sample], float]:
@@ -160,11 +174,12 @@ def answer(model: Model, prompts: Sequence[Messages], settings: SearchSettings) 
     samples, seconds = [], []
     for number, prompt in enumerate(prompts):
         content: Any = prompt if getattr(model.tokenizer, "chat_template", None) else prompt[-1]["content"]
-        steps, output = run(model, content, settings, settings.seed + number)
+        generated = generate(model, content, settings, settings.seed + number)
+        output = generated.output
         token_ids = (*output.prompt_ids, *output.token_ids)
         samples.append(Sample(token_ids=token_ids, prompt_length=len(output.prompt_ids), seed=output.seed or 0))
-        seconds += [step_s(step) for step in steps]
-    return samples, undisturbed(seconds)
+        seconds += [one for _, one in generated.cycles]
+    return samples, statistics.median(seconds or [0.0])
 
 
 def rule_of(target: Target, sample: Sample, temperature: float) -> DecodingRule:
@@ -179,12 +194,16 @@ def rule_of(target: Target, sample: Sample, temperature: float) -> DecodingRule:
     return make_rule(processing, SamplingSettings(seed=sample.seed), target.vocab_size, target.device)
 
 
-def with_overhead(costs: CostTable, steps: Sequence[Step], skip_set: SkipSet, settings: SearchSettings) -> CostTable:
-    """`costs` with the time per drafted level that real cycles took beyond their passes, never below 0."""
+def with_overhead(
+    costs: CostTable, cycles: Sequence[tuple[int, float]], skip_set: SkipSet, settings: SearchSettings
+) -> CostTable:
+    """`costs` with the time per drafted level that real cycles took beyond their passes (median), never below 0.
+
+    cycles: (drafted nodes, seconds) of each.
+    """
     shape, found = settings.shape, []
-    for step in steps:
-        levels = shape.depth if isinstance(shape, TreeShape) else step.num_drafted
-        if step.num_drafted:
-            beyond = step_s(step) - cycle_seconds(costs, shape, step.num_drafted, skip_set)
-            found.append(beyond / levels)
-    return replace(costs, overhead=max(undisturbed(found), 0.0) if found else 0.0)
+    for num_drafted, seconds in cycles:
+        levels = shape.depth if isinstance(shape, TreeShape) else num_drafted
+        if num_drafted:
+            found.append((seconds - cycle_seconds(costs, shape, num_drafted, skip_set)) / levels)
+    return replace(costs, overhead=max(statistics.median(found), 0.0) if found else 0.0)
