@@ -57,6 +57,8 @@ def tiny_demo(target: TargetSettings) -> DemoSettings:
         target=target,
         text=text,
         eagle=replace(whole.eagle, **quick),
+        medusa=replace(whole.medusa, **quick, num_heads=2),
+        hydra=replace(whole.hydra, **quick, num_heads=2, prefix_size=8),
         draft=replace(whole.draft, **quick, hidden_size=16, num_layers=1, intermediate_size=24),
     )
 

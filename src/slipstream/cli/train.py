@@ -18,7 +18,6 @@ from slipstream.cli.train_draft import draft
 from slipstream.cli.train_eagle import eagle
 from slipstream.cli.train_hydra import hydra
 from slipstream.cli.train_medusa import medusa
-from slipstream.cli.train_medusa import medusa
 
 if TYPE_CHECKING:
     from slipstream.training.demo import DemoSettings
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 app = typer.Typer(name="train", no_args_is_help=True, help="Train draft heads, and rebuild the demo models.")
 
 app.command()(eagle)
-app.command()(medusa)
 app.command()(medusa)
 app.command()(hydra)
 app.command()(draft)

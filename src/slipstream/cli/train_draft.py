@@ -17,7 +17,7 @@ from slipstream.cli.training_data import (
     load_target,
     read_dialogues,
 )
-from slipstream.cli.training_progress import follow
+from slipstream.cli.training_progress import finish
 
 SIZES, LOSS, RUN = "The draft model", "The loss", "The run"
 
@@ -113,6 +113,4 @@ def draft(
         target, tokenizer, data, out, answers=answers, how=how, limit=limit, max_length=max_length
     )
     run = DraftRun(target, dialogues, out, settings, tokenizer)
-    follow(run)
-    if run.accelerator.is_main_process:
-        print(f"{out}: use it with `slipstream generate -m {model} -d draft-model --draft {out}`")
+    finish(run, model, "draft-model")

@@ -17,7 +17,7 @@ from slipstream.cli.training_data import (
     load_target,
     read_dialogues,
 )
-from slipstream.cli.training_progress import follow
+from slipstream.cli.training_progress import finish
 
 PAPER, AHEAD, RUN = "As the paper", "Beyond the paper", "The run"
 
@@ -97,6 +97,4 @@ def eagle(
         target, tokenizer, data, out, answers=answers, how=how, limit=limit, max_length=max_length
     )
     run = EagleRun(target, dialogues, out, settings)
-    follow(run)
-    if run.accelerator.is_main_process:
-        print(f"{out}: use it with `slipstream generate -m {model} -d eagle2 --draft {out}`")
+    finish(run, model, "eagle2")

@@ -17,7 +17,7 @@ from slipstream.cli.training_data import (
     load_target,
     read_dialogues,
 )
-from slipstream.cli.training_progress import follow
+from slipstream.cli.training_progress import finish
 
 HEADS, LEARNING, RUN = "The heads", "Learning", "The run"
 
@@ -122,6 +122,4 @@ def hydra(
         target, tokenizer, data, out, answers=answers, how=how, limit=limit, max_length=max_length
     )
     run = HydraRun(target, dialogues, out, settings)
-    follow(run)
-    if run.accelerator.is_main_process:
-        print(f"{out}: use it with `slipstream generate -m {model} -d hydra --draft {out}`")
+    finish(run, model, "hydra", depth=heads)

@@ -17,7 +17,7 @@ from slipstream.cli.training_data import (
     load_target,
     read_dialogues,
 )
-from slipstream.cli.training_progress import follow
+from slipstream.cli.training_progress import finish
 
 HEADS, LEARNING, RUN = "The heads", "Learning", "The run"
 
@@ -117,6 +117,4 @@ def medusa(
         target, tokenizer, data, out, answers=answers, how=how, limit=limit, max_length=max_length
     )
     run = MedusaRun(target, dialogues, out, settings)
-    follow(run)
-    if run.accelerator.is_main_process:
-        print(f"{out}: use it with `slipstream generate -m {model} -d medusa --draft {out}`")
+    finish(run, model, "medusa", depth=heads)

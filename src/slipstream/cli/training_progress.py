@@ -26,6 +26,30 @@ def follow(run: HeadRun) -> None:
             show(report)
 
 
+def finish(run: HeadRun, model: str, method: str, *, depth: int = 5) -> None:
+    """Follow the run, calibrate what it made, and say how to use it.
+
+    model: the target as the user named it. depth: of the chains that calibration drafts.
+    """
+    follow(run)
+    if not run.accelerator.is_main_process:
+        return
+    if any(not one.answer[0] for one in run.held_out):
+        _calibrate(run, method, depth)
+    else:
+        note("not calibrated: no dialogue was held out that begins with a prompt")
+    print(f"{run.out}: use it with `slipstream generate -m {model} -d {method} --draft {run.out}`")
+
+
+def _calibrate(run: HeadRun, method: str, depth: int) -> None:
+    from slipstream.training.calibration import calibrate_artefact
+
+    note("calibrating the confidence of sampled drafts")
+    found = calibrate_artefact(method, run.target, run.out, run.held_out, depth=depth)
+    fitted, default = found.surprise[1.0]
+    note(f"surprise at temperature 1: {fitted:.3f} nats a choice, {default:.3f} uncalibrated")
+
+
 @contextmanager
 def progress(*, shown: bool) -> Iterator[Callable[[Report], None]]:
     """A bar on stderr with losses, accuracy and the time left; held-out accuracies stay as lines above it.

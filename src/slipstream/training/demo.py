@@ -22,6 +22,10 @@ from slipstream.training.draft_settings import DraftSettings
 from slipstream.training.draft_text import DraftTextSettings, draft_text
 from slipstream.training.eagle import EagleRun
 from slipstream.training.eagle_settings import EagleSettings
+from slipstream.training.hydra import HydraRun
+from slipstream.training.hydra_settings import HydraSettings
+from slipstream.training.medusa import MedusaRun
+from slipstream.training.medusa_settings import MedusaSettings
 from slipstream.training.pipeline import Pipeline, Step
 from slipstream.training.recipe import Report as HeadReport
 from slipstream.training.run import HeadRun
@@ -49,6 +53,42 @@ def _eagle() -> EagleSettings:
     )
 
 
+def _medusa() -> MedusaSettings:
+    return MedusaSettings(
+        num_heads=4,
+        num_layers=2,
+        own_lm_heads=False,
+        labels="target",
+        steps=800,
+        batch_size=16,
+        max_length=384,
+        learning_rate=1e-2,
+        warmup_steps=100,
+        precision="bf16",
+        held_out=64,
+        report_every=50,
+    )
+
+
+def _hydra() -> HydraSettings:
+    return HydraSettings(
+        num_heads=3,
+        num_layers=1,
+        prefix_size=128,
+        own_lm_heads=False,
+        storage="bf16",
+        dropout=0.0,
+        steps=800,
+        batch_size=16,
+        max_length=384,
+        learning_rate=4e-3,
+        warmup_steps=100,
+        precision="bf16",
+        held_out=64,
+        report_every=50,
+    )
+
+
 def _draft() -> DraftSettings:
     return DraftSettings(
         steps=1000,
@@ -69,11 +109,19 @@ class DemoSettings:
     text: DraftTextSettings = field(default_factory=DraftTextSettings)
     """What everything after the target learns from."""
     eagle: EagleSettings = field(default_factory=_eagle)
+    medusa: MedusaSettings = field(default_factory=_medusa)
+    hydra: HydraSettings = field(default_factory=_hydra)
     draft: DraftSettings = field(default_factory=_draft)
 
     def with_draft_steps(self, steps: int) -> DemoSettings:
         """The same with so many optimizer steps for each drafter."""
-        return replace(self, eagle=replace(self.eagle, steps=steps), draft=replace(self.draft, steps=steps))
+        return replace(
+            self,
+            eagle=replace(self.eagle, steps=steps),
+            medusa=replace(self.medusa, steps=steps),
+            hydra=replace(self.hydra, steps=steps),
+            draft=replace(self.draft, steps=steps),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +134,8 @@ class _Trained:
     """That calibration drafts with."""
     settings: RunSettings
     start: Callable[[Target, Sequence[Dialogue], Path], HeadRun]
+    depth: int = 5
+    """Of the chains that calibration drafts."""
     files: tuple[str, ...] = WEIGHTS
     """What ships of the run's folder."""
 
@@ -112,6 +162,21 @@ def demo_pipeline(
             method="eagle2",
             settings=settings.eagle,
             start=lambda target, text, folder: EagleRun(target, text, folder, settings.eagle),
+        ),
+        _Trained(
+            name="medusa",
+            method="medusa",
+            settings=settings.medusa,
+            start=lambda target, text, folder: MedusaRun(target, text, folder, settings.medusa),
+            depth=settings.medusa.num_heads,
+            files=("config.json", "medusa_lm_head.pt"),
+        ),
+        _Trained(
+            name="hydra",
+            method="hydra",
+            settings=settings.hydra,
+            start=lambda target, text, folder: HydraRun(target, text, folder, settings.hydra),
+            depth=settings.hydra.num_heads,
         ),
         _Trained(
             name="draft",
@@ -184,7 +249,7 @@ def _drafter_step(place: _Place, settings: DemoSettings, trained: _Trained) -> S
         folder.mkdir(parents=True, exist_ok=True)
         for name in trained.files:
             shutil.copyfile(run_folder / name, folder / name)
-        calibrate_artefact(trained.method, target, folder, run.held_out)
+        calibrate_artefact(trained.method, target, folder, run.held_out, depth=trained.depth)
 
     return Step(
         name=trained.name,
