@@ -271,7 +271,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     top = 1.1 * max(one[key] for one in record["trees"] for key in ("tau", "tau_by_ranks", "tau_by_values"))
     trees.plot([0, top], [0, top], "-", color="grey", linewidth=0.8)
     trees.set(xlabel="predicted (trees)", ylabel="measured (trees)", xlim=(0, top), ylim=(0, top))
-    trees.legend(frameon=False)
+    trees.legend(frameon=False, loc="lower right", fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 

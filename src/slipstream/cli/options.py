@@ -121,7 +121,8 @@ SkipSet = Annotated[
         "--skip-set",
         metavar="FILE|NAME",
         rich_help_panel=DRAFTING,
-        help="layer-skip: the sub-layers to skip; a file, or a task that `skip search` found a set for (code).",
+        help="layer-skip: the sub-layers to skip; a file, a task that `skip search` found a set for (code), or "
+        "'adaptive': refined while generating.",
     ),
 ]
 Tree = Annotated[
