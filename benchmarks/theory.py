@@ -261,9 +261,9 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
         axes.set(xlabel="chain length K", ylabel=f"{label} (chains)", ylim=(0, None))
         axes.legend(frameon=False)
     groups = (
-        ("tau_by_ranks", "tau", "o", "#c0392b", "tokens per cycle, by ranks"),
-        ("tau_by_values", "tau", "x", "#888888", "tokens per cycle, by the drafter's values"),
-        ("speedup_by_ranks", "speedup", "s", "#2f6f8f", "speed relative to plain, by ranks"),
+        ("tau_by_ranks", "tau", "o", "#c0392b", "tau, by ranks"),
+        ("tau_by_values", "tau", "x", "#888888", "tau, by values"),
+        ("speedup_by_ranks", "speedup", "s", "#2f6f8f", "speed, by ranks"),
     )
     for predicted, measured, marker, colour, label in groups:
         across, up = ([one[key] for one in record["trees"]] for key in (predicted, measured))
@@ -271,7 +271,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     top = 1.1 * max(one[key] for one in record["trees"] for key in ("tau", "tau_by_ranks", "tau_by_values"))
     trees.plot([0, top], [0, top], "-", color="grey", linewidth=0.8)
     trees.set(xlabel="predicted (trees)", ylabel="measured (trees)", xlim=(0, top), ylim=(0, top))
-    trees.legend(frameon=False, loc="lower right", fontsize="small")
+    trees.legend(frameon=False, loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
