@@ -138,8 +138,11 @@ def _measure(device: torch.device, sublayers: SubLayers, rows: int, run: Callabl
     watched = [[layer.module, *(patch.module for patch in layer.attention + layer.mlp)] for layer in sublayers.layers]
     stopwatch = _Stopwatch(device, [module for modules in watched for module in modules])
     outside, best = float("inf"), dict.fromkeys(stopwatch.modules, float("inf"))
+    unobserved, observed = [], []
     for _ in range(_REPEATS):
+        unobserved.append(stopwatch.time_undisturbed(run))
         with stopwatch.watching():
+            observed.append(stopwatch.time_undisturbed(run))
             total = stopwatch.time(run)
         seconds = stopwatch.read()
         outside = min(outside, total - sum(seconds[layer.module] for layer in sublayers.layers))
@@ -147,8 +150,9 @@ def _measure(device: torch.device, sublayers: SubLayers, rows: int, run: Callabl
             best[module] = min(best[module], seconds[module])
     attention = [sum(best[patch.module] for patch in layer.attention) for layer in sublayers.layers]
     mlp = [sum(best[patch.module] for patch in layer.mlp) for layer in sublayers.layers]
+    watching = max(min(observed) - min(unobserved), 0.0) / len(watched)  # what the marks of one layer cost
     between = [
-        max(best[layer.module] - attention_s - mlp_s, 0.0)
+        max(best[layer.module] - attention_s - mlp_s - watching, 0.0)
         for layer, attention_s, mlp_s in zip(sublayers.layers, attention, mlp, strict=True)
     ]
     fixed = [layer.identity is None for layer in sublayers.layers]  # run even where both sub-layers are skipped
@@ -177,16 +181,28 @@ class _Stopwatch:
         self._synchronize()
         return time.perf_counter() - began
 
+    def time_undisturbed(self, run: Callable[[], None]) -> float:
+        """The same by `undisturbed_clock`."""
+        clock = undisturbed_clock(self._device)
+        self._synchronize()
+        began = clock()
+        run()
+        self._synchronize()
+        return clock() - began
+
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Note when each module begins and ends."""
+        """Note when each module begins and ends in the last pass made inside."""
 
-        def mark(module: nn.Module, *_: Any) -> None:
-            self._marks.setdefault(module, []).append(self._now())
+        def begin(module: nn.Module, *_: Any) -> None:
+            self._marks[module] = [self._now()]
+
+        def end(module: nn.Module, *_: Any) -> None:
+            self._marks[module].append(self._now())
 
         self._marks = {}
-        handles = [module.register_forward_pre_hook(mark) for module in self.modules]
-        handles += [module.register_forward_hook(mark) for module in self.modules]
+        handles = [module.register_forward_pre_hook(begin) for module in self.modules]
+        handles += [module.register_forward_hook(end) for module in self.modules]
         try:
             yield
         finally:
@@ -195,7 +211,7 @@ class _Stopwatch:
 
     def read(self) -> dict[nn.Module, float]:
         """Seconds of every module in the last watched pass."""
-        return {module: sum(self._between(*pair) for pair in _pairs(marks)) for module, marks in self._marks.items()}
+        return {module: self._between(begin, end) for module, (begin, end) in self._marks.items()}
 
     def _now(self) -> Any:
         if self._device.type == "cuda":
@@ -212,5 +228,11 @@ class _Stopwatch:
             torch.accelerator.synchronize(self._device)
 
 
-def _pairs(marks: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    return zip(marks[::2], marks[1::2], strict=True)
+def undisturbed_clock(device: torch.device) -> Callable[[], float]:
+    """Seconds: on one CPU thread those that it ran, so that other processes do not count; else the time of day's.
+
+    Whole passes are too long to have a processor to themselves on a busy machine. Sub-layers are not: their least time
+    is free of other processes by any clock.
+    """
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.thread_time if alone else time.perf_counter

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from typing import Any, Protocol
-
-import torch
 
 from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.layer_skip import LayerSkipDrafter
@@ -20,7 +17,7 @@ from slipstream.output import Output, Stats
 from slipstream.rules import DecodingRule, make_rule
 from slipstream.sampling import SamplingSettings
 from slipstream.skipping.agreement import Answers, Sample
-from slipstream.skipping.costs import CostTable
+from slipstream.skipping.costs import CostTable, undisturbed_clock
 from slipstream.skipping.modelled import children, cycle_seconds, depth, modelled_speed
 from slipstream.skipping.search_prompts import Messages
 from slipstream.skipping.search_settings import SearchSettings
@@ -141,9 +138,9 @@ class Generated:
 
 
 def generate(model: Model, prompt: Any, settings: SearchSettings, seed: int) -> Generated:
-    """A generation, with its cycles timed as if nothing else ran, as far as the host can tell (`_clock`)."""
+    """A generation, with its cycles timed as if nothing else ran, as far as the host can tell (`undisturbed_clock`)."""
     cycles: list[tuple[int, float]] = []
-    clock = _clock(model.target)
+    clock = undisturbed_clock(model.target.device)
     stream = model.stream(
         prompt,
         max_new_tokens=settings.max_new_tokens,
@@ -157,16 +154,6 @@ def generate(model: Model, prompt: Any, settings: SearchSettings, seed: int) -> 
         except StopIteration as end:
             return Generated(end.value, cycles[1:])
         cycles.append((step.num_drafted, clock() - began))
-
-
-def _clock(target: Target) -> Callable[[], float]:
-    """Seconds: on one CPU thread those that it ran, so that other processes do not count; else the time of day's.
-
-    Cycles are too long to have a processor to themselves on a busy machine; sub-layers are not, and their least time is
-    free of other processes too.
-    """
-    alone = target.device.type == "cpu" and torch.get_num_threads() == 1
-    return time.thread_time if alone else time.perf_counter
 
 
 def answer(model: Model, prompts: Sequence[Messages], settings: SearchSettings) -> tuple[list[Sample], float]:
