@@ -47,15 +47,24 @@ def test_surprise_is_minus_the_log_confidence_of_the_choice(seed: int, scales: l
 
 
 def test_a_record_survives_json_and_a_wrong_one_is_named() -> None:
-    scale = ConfidenceScale(floor=0.3, slope=0.7)
+    scale = ConfidenceScale(floor=0.3, slope=0.7, greedy=0.6)
     assert ConfidenceScale.of(scale.to_dict()) == scale
     assert ConfidenceScale.of(None) == ConfidenceScale()
-    with pytest.raises(InputError, match="must hold the numbers floor and slope"):
-        ConfidenceScale.of({"floor": 0.3})
+    with pytest.raises(InputError, match="must hold the numbers floor, slope and greedy"):
+        ConfidenceScale.of({"floor": 0.3, "slope": 0.7})
     for bad in (-1.0, math.nan, "wide"):
         with pytest.raises(InputError, match="slope is"):
-            ConfidenceScale.of({"floor": 0.3, "slope": bad})
+            ConfidenceScale.of({"floor": 0.3, "slope": bad, "greedy": 1.0})
     with pytest.raises(InputError, match="both 0"):
         ConfidenceScale(floor=0, slope=0)
+    with pytest.raises(InputError, match="greedy is 0"):
+        ConfidenceScale(greedy=0)
     with pytest.raises(InputError, match="at least two temperatures"):
-        ConfidenceScale.fit({1.0: 0.5})
+        ConfidenceScale.fit({0.0: 0.6, 1.0: 0.5})
+
+
+def test_the_greedy_scale_is_the_one_found_at_temperature_0() -> None:
+    found = ConfidenceScale.fit({0.0: 0.6, 0.5: 1.0, 1.0: 0.5})
+    assert found.at(0.0) == found.greedy == 0.6
+    assert found.at(0.5) == pytest.approx(ConfidenceScale.fit({0.5: 1.0, 1.0: 0.5}).at(0.5))
+    assert ConfidenceScale.fit({0.5: 1.0, 1.0: 0.5}).greedy == 1.0

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from slipstream.confidence import ConfidenceScale
+from slipstream.confidence import ConfidenceScale, log_confidence
 from slipstream.logits import ProcessingSettings, warp
 from slipstream.sampling import GumbelNoise, SamplingSettings
 from slipstream.tree import DraftTree
@@ -52,6 +52,10 @@ class DecodingRule(ABC):
         """The target's next token at the root and every node. logits: [n + 1, vocab], processed. Returns [n + 1]."""
 
     @abstractmethod
+    def scores(self, logits: Tensor, depth: int) -> Tensor:
+        """What candidates at `depth` (1, 2, ...) are ordered by, after each row of drafter's logits. [rows, vocab]."""
+
+    @abstractmethod
     def children(self, logits: Tensor, depth: int, k: int) -> Candidates:
         """The k best candidates after each row of a drafter's logits [rows, vocab], to stand at `depth` (1, 2, ...)."""
 
@@ -68,11 +72,18 @@ class DecodingRule(ABC):
 class GreedyRule(DecodingRule):
     """The most probable token."""
 
+    def __init__(self, confidence: ConfidenceScale = _UNCALIBRATED) -> None:
+        """confidence: how far a drafter's probabilities may be believed."""
+        self._scale = confidence.greedy
+
     def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
         return choose_greedy(logits)
 
+    def scores(self, logits: Tensor, depth: int) -> Tensor:
+        return logits.float()
+
     def children(self, logits: Tensor, depth: int, k: int) -> Candidates:
-        top = logits.float().log_softmax(dim=-1).topk(k, dim=-1)
+        top = log_confidence(self.scores(logits, depth), self._scale).topk(k, dim=-1)
         return Candidates(top.indices, top.values)
 
 
@@ -105,13 +116,13 @@ class CoupledRule(DecodingRule):
         Under known noise the target takes the largest log p + g. How sure the drafter may be of its own order is
         softmax((log q + g) / s), where s grows with the distance between log p and log q, that is with 1 / temperature.
         """
-        perturbed = self.perturbed(logits, depth)
-        top = perturbed.topk(k, dim=-1)
-        log_confidence = top.values / self._scale - (perturbed / self._scale).logsumexp(dim=-1, keepdim=True)
-        return Candidates(top.indices, log_confidence.float())
+        scores = self.scores(logits, depth)
+        top = scores.topk(k, dim=-1)
+        confidence = top.values / self._scale - (scores / self._scale).logsumexp(dim=-1, keepdim=True)
+        return Candidates(top.indices, confidence.float())
 
-    def perturbed(self, logits: Tensor, depth: int) -> Tensor:
-        """[rows, vocab] float64: log q + g for children at `depth`."""
+    def scores(self, logits: Tensor, depth: int) -> Tensor:
+        """The perturbed log q + g, float64."""
         q = warp_for(self._processing, logits).double().log_softmax(dim=-1)
         return q + self._noise.rows(self.length + 1, depth)[depth - 1]
 
@@ -134,9 +145,12 @@ class RejectionRule(DecodingRule):
             return choose_chain(tree.tokens, tree.q, p, u_accept, u_next)
         return choose_one_hot(tree, p, u_accept, u_next)
 
+    def scores(self, logits: Tensor, depth: int) -> Tensor:
+        return logits.float()
+
     def children(self, logits: Tensor, depth: int, k: int) -> Candidates:
         """The top-k of the drafter's own distribution, as EAGLE-2 does at every temperature."""
-        top = logits.float().log_softmax(dim=-1).topk(k, dim=-1)
+        top = self.scores(logits, depth).log_softmax(dim=-1).topk(k, dim=-1)
         return Candidates(top.indices, top.values)
 
     def draw(self, logits: Tensor, depth: int) -> Drawn:
@@ -168,7 +182,7 @@ def make_rule(
 ) -> DecodingRule:
     """The rule that the settings of a generation ask for. confidence: the drafter's."""
     if processing.is_greedy:
-        return GreedyRule()
+        return GreedyRule(confidence)
     if sampling.verification == "rejection":
         return RejectionRule(processing, sampling, device)
     return CoupledRule(processing, sampling, vocab_size, device, confidence)

@@ -30,7 +30,7 @@ def chain_drafter(target: Target, attention: list[int], mlp: list[int]) -> Layer
 
 
 def calibrated(target: Target, drafter: LayerSkipDrafter) -> Calibration:
-    return calibrate(target, drafter, PROMPTS, max_new_tokens=12, temperatures=(0.7, 1.4))
+    return calibrate(target, drafter, PROMPTS, max_new_tokens=12, temperatures=(0.0, 0.7, 1.4))
 
 
 def test_a_worse_drafter_gets_a_larger_scale(target: Target) -> None:
@@ -60,7 +60,7 @@ def test_pairs_are_the_choice_after_each_node_with_the_draft_at_it(target: Targe
             found = calibrated(target, skip_nothing_of_weight)
         finally:
             layer.copy_(kept)
-    assert found.best == {0.7: float(SCALES[0]), 1.4: float(SCALES[0])}
+    assert found.best == dict.fromkeys((0.0, 0.7, 1.4), float(SCALES[0]))
 
 
 def test_a_drafter_that_never_drafts_cannot_be_calibrated(target: Target) -> None:

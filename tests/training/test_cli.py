@@ -102,7 +102,7 @@ def test_demo_makes_every_drafter_for_the_target_and_again_for_a_new_one(packed:
     for name in names[1:]:
         record = json.loads((tmp_path / "o" / name / "config.json").read_text())["slipstream"]
         assert record["target"] == target.hash
-        assert set(record["confidence_scale"]) == {"floor", "slope"}
+        assert set(record["confidence_scale"]) == {"floor", "slope", "greedy"}
     again = invoke(*arguments, "--steps", 1)
     assert again.count("skipped (unchanged)") == len(names)
     new_target = invoke(*arguments, "--steps", 2)

@@ -44,10 +44,11 @@ def finish(run: HeadRun, model: str, method: str, *, depth: int = 5) -> None:
 def _calibrate(run: HeadRun, method: str, depth: int) -> None:
     from slipstream.training.calibration import calibrate_artefact
 
-    note("calibrating the confidence of sampled drafts")
+    note("calibrating the confidence of drafts")
     found = calibrate_artefact(method, run.target, run.out, run.held_out, depth=depth)
-    fitted, default = found.surprise[1.0]
-    note(f"surprise at temperature 1: {fitted:.3f} nats a choice, {default:.3f} uncalibrated")
+    for temperature in (0.0, 1.0):
+        fitted, default = found.surprise[temperature]
+        note(f"surprise at temperature {temperature:g}: {fitted:.3f} nats a choice, {default:.3f} uncalibrated")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from slipstream.confidence import ConfidenceScale
 from slipstream.drafters.base import Drafter
 from slipstream.errors import InputError, unknown_choice
 from slipstream.target import Target
@@ -44,7 +45,14 @@ def build_drafter(name: str, target: Target, options: Mapping[str, Any], tokeniz
     that the method does not read, or a bad value.
     """
     method = find_method(name, options)
-    return method.build(target, {**options, "tokenizer": tokenizer} if method.reads_tokenizer else options)
+    rest = {option: value for option, value in options.items() if option != "calibrated"}
+    drafter = method.build(target, {**rest, "tokenizer": tokenizer} if method.reads_tokenizer else rest)
+    calibrated = options.get("calibrated", True)
+    if not isinstance(calibrated, bool):
+        raise InputError(f"calibrated is {calibrated!r}; it must be true or false")
+    if not calibrated:
+        drafter.confidence = ConfidenceScale()
+    return drafter
 
 
 def find_method(name: str, options: Iterable[str] = ()) -> Method:
@@ -219,7 +227,7 @@ METHODS: dict[str, Method] = {
             summary="a one-layer head on the target's features grows a tree by its confidence (EAGLE-2)",
             needs="an EAGLE head trained for the target",
             paper="arXiv 2406.16858",
-            options=("draft", "width", "depth", "total", "by_value", "rerank"),
+            options=("draft", "width", "depth", "total", "by_value", "rerank", "calibrated"),
             build=_eagle2,
             artefact="eagle",
         ),
@@ -238,7 +246,7 @@ METHODS: dict[str, Method] = {
             needs="a smaller model with the target's vocabulary",
             paper="arXiv 2211.17192, 2302.01318",
             options=(
-                *("draft", "draft_tokenizer", "tree", "width", "depth", "total"),
+                *("draft", "draft_tokenizer", "tree", "width", "depth", "total", "calibrated"),
                 *("length", "schedule", "threshold", "adaptive", "target_acceptance"),
             ),
             build=_draft_model,
@@ -250,7 +258,7 @@ METHODS: dict[str, Method] = {
             summary="heads that each guess one token further ahead fill a tree (Medusa)",
             needs="Medusa heads trained for the target",
             paper="arXiv 2401.10774",
-            options=("draft", "tree", "width", "depth", "total"),
+            options=("draft", "tree", "width", "depth", "total", "calibrated"),
             build=_medusa,
             artefact="medusa",
         ),
@@ -259,7 +267,7 @@ METHODS: dict[str, Method] = {
             summary="heads that each know the tokens drafted before them grow a tree (Hydra, Hydra++)",
             needs="Hydra heads trained for the target",
             paper="arXiv 2402.05109",
-            options=("draft", "tree", "width", "depth", "total"),
+            options=("draft", "tree", "width", "depth", "total", "calibrated"),
             build=_hydra,
             artefact="hydra",
         ),

@@ -3,14 +3,14 @@
 As SWIFT (arXiv 2410.06916) and CLaSp (arXiv 2505.24196) do, the set follows the text; unlike them it is judged by
 modelled speed, the expected tokens of a cycle over its measured cost, and not by likeness to the target alone.
 
-How well a set drafts is read off one pass over tokens that were already accepted (`trial.py`): its score of a token
-is the log-probability it gives to it, cut off where the token is surely missed and where it is surely drafted. On 688
+How well a set drafts is read off one pass over tokens that were already accepted (`trial.py`): its score of a token is
+the log-probability it gives to it, cut off where the token is surely missed and where it is surely drafted. On 688
 tokens of the demo target and 28 changes of one sub-layer, mean scores told sets apart 1.6 to 2 times as sharply as
-counts of drafted tokens, and correlated with those counts at 0.99 and more; the cut-offs were chosen on the same tokens.
-What a nat is worth in acceptance is learnt from the same passes. From the trials follow the effects of the single sub-layers
-(`effects.py`); a draw from them proposes the next candidate, and a candidate is taken into use once it is faster even
-one standard deviation below its mean. None of this can change a token: the set decides what is drafted, the target what
-is kept.
+counts of drafted tokens, and correlated with those counts at 0.99 and more; the cut-offs were chosen on the same
+tokens. What a nat is worth in acceptance is learnt from the same passes. From the trials follow the effects of the
+single sub-layers (`effects.py`); a draw from them proposes the next candidate, and a candidate is taken into use once
+it is faster even one standard deviation below its mean. None of this can change a token: the set decides what is
+drafted, the target what is kept.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Calibration of a drafter's confidence under known noise: which scale explains the sampled target's choices best.
+"""Calibration of a drafter's confidence: which scale explains the target's choices best, greedy and sampled.
 
-Chains are drafted along sampled generations. At every node of a chain, kept or not, the target's own choice after that
-node is known, so each gives a pair: what the drafter had (log q + g) and what the target took.
+Chains are drafted along generations. At every node of a chain, kept or not, the target's own choice after that node is
+known, so each gives a pair: the drafter's scores (its logits, or log q + g where noise is known) and what the target
+took.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from slipstream.drafters.base import Drafter, Drafting, Observed, Run
 from slipstream.engine import Engine, Request
 from slipstream.errors import InputError
 from slipstream.logits import ProcessingSettings
-from slipstream.rules import Candidates, CoupledRule, DecodingRule
+from slipstream.rules import Candidates, DecodingRule
 from slipstream.sampling import SamplingSettings
 from slipstream.target import Target
 from slipstream.training.dialogues import Dialogue
 from slipstream.training.encoded import write_atomically
 from slipstream.tree import DraftTree
 
-TEMPERATURES = (0.5, 0.75, 1.0, 1.5)
+TEMPERATURES = (0.0, 0.5, 0.75, 1.0, 1.5)
 SCALES = torch.logspace(-1.5, 1.0, 61, dtype=torch.float64)
 """The scales that are tried, from 0.03 to 10."""
 
@@ -149,13 +150,12 @@ class _Watched(Drafter):
         self.total = torch.zeros(len(SCALES), dtype=torch.float64)  # [scales] nats
         self.count = 0
 
-    def note(self, perturbed: Tensor, choice: Tensor) -> None:
-        """Take in choices of the target: [n, vocab] log q + g, [n]."""
-        self.total += negative_log_likelihood(perturbed, choice, SCALES).sum(dim=0).cpu()
+    def note(self, scores: Tensor, choice: Tensor) -> None:
+        """Take in choices of the target: scores [n, vocab], choice [n]."""
+        self.total += negative_log_likelihood(scores.double(), choice, SCALES).sum(dim=0).cpu()
         self.count += choice.shape[0]
 
     def start(self, run: Run) -> Drafting:
-        assert isinstance(run.rule, CoupledRule)
         run.rule = recorder = _Recorder(run.rule)
         return _WatchedDrafting(self, self.inner.start(run), recorder)
 
@@ -168,11 +168,11 @@ class _Watched(Drafter):
 
 
 class _Recorder(DecodingRule):
-    """The drafter's side of a coupled rule, with what it was asked kept. The engine holds the rule itself."""
+    """The drafter's side of a rule, with what it was asked kept. The engine holds the rule itself."""
 
-    def __init__(self, inner: CoupledRule) -> None:
+    def __init__(self, inner: DecodingRule) -> None:
         self.inner = inner
-        self.perturbed: list[Tensor] = []  # [1, vocab] of each depth
+        self.noted: list[Tensor] = []  # scores [1, vocab] of each depth
 
     def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
         return self.inner.choose(logits, tree)
@@ -180,8 +180,11 @@ class _Recorder(DecodingRule):
     def children(self, logits: Tensor, depth: int, k: int) -> Candidates:
         if logits.shape[0] != 1 or k != 1:
             raise InputError(f"calibration wants chains, but {logits.shape[0]} nodes ask for {k} children each")
-        self.perturbed.append(self.inner.perturbed(logits, depth))
+        self.noted.append(self.scores(logits, depth))
         return self.inner.children(logits, depth, k)
+
+    def scores(self, logits: Tensor, depth: int) -> Tensor:
+        return self.inner.scores(logits, depth)
 
 
 class _WatchedDrafting(Drafting):
@@ -189,12 +192,12 @@ class _WatchedDrafting(Drafting):
         self._watched, self._inner, self._recorder = watched, inner, recorder
 
     def propose(self) -> DraftTree:
-        self._recorder.perturbed.clear()
+        self._recorder.noted.clear()
         return self._inner.propose()
 
     def observe(self, observed: Observed) -> None:
-        if observed.choice is not None and self._recorder.perturbed:
-            perturbed = torch.cat(self._recorder.perturbed)  # [depth, vocab]
-            n = min(perturbed.shape[0], observed.choice.shape[0])  # no pair beyond where a tree was cut
-            self._watched.note(perturbed[:n], observed.choice[:n])
+        if observed.choice is not None and self._recorder.noted:
+            scores = torch.cat(self._recorder.noted)  # [depth, vocab]
+            n = min(scores.shape[0], observed.choice.shape[0])  # no pair beyond where a tree was cut
+            self._watched.note(scores[:n], observed.choice[:n])
         self._inner.observe(observed)
