@@ -34,7 +34,16 @@ from records import (
     table,
     write_record,
 )
-from tallies import DYNAMIC, LITTLE_REPETITION, SAME_BUDGET, STATIC, Tally, findings
+from tallies import (
+    DYNAMIC,
+    LITTLE_REPETITION,
+    SAME_BUDGET,
+    STATIC,
+    UNCALIBRATED,
+    UNCALIBRATED_SAME_BUDGET,
+    Tally,
+    findings,
+)
 
 import slipstream
 from slipstream.bench.comparison import PLAIN, Comparison
@@ -55,10 +64,12 @@ METHODS: Methods = {
     "eagle2-60-no-value": ("eagle2", {**PUBLISHED, "by_value": False}),
     "eagle2-60-no-rerank": ("eagle2", {**PUBLISHED, "rerank": False}),
     "eagle2-60-neither": ("eagle2", {**PUBLISHED, "by_value": False, "rerank": False}),
+    UNCALIBRATED: ("eagle2", {**PUBLISHED, "calibrated": False}),
+    UNCALIBRATED_SAME_BUDGET: ("eagle2", {**LIKE_EAGLE, "calibrated": False}),
     "layer-skip-tree": ("layer-skip", {"tree": "dynamic", "width": 4, "depth": 3, "total": 12}),
     "layer-skip-chain": ("layer-skip", {"tree": "chain"}),
 }
-WATCHED = (STATIC, DYNAMIC, SAME_BUDGET)
+WATCHED = (STATIC, DYNAMIC, SAME_BUDGET, UNCALIBRATED)
 BY_REJECTION = (STATIC, DYNAMIC, SAME_BUDGET, "layer-skip-chain")  # those that also sample by the published rule
 QUESTION, QUERIES = "What is 10+2?", ("10+2=", "10+2")  # EAGLE-2's example (section 3.1), as the start of an answer
 

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from node_figures import calibration, positions
 from plotting import BLUE, COLOURS, COUPLED, GREEDY, GREY, LABELS, ORANGE, RULES, STYLE, TASKS, row_of
-from tallies import DYNAMIC, SAME_BUDGET, STATIC
+from tallies import DYNAMIC, SAME_BUDGET, STATIC, UNCALIBRATED
 from tree_picture import draw_cycle
 
 
@@ -98,13 +98,16 @@ def ablation(record: Mapping[str, Any]) -> Figure:
         f"{DYNAMIC}-neither": "neither",
         f"{DYNAMIC}-no-value": "rerank only",
         f"{DYNAMIC}-no-rerank": "value only",
-        DYNAMIC: "value and rerank\n(EAGLE-2)",
+        UNCALIBRATED: "not calibrated\n(EAGLE-2 as published)",
+        DYNAMIC: "value, rerank and\ncalibrated confidence",
     }
     figure = Figure(figsize=(8, 3.4), layout="constrained")
-    figure.suptitle("What expansion by value and reranking add (width 10, depth 6, total 60; all tasks)", fontsize=11)
+    figure.suptitle(
+        "What expansion by value, reranking and calibration add (width 10, depth 6, total 60; all tasks)", fontsize=11
+    )
     for axes, key in zip(figure.subplots(1, 2, sharey=True), (GREEDY, COUPLED), strict=True):
         rows = [row_of(record["all"]["rows"], key, method) for method in variants]
-        drawn = axes.barh(range(len(rows)), [row["tau"] for row in rows], 0.62, color=[GREY, GREY, GREY, BLUE])
+        drawn = axes.barh(range(len(rows)), [row["tau"] for row in rows], 0.62, color=[GREY, GREY, GREY, ORANGE, BLUE])
         notes = [f"{row['tau']:.2f}   {row['nodes_per_cycle']:.0f} nodes" for row in rows]
         axes.bar_label(drawn, notes, fontsize=8, padding=3)
         axes.set_yticks(range(len(rows)), variants.values())

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from plotting import BLUE, COUPLED, GREEDY, GREY, ORANGE, RULES, row_of
-from tallies import DYNAMIC, STATIC
+from plotting import BLUE, COUPLED, GREEDY, GREY, ORANGE, PUBLISHED, RULES, row_of
+from tallies import DYNAMIC, STATIC, UNCALIBRATED
 
 
 def calibration(record: Mapping[str, Any]) -> Figure:
@@ -20,7 +20,9 @@ def calibration(record: Mapping[str, Any]) -> Figure:
     for column, key in enumerate(RULES):
         curves = record["all"]["calibration"]
         curve = row_of(curves, key, DYNAMIC)
-        reliability(panels[0, column], curve)
+        if key != PUBLISHED:  # which takes a draft's probabilities as they are
+            reliability(panels[0, column], row_of(curves, key, UNCALIBRATED), ORANGE, "uncalibrated")
+        reliability(panels[0, column], curve, BLUE, "measured, 95 % interval")
         counts = np.array(curve["num_nodes"])
         panels[1, column].bar(centres(len(counts)), counts, 0.9 / len(counts), color=GREY)
         panels[1, column].set_yscale("log")
@@ -29,21 +31,22 @@ def calibration(record: Mapping[str, Any]) -> Figure:
         panels[0, column].set_title(f"{RULES[key]}\n{error}", loc="left")
     panels[0, 0].set_ylabel("share accepted")
     panels[1, 0].set_ylabel("nodes per bin")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
-def reliability(axes: Axes, curve: Mapping[str, Any]) -> None:
+def reliability(axes: Axes, curve: Mapping[str, Any], colour: str, label: str) -> None:
     """Points of one curve with 95 % intervals (Wilson), and the diagonal."""
     nodes, accepted = np.array(curve["num_nodes"], float), np.array(curve["num_accepted"], float)
     seen = nodes > 0
     nodes, accepted, confidence = nodes[seen], accepted[seen], np.array(curve["confidence"])[seen]
     low, high = wilson(accepted, nodes)
-    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="confidence = acceptance")
+    if not axes.lines:
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="confidence = acceptance")
     share = accepted / nodes
     gaps = np.maximum([share - low, high - share], 0)
-    style = {"color": BLUE, "ecolor": BLUE, "elinewidth": 0.9, "markersize": 4}
-    axes.errorbar(confidence / nodes, share, gaps, fmt="o-", linewidth=1, label="measured, 95 % interval", **style)
+    style = {"color": colour, "ecolor": colour, "elinewidth": 0.9, "markersize": 4}
+    axes.errorbar(confidence / nodes, share, gaps, fmt="o-", linewidth=1, label=label, **style)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
 
 

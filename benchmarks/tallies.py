@@ -14,6 +14,7 @@ from slipstream.bench.tree_statistics import CalibrationCurve, PositionTable, fa
 from slipstream.bench.watching import Cycle
 
 STATIC, DYNAMIC, SAME_BUDGET = "eagle", "eagle2-60", "eagle2-25"
+UNCALIBRATED, UNCALIBRATED_SAME_BUDGET = "eagle2-60-uncalibrated", "eagle2-25-uncalibrated"
 LITTLE_REPETITION = 0.2  # answers that repeat fewer of their n-grams are also added up by themselves
 
 Key = tuple[float, str, str]  # temperature, rule, method
@@ -127,7 +128,9 @@ def findings(tasks: Mapping[str, Any], everything: Mapping[str, Any]) -> dict[st
     """The promises of EAGLE-2 (dynamic above static on every task), and the ablations beside the whole method."""
     above = []
     for temperature, rule in ((0.0, "greedy"), (1.0, "coupled"), (1.0, "rejection")):
-        for method in (DYNAMIC, SAME_BUDGET):
+        for method in (DYNAMIC, SAME_BUDGET, UNCALIBRATED, UNCALIBRATED_SAME_BUDGET):
+            if rule == "rejection" and method in (UNCALIBRATED, UNCALIBRATED_SAME_BUDGET):
+                continue  # that rule takes probabilities as they are
             gains = {
                 task: round(_tau(rows, temperature, rule, method) - _tau(rows, temperature, rule, STATIC), 3)
                 for task, rows in ((task, found["rows"]) for task, found in tasks.items())

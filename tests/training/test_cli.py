@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from slipstream.cli import train
 from slipstream.errors import InputError
 from slipstream.loading import load_model
+from slipstream.skipping.skip_set import SkipSet
 from slipstream.target import Target
 from slipstream.training.corpus import Source
 from slipstream.training.demo import DemoSettings, demo_pipeline
@@ -37,7 +38,7 @@ def packed(data: Path, mix: dict[str, Source], tmp_path_factory: pytest.TempPath
 def tiny(monkeypatch: pytest.MonkeyPatch, settings: TargetSettings) -> None:
     """The commands train the demo's sizes only; here two narrow layers take their place."""
     monkeypatch.setattr(train, "_settings", lambda seed: replace(settings, seed=seed))
-    monkeypatch.setattr(train, "_demo_settings", lambda seed: tiny_demo(replace(settings, seed=seed)))
+    monkeypatch.setattr(train, "_demo_settings", lambda seed: tiny_demo(replace(settings, seed=seed, context=4096)))
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +60,7 @@ def tiny_demo(target: TargetSettings) -> DemoSettings:
         eagle=replace(whole.eagle, **quick),
         medusa=replace(whole.medusa, **quick, num_heads=2),
         hydra=replace(whole.hydra, **quick, num_heads=2, prefix_size=8),
+        skip_sets=replace(whole.skip_sets, trials=4, num_prompts=1, max_new_tokens=8, rows=64),
         draft=replace(whole.draft, **quick, hidden_size=16, num_layers=1, intermediate_size=24),
     )
 
@@ -99,7 +101,9 @@ def test_demo_makes_every_drafter_for_the_target_and_again_for_a_new_one(packed:
     made = invoke(*arguments, "--steps", 1)
     assert [f"{name}: done (never completed)" in made for name in names] == [True] * len(names)
     target = Target(load_model(tmp_path / "o" / "target", dtype="float32", device="cpu", attention=None))
-    for name in names[1:]:
+    assert names[-1] == "skip-sets"
+    assert SkipSet.load(tmp_path / "o" / "skip_sets" / "code.json").target == target.hash
+    for name in names[1:-1]:
         record = json.loads((tmp_path / "o" / name / "config.json").read_text())["slipstream"]
         assert record["target"] == target.hash
         assert set(record["confidence_scale"]) == {"floor", "slope", "greedy"}

@@ -113,4 +113,4 @@ def test_damaged_state_is_reported(make: Make, tmp_path: Path) -> None:
 
 def test_demo_pipeline_names_its_steps(tmp_path: Path) -> None:
     pipeline = demo_pipeline(tmp_path, tmp_path, tmp_path, Budget(steps=1), DemoSettings())
-    assert [step.name for step in pipeline.steps] == ["target", "eagle", "medusa", "hydra", "draft"]
+    assert [step.name for step in pipeline.steps] == ["target", "eagle", "medusa", "hydra", "draft", "skip-sets"]

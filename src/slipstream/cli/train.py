@@ -20,6 +20,7 @@ from slipstream.cli.train_hydra import hydra
 from slipstream.cli.train_medusa import medusa
 
 if TYPE_CHECKING:
+    from slipstream.skipping.search import Trial
     from slipstream.training.demo import DemoSettings
     from slipstream.training.held_out import TaskBits
     from slipstream.training.recipe import Report as HeadReport
@@ -137,15 +138,20 @@ def _demo_settings(seed: int) -> DemoSettings:
 
 
 @contextmanager
-def _demo_progress() -> Iterator[Callable[[str, Report | HeadReport], None]]:
-    """The progress of each step as its own command shows it, one bar after the other."""
+def _demo_progress() -> Iterator[Callable[[str, Report | HeadReport | Trial], None]]:
+    """The progress of each step, one bar after the other; a search shows its best set now and then."""
     from slipstream.cli.training_progress import progress
+    from slipstream.skipping.search import Trial
     from slipstream.training.recipe import Report as HeadReport
 
     with ExitStack() as shown:
         bars: dict[str, Callable[[Any], None]] = {}
 
-        def show(step: str, report: Report | HeadReport) -> None:
+        def show(step: str, report: Report | HeadReport | Trial) -> None:
+            if isinstance(report, Trial):
+                if report.number % 50 == 0:
+                    note(f"{step}: {report.number} sets tried, best {report.best:.1f} tokens/s modelled")
+                return
             if step not in bars:
                 shown.close()
                 note(f"step {step}")

@@ -13,6 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from slipstream.skipping.demo_sets import DEMO_TASKS, SETTINGS, find_demo_sets
+from slipstream.skipping.search import Trial
+from slipstream.skipping.search_settings import SearchSettings
 from slipstream.target import Target
 from slipstream.training import encoded
 from slipstream.training.calibration import calibrate_artefact
@@ -35,7 +38,7 @@ from slipstream.training.target import Report as TargetReport
 from slipstream.training.target import TargetRun, export
 
 WEIGHTS = ("config.json", "model.safetensors")
-Progress = Callable[[str, TargetReport | HeadReport], None]
+Progress = Callable[[str, TargetReport | HeadReport | Trial], None]
 """Called with the name of the step and what it reports."""
 
 
@@ -113,6 +116,8 @@ class DemoSettings:
     hydra: HydraSettings = field(default_factory=_hydra)
     draft: DraftSettings = field(default_factory=_draft)
 
+    skip_sets: SearchSettings = SETTINGS
+
     def with_draft_steps(self, steps: int) -> DemoSettings:
         """The same with so many optimizer steps for each drafter."""
         return replace(
@@ -188,6 +193,7 @@ def demo_pipeline(
     )
     steps = [_target_step(place, budget, settings.target, compiled)]
     steps += [_drafter_step(place, settings, one) for one in trained]
+    steps.append(_skip_step(place, settings.skip_sets))
     return Pipeline(steps, work / "pipeline.json")
 
 
@@ -229,6 +235,29 @@ def _target_step(place: _Place, budget: Budget, settings: TargetSettings, compil
         inputs={"data": place.data},
         settings={**asdict(settings), **asdict(budget)},
         outputs=(place.weights, place.out / "target" / "tokenizer.json"),
+    )
+
+
+def _skip_step(place: _Place, settings: SearchSettings) -> Step:
+    """Skip sets of layer-skip; an interrupted search goes on from its study."""
+    folder = place.out / "skip_sets"
+
+    def search() -> None:
+        studies = place.work / f"skip-{_key(place.load_target(), asdict(settings))}"
+        find_demo_sets(
+            place.out / "target",
+            studies,
+            folder,
+            settings=settings,
+            progress=lambda task, trial: place.progress(f"skip-sets, {task}", trial),
+        )
+
+    return Step(
+        name="skip-sets",
+        run=search,
+        inputs={"target": place.weights},
+        settings=asdict(settings),
+        outputs=tuple(folder / f"{task}.json" for task in DEMO_TASKS),
     )
 
 
