@@ -34,9 +34,20 @@ METHODS: Methods = {
     "plain": ("plain", {}),
     "layer-skip": ("layer-skip", {}),
     "layer-skip-chain": ("layer-skip", {"tree": "chain"}),
-    "prompt-lookup": ("prompt-lookup", {}),
+    "eagle2-60": ("eagle2", {"width": 10, "depth": 6, "total": 60}),
+    "eagle2": ("eagle2", {}),
+    "eagle": ("eagle", {}),
+    "hydra-static": ("hydra", {"tree": "static"}),
+    "hydra": ("hydra", {}),
+    "medusa-static": ("medusa", {"tree": "static"}),
+    "medusa": ("medusa", {}),
+    "draft-model-chain": ("draft-model", {"tree": "chain"}),
+    "draft-model": ("draft-model", {}),
     "prompt-lookup-published": ("prompt-lookup", {"branches": 1}),
+    "prompt-lookup": ("prompt-lookup", {}),
+    "lookahead": ("lookahead", {}),
 }
+"""All nine at their defaults, which size trees by measured cost where they can, and in published shapes."""
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ from operator import add
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from slipstream.bench.prompts import Prompt
+from slipstream.bench.repetition import Repetition, repetition
 
 if TYPE_CHECKING:
     from slipstream import Model, Output, Stats
@@ -129,17 +130,32 @@ class Totals:
     stats: Stats
     verdicts: Mapping[Verdict, int]
     """Number of answers of each verdict."""
+    repetition: Repetition
+    """Of the answers: a text that loops is easy to foresee."""
 
     @classmethod
     def of(cls, answers: Sequence[Answer]) -> Totals:
         """Add up answers (at least one) of one method at one temperature."""
         stats = reduce(add, (answer.output.stats for answer in answers))
-        return cls(answers[0].method, answers[0].temperature, stats, Counter(answer.verdict for answer in answers))
+        verdicts = Counter(answer.verdict for answer in answers)
+        repeated = reduce(Repetition.plus, (repetition(answer.output.token_ids) for answer in answers))
+        return cls(answers[0].method, answers[0].temperature, stats, verdicts, repeated)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        verdicts = {verdict: self.verdicts[verdict] for verdict in VERDICTS}
-        return {"method": self.method, "temperature": self.temperature, **self.stats.to_dict(), "verdicts": verdicts}
+        return {
+            "method": self.method,
+            "temperature": self.temperature,
+            **self.stats.to_dict(),
+            "cycle_ms": self.cycle_ms(),
+            "repetition_rate": self.repetition.rate,
+            "verdicts": {verdict: self.verdicts[verdict] for verdict in VERDICTS},
+        }
+
+    def cycle_ms(self) -> dict[str, float]:
+        """Milliseconds of a mean cycle, by part."""
+        parts = {"draft": self.stats.draft_s, "verify": self.stats.verify_s, "other": self.stats.other_s}
+        return {name: 1000 * seconds / max(1, self.stats.num_cycles) for name, seconds in parts.items()}
 
 
 def summarise(answers: Iterable[Answer]) -> list[Totals]:
