@@ -159,7 +159,8 @@ def search(
         found.prepare()
         for trial in found.trials():
             show.tried(trial)
-    best = found.best()
+    note("calibrating the confidence of drafts")
+    best = found.calibrated()
     kept = library.keep(best, name)
     files = [kept]
     if out is not None:

@@ -216,7 +216,7 @@ METHODS: dict[str, Method] = {
             needs="nothing; a skip set found for the target helps",
             paper="arXiv 2309.08168",
             options=(
-                *("skip_set", "tree", "width", "depth", "total"),
+                *("skip_set", "tree", "width", "depth", "total", "calibrated"),
                 *("length", "threshold", "adaptive", "target_acceptance"),
                 *("start_set", "overhead", "trial_rows"),
             ),

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from slipstream.confidence import ConfidenceScale
 from slipstream.drafters.base import Drafter, Drafting, Observed, Run
 from slipstream.drafters.exit_threshold import AdaptiveThreshold, ChainSettings, draft_chain
 from slipstream.drafters.growth import Frontier, TreeShape, grow
@@ -64,6 +65,8 @@ class LayerSkipDrafter(Drafter):
         self.shape = shape or TreeShape()
         self.threshold = AdaptiveThreshold(chain_settings or ChainSettings())
         self.adaptive = None if adapt is None else self._adapting(adapt)
+        if tree == "dynamic":  # a chain's exit rule takes probabilities as they are, as published
+            self.confidence = ConfidenceScale.of(self.skip_set.provenance.get("confidence_scale"))
 
     def _adapting(self, adapt: AdaptSettings) -> AdaptiveSkipSet:
         if self.tree == "chain":

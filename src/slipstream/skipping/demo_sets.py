@@ -35,4 +35,4 @@ def find_demo_sets(
         search.prepare()
         for trial in search.trials():
             progress(task, trial)
-        search.best().save(out / f"{task}.json")
+        search.calibrated().save(out / f"{task}.json")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ from typing import Any
 import torch
 
 from slipstream.bench.machine import hardware, versions
+from slipstream.calibration import calibrate
+from slipstream.drafters.growth import TreeShape
+from slipstream.drafters.layer_skip import LayerSkipDrafter
 from slipstream.errors import ArtifactError, InputError
 from slipstream.model import Model
 from slipstream.skipping.agreement import Sample
@@ -178,6 +181,21 @@ class SkipSearch:
             target=found.target,
             provenance=provenance,
         )
+
+    def calibrated(self) -> SkipSet:
+        """`best`, with how far the confidence of its drafts may be believed, found on the same prompts.
+
+        Chains keep the published exit rule, which takes probabilities as they are.
+        """
+        best = self.best()
+        if not isinstance(self.settings.shape, TreeShape):
+            return best
+        depth = self.settings.shape.depth
+        drafter = LayerSkipDrafter(self.target, best, shape=TreeShape(width=1, depth=depth, total=depth))
+        prompts = [sample.token_ids[: sample.prompt_length] for sample in self.samples]
+        found = calibrate(self.target, drafter, prompts, max_new_tokens=self.settings.max_new_tokens)
+        scale = {"confidence_scale": found.scale.to_dict(), "calibration": found.to_dict()}
+        return replace(best, provenance={**best.provenance, **scale})
 
     # -- what a study is made of ----------------------------------------------------------------------------------
 

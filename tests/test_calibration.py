@@ -9,13 +9,13 @@ import torch
 from transformers import PreTrainedModel
 
 from families import prompt_ids
+from slipstream.calibration import SCALES, Calibration, calibrate
 from slipstream.confidence import ConfidenceScale
 from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.layer_skip import LayerSkipDrafter
 from slipstream.drafters.plain import PlainDrafter
 from slipstream.errors import InputError
 from slipstream.target import Target
-from slipstream.training.calibration import SCALES, Calibration, calibrate
 
 PROMPTS = [prompt_ids(6, seed) for seed in range(4)]
 
