@@ -81,7 +81,7 @@ def _hydra() -> HydraSettings:
         own_lm_heads=False,
         storage="bf16",
         dropout=0.0,
-        steps=800,
+        steps=500,
         batch_size=16,
         max_length=384,
         learning_rate=4e-3,
