@@ -49,7 +49,7 @@ def test_every_option_reaches_the_library(cli, loader, tmp_path):
     assert done.exit_code == 0
     (model,) = loader.models
     assert model.method == "prompt-lookup"
-    assert model.settings == {"model": "folder", **load, **shape, "skip_set": tmp_path / "set.json"}
+    assert model.settings == {"model": "folder", **load, **shape, "skip_set": str(tmp_path / "set.json")}
     assert model.requests == [{**request, "max_new_tokens": 9, "stop": ["STOP", "END"]}]
 
 
