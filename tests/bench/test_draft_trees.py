@@ -33,7 +33,7 @@ def scripts() -> Any:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bench_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny target of one token a byte, a head for it, and questions of all tasks."""
     path = tmp_path_factory.mktemp("draft-trees")
     vocab = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
@@ -57,20 +57,25 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def arguments(workplace: Path, *more: str) -> list[str]:
-    given = {"--data": workplace, "-m": workplace / "target", "--draft": workplace / "head", "--dtype": "float64"}
-    asked = {"--prompts": NUM_QUESTIONS, "--max-new-tokens": NUM_TOKENS, "--out": workplace / "record.json"}
+def arguments(bench_folder: Path, *more: str) -> list[str]:
+    given = {
+        "--data": bench_folder,
+        "-m": bench_folder / "target",
+        "--draft": bench_folder / "head",
+        "--dtype": "float64",
+    }
+    asked = {"--prompts": NUM_QUESTIONS, "--max-new-tokens": NUM_TOKENS, "--out": bench_folder / "record.json"}
     return ["draft_trees.py", *(str(part) for pair in (given | asked).items() for part in pair), *more]
 
 
 @pytest.fixture(scope="module")
-def record(scripts: None, workplace: Path) -> dict[str, Any]:
+def record(scripts: None, bench_folder: Path) -> dict[str, Any]:
     import draft_trees
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", arguments(workplace))
+        patch.setattr(sys, "argv", arguments(bench_folder))
         assert draft_trees.main() == 0
-    return json.loads((workplace / "record.json").read_text())
+    return json.loads((bench_folder / "record.json").read_text())
 
 
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -106,17 +111,17 @@ def test_all_tasks_add_up(record):
         assert [sum(column) for column in zip(*parts, strict=True)] == total
 
 
-def test_the_record_names_no_place_on_this_machine(record, workplace):
-    assert str(workplace.parent) not in json.dumps(record)
+def test_the_record_names_no_place_on_this_machine(record, bench_folder):
+    assert str(bench_folder.parent) not in json.dumps(record)
 
 
-def test_a_resumed_run_counts_what_an_unbroken_one_does(record, scripts, workplace, monkeypatch):
+def test_a_resumed_run_counts_what_an_unbroken_one_does(record, scripts, bench_folder, monkeypatch):
     import draft_trees
 
     partial = {**record, "tasks": {name: record["tasks"][name] for name in ("mt_bench", "gsm8k")}}
-    path = workplace / "partial.json"
+    path = bench_folder / "partial.json"
     path.write_text(json.dumps(partial))
-    asked = arguments(workplace, "--resume")
+    asked = arguments(bench_folder, "--resume")
     asked[asked.index("--out") + 1] = str(path)
     monkeypatch.setattr(sys, "argv", asked)
     assert draft_trees.main() == 0
@@ -126,21 +131,21 @@ def test_a_resumed_run_counts_what_an_unbroken_one_does(record, scripts, workpla
     assert resumed["tasks"]["gsm8k"] == record["tasks"]["gsm8k"]
 
 
-def test_another_run_s_record_is_not_taken_up(record, scripts, workplace, monkeypatch):
+def test_another_run_s_record_is_not_taken_up(record, scripts, bench_folder, monkeypatch):
     import draft_trees
 
-    monkeypatch.setattr(sys, "argv", arguments(workplace, "--resume", "--seed", "1"))
+    monkeypatch.setattr(sys, "argv", arguments(bench_folder, "--resume", "--seed", "1"))
     with pytest.raises(SystemExit, match="begun with seed 0, not 1"):
         draft_trees.main()
 
 
-def test_all_figures_come_out_of_a_record(record, scripts, workplace, monkeypatch):
+def test_all_figures_come_out_of_a_record(record, scripts, bench_folder, monkeypatch):
     pytest.importorskip("matplotlib", reason="figures need matplotlib: pip install 'slipstream-llm[plots]'")
     import figures
 
-    asked = ["figures.py", str(workplace / "record.json"), "--out", str(workplace / "figures")]
+    asked = ["figures.py", str(bench_folder / "record.json"), "--out", str(bench_folder / "figures")]
     monkeypatch.setattr(sys, "argv", asked)
     assert figures.main() == 0
-    drawn = {path.stem for path in (workplace / "figures").glob("*.svg")}
+    drawn = {path.stem for path in (bench_folder / "figures").glob("*.svg")}
     parts = ("tau", "ablation", "calibration", "positions", "sampling", "layer-skip", "10-plus-2-equals", "10-plus-2")
     assert drawn == {f"draft-trees-{part}" for part in parts}
