@@ -86,7 +86,7 @@ def main() -> int:
     record = begun(options, bench.source) if options.resume else {}
     tasks: dict[str, Any] = record.get("tasks", {})
     began = time.perf_counter() - record.get("wall_s", 0.0)
-    for task in TASKS:
+    for task in options.tasks:
         if task not in tasks:
             tasks[task] = bench.run_task(read_questions(options.data, task, options.prompts))
         record = assemble(bench.source, tasks, time.perf_counter() - began)
@@ -108,6 +108,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--draft", help="the EAGLE head; by default the demo's own")
     parser.add_argument("--dtype")
     parser.add_argument("--device")
+    parser.add_argument("--tasks", type=task_names, default=list(TASKS), help="of the six, separated by commas")
     parser.add_argument("--prompts", type=int, default=10, help="questions of each file, first turn only")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
@@ -115,6 +116,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="write the record here, task by task")
     parser.add_argument("--resume", action="store_true", help="keep the finished tasks of --out, if the same run")
     return parser.parse_args()
+
+
+def task_names(text: str) -> list[str]:
+    """Names of `TASKS` separated by commas."""
+    names = text.split(",")
+    if unknown := [name for name in names if name not in TASKS]:
+        raise argparse.ArgumentTypeError(f"unknown task {unknown[0]!r}; choose from {', '.join(TASKS)}")
+    return names
 
 
 def begun(options: argparse.Namespace, source: Mapping[str, Any]) -> dict[str, Any]:
