@@ -32,6 +32,7 @@ from records import (
     provenance,
     read_questions,
     table,
+    task_names,
     write_record,
 )
 from tallies import (
@@ -116,14 +117,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="write the record here, task by task")
     parser.add_argument("--resume", action="store_true", help="keep the finished tasks of --out, if the same run")
     return parser.parse_args()
-
-
-def task_names(text: str) -> list[str]:
-    """Names of `TASKS` separated by commas."""
-    names = text.split(",")
-    if unknown := [name for name in names if name not in TASKS]:
-        raise argparse.ArgumentTypeError(f"unknown task {unknown[0]!r}; choose from {', '.join(TASKS)}")
-    return names
 
 
 def begun(options: argparse.Namespace, source: Mapping[str, Any]) -> dict[str, Any]:

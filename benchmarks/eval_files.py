@@ -24,6 +24,7 @@ from records import (
     provenance,
     read_questions,
     table,
+    task_names,
     write_record,
 )
 
@@ -48,6 +49,7 @@ METHODS: Methods = {
     "lookahead": ("lookahead", {}),
 }
 """All nine at their defaults, which size trees by measured cost where they can, and in published shapes."""
+MORE: Methods = {"eagle2-25": ("eagle2", {"width": 10, "depth": 5, "total": 25})}  # only if asked for by --methods
 
 
 def main() -> int:
@@ -58,7 +60,7 @@ def main() -> int:
         return int(options.out is not None)
     if options.threads:
         torch.set_num_threads(options.threads)
-    methods = {name: METHODS[name] for name in options.methods}
+    methods = {name: {**METHODS, **MORE}[name] for name in options.methods}
     models = load_methods(options.model, methods, dtype=options.dtype, device=options.device)
     source = provenance(
         models[PLAIN].target,
@@ -75,7 +77,9 @@ def main() -> int:
         max_new_tokens=options.max_new_tokens,
     )
     began = time.perf_counter()
-    answers = {task: run_task(comparison, read_questions(options.data, task, options.prompts)) for task in TASKS}
+    answers = {
+        task: run_task(comparison, read_questions(options.data, task, options.prompts)) for task in options.tasks
+    }
     record = {
         "what": __doc__.splitlines()[0] if __doc__ else "",
         "provenance": source,
@@ -97,6 +101,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype")
     parser.add_argument("--device")
     parser.add_argument("--methods", type=method_names, default=[name for name in METHODS if name != PLAIN])
+    parser.add_argument("--tasks", type=task_names, default=list(TASKS), help="of the six, separated by commas")
     parser.add_argument("--prompts", type=int, default=10, help="questions of each file, first turn only")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
@@ -106,11 +111,11 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def method_names(text: str) -> list[str]:
-    """Names of `METHODS` separated by commas."""
+    """Names of `METHODS` or `MORE` separated by commas."""
     names = text.split(",")
-    unknown = [name for name in names if name not in METHODS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
+    known = {**METHODS, **MORE}
+    if unknown := [name for name in names if name not in known]:
+        raise argparse.ArgumentTypeError(f"unknown method {unknown[0]!r}; choose from {', '.join(known)}")
     return [name for name in names if name != PLAIN]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import re
@@ -29,6 +30,14 @@ Methods = Mapping[str, tuple[str, Mapping[str, Any]]]
 def missing_task(folder: Path) -> str | None:
     """The first task whose question file is not in the folder."""
     return next((task for task in TASKS if not (folder / f"{task}.jsonl").is_file()), None)
+
+
+def task_names(text: str) -> list[str]:
+    """Names of `TASKS` separated by commas."""
+    names = text.split(",")
+    if unknown := [name for name in names if name not in TASKS]:
+        raise argparse.ArgumentTypeError(f"unknown task {unknown[0]!r}; choose from {', '.join(TASKS)}")
+    return names
 
 
 def read_questions(folder: Path, task: str, count: int) -> list[Prompt]:
