@@ -67,6 +67,18 @@ def test_a_greedy_chain_token_is_the_best_child() -> None:
     assert drawn.log_confidence.tolist() == pytest.approx([float(logits.log_softmax(dim=-1).max())])
 
 
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_greedy_confidence_is_the_softmax_of_scaled_logits(scale: float) -> None:
+    processing = ProcessingSettings(prompt_length=1, max_length=99)
+    rule = make_rule(processing, SamplingSettings(), VOCAB, CPU, ConfidenceScale(greedy=scale))
+    logits = random_logits(3)
+    children = rule.children(logits, 1, 4)
+    top = logits.topk(4, dim=-1).indices
+    assert torch.equal(children.tokens, top)
+    expected = (logits / scale).float().softmax(dim=-1).gather(1, top)
+    torch.testing.assert_close(children.log_confidence.exp(), expected)
+
+
 @pytest.mark.parametrize("depth", [1, 2, 5, 40])
 def test_coupled_children_are_the_top_k_of_log_q_plus_the_noise_of_their_position(depth: int) -> None:
     logits = random_logits(3)

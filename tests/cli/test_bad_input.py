@@ -232,6 +232,6 @@ def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(copy):
             chat.stdin.flush()
             assert len(chat.stdout.read(20)) == 20
             chat.send_signal(signal.SIGINT)
-        rest, notes = chat.communicate("/stats\n", timeout=60)
+        rest, notes = chat.communicate("/stats\n", timeout=240)
     assert (chat.returncode, notes.count("interrupted"), notes.count("no answers yet")) == (0, 2, 1), notes
     assert rest.endswith("\n")

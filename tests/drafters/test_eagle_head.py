@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from drafters.eagle_reference import reference_head
 from families import build
+from slipstream.confidence import ConfidenceScale
 from slipstream.drafters.eagle_checkpoint import load_head, save_head
 from slipstream.drafters.eagle_head import EagleHead, HeadSizes, additive_mask
 from slipstream.errors import ArtifactError, ArtifactWarning
@@ -138,8 +139,10 @@ def test_a_saved_head_is_the_same_head(target, tmp_path):
     assert again.sizes == first.sizes
     assert again.sizes.rope == first.sizes.rope
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in first.state_dict().items())
+    assert again.confidence == first.confidence == ConfidenceScale()  # published heads are not calibrated
     record = json.loads((tmp_path / "saved" / "config.json").read_text())
-    assert record["slipstream"] == {"target": target.hash, "steps": 3}
+    scale = ConfidenceScale().to_dict()
+    assert record["slipstream"] == {"target": target.hash, "confidence_scale": scale, "steps": 3}
     assert set(CONFIG) <= set(record)
 
 

@@ -251,7 +251,10 @@ CONFIGS = {
     "offset": ({"hidden_state_offset": 9}, "hidden_state_offset is 9"),
     "shared": ({"slipstream": {"shared_lm_head": True}}, r"do not have: hydra_lm_head\.0\.1\.bias"),
     "heads-of-prefix": ({"slipstream": {"prefix": {"num_heads": 5}}}, "q_proj and k_proj have 32 and 16 rows"),
-    "confidence": ({"slipstream": {"confidence_scale": {"floor": "x", "slope": 1}}}, "confidence scale floor is 'x'"),
+    "confidence": (
+        {"slipstream": {"confidence_scale": {"floor": "x", "slope": 1, "greedy": 1}}},
+        "confidence scale floor is 'x'",
+    ),
     "rolling-rope": (
         {"slipstream": {"prefix": {"rope": {"rope_type": "dynamic", "rope_theta": 1e4}}}},
         "rope_type 'dynamic' is not supported",

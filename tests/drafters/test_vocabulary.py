@@ -184,7 +184,7 @@ def test_a_draft_model_of_another_target_warns(target, small):
 
 def test_a_calibrated_confidence_is_used_and_a_damaged_one_refused(target):
     model = build("llama", num_hidden_layers=1)
-    model.config.slipstream = {"target": target.hash, "confidence_scale": {"floor": 0.1, "slope": 0.7}}
+    model.config.slipstream = {"target": target.hash, "confidence_scale": {"floor": 0.1, "slope": 0.7, "greedy": 1.0}}
     assert DraftModelDrafter(target, load_draft(model, target)).confidence == ConfidenceScale(floor=0.1, slope=0.7)
     model.config.slipstream["confidence_scale"] = 3
     with pytest.raises(ArtifactError, match="confidence_scale is 3"):

@@ -1,0 +1,58 @@
+"""A head's calibrated confidence reaches its trees, and may be left aside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import slipstream
+from families import build, prompt_ids
+from slipstream.confidence import ConfidenceScale
+from slipstream.drafters import build_drafter
+from slipstream.drafters.eagle_checkpoint import save_head
+from slipstream.drafters.eagle_head import EagleHead, HeadSizes
+from slipstream.errors import ArtifactError, InputError
+from slipstream.target import Target
+
+SCALE = ConfidenceScale(floor=0.3, slope=0.9, greedy=0.4)
+
+
+@pytest.fixture
+def target() -> Target:
+    return Target(build("llama"))
+
+
+@pytest.fixture
+def folder(target: Target, tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    head = EagleHead(HeadSizes.like(target))
+    head.confidence = SCALE
+    save_head(head, tmp_path, target)
+    return tmp_path
+
+
+def test_the_scale_is_stored_used_and_left_aside_on_request(target: Target, folder: Path) -> None:
+    assert build_drafter("eagle2", target, {"draft": folder}).confidence == SCALE
+    assert build_drafter("eagle2", target, {"draft": folder, "calibrated": False}).confidence == ConfidenceScale()
+    with pytest.raises(InputError, match="calibrated is 'no'"):
+        build_drafter("eagle2", target, {"draft": folder, "calibrated": "no"})
+
+
+def test_it_changes_drafts_and_no_token(target: Target, folder: Path) -> None:
+    shape = {"draft": folder, "width": 3, "depth": 3, "total": 6}
+    models = [slipstream.load(target.model, "eagle2", **shape, calibrated=choice) for choice in (True, False)]
+    plain = slipstream.load(target.model, "plain")
+    for settings in ({"temperature": 0.0}, {"temperature": 1.0, "seed": 3}):
+        outputs = [one.generate(prompt_ids(8), max_new_tokens=30, **settings) for one in (*models, plain)]
+        assert outputs[0].token_ids == outputs[1].token_ids == outputs[2].token_ids
+
+
+def test_a_damaged_scale_is_named(target: Target, folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["slipstream"]["confidence_scale"]["greedy"] = 0
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match="confidence scale greedy is 0"):
+        build_drafter("eagle2", target, {"draft": folder})
