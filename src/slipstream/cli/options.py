@@ -128,7 +128,10 @@ SkipSet = Annotated[
 Tree = Annotated[
     str | None,
     typer.Option(
-        "--tree", metavar="SHAPE", rich_help_panel=DRAFTING, help="layer-skip, draft-model: dynamic or chain."
+        "--tree",
+        metavar="SHAPE",
+        rich_help_panel=DRAFTING,
+        help="layer-skip, draft-model: dynamic or chain. medusa, hydra: dynamic, static or a published tree's name.",
     ),
 ]
 Width = Annotated[
@@ -154,7 +157,7 @@ Total = Annotated[
         metavar="N",
         parser=parse_total,
         rich_help_panel=DRAFTING,
-        help="Drafted tokens verified at once; eagle2, draft-model: also 'auto', by measured cost.",
+        help="Drafted tokens verified at once; eagle2, medusa, hydra, draft-model: also 'auto', by measured cost.",
     ),
 ]
 

@@ -83,7 +83,7 @@ def draft(
 
     On several GPUs: accelerate launch -m slipstream train draft ...
 
-    Example: slipstream train draft -m demo --data sharegpt.jsonl --out drafts/demo --steps 3000
+    Example: slipstream train draft -m demo --data dialogues.jsonl --out drafts/demo --steps 3000
     """
     from slipstream.training.draft import DraftRun
     from slipstream.training.draft_settings import DraftSettings

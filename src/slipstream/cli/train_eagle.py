@@ -71,7 +71,7 @@ def eagle(
 
     On several GPUs: accelerate launch -m slipstream train eagle ...
 
-    Example: slipstream train eagle -m Qwen/Qwen3-8B --data sharegpt.jsonl --out heads/qwen3 --precision bf16
+    Example: slipstream train eagle -m Qwen/Qwen3-8B --data dialogues.jsonl --out heads/qwen3 --precision bf16
     """
     from slipstream.training.eagle import EagleRun
     from slipstream.training.eagle_settings import EagleSettings

@@ -91,7 +91,7 @@ def hydra(
 
     On several GPUs: accelerate launch -m slipstream train hydra ...
 
-    Example: slipstream train hydra -m Qwen/Qwen3-8B --data sharegpt.jsonl --out heads/qwen3-hydra --precision bf16
+    Example: slipstream train hydra -m Qwen/Qwen3-8B --data dialogues.jsonl --out heads/qwen3-hydra --precision bf16
     """
     from slipstream.training.hydra import HydraRun
     from slipstream.training.hydra_settings import HydraSettings

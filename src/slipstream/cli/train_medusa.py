@@ -89,7 +89,7 @@ def medusa(
 
     On several GPUs: accelerate launch -m slipstream train medusa ...
 
-    Example: slipstream train medusa -m Qwen/Qwen3-8B --data sharegpt.jsonl --out heads/qwen3-medusa --precision bf16
+    Example: slipstream train medusa -m Qwen/Qwen3-8B --data dialogues.jsonl --out heads/qwen3-medusa --precision bf16
     """
     from slipstream.training.medusa import MedusaRun
     from slipstream.training.medusa_settings import MedusaSettings

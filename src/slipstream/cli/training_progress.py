@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from slipstream.training.run import HeadRun
 
 
+_PLAIN_EVERY = 10  # steps between lines where there is no bar
+
+
 def follow(run: HeadRun) -> None:
     """Continue the run in its folder, if there is one, and train to the end under a progress bar."""
     main = run.accelerator.is_main_process
@@ -70,7 +73,10 @@ def progress(*, shown: bool) -> Iterator[Callable[[Report], None]]:
             bar.update(task, completed=report.step / report.num_steps, description=line)
             if report.held_out:
                 depths = " ".join(f"{one:.1%}" for one in report.held_out)
-                console.print(f"{line}; held-out top-1 by depth: {depths}", markup=False, soft_wrap=True)
+                line = f"{line}; held-out top-1 by depth: {depths}"
+            elif console.is_terminal or (report.step % _PLAIN_EVERY and report.step < report.num_steps):
+                return
+            console.print(line, markup=False, soft_wrap=True)
 
         yield show
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slipstream.confidence import ConfidenceScale
+from slipstream.drafters.artefact_files import check_kind
 from slipstream.drafters.base import Drafter
 from slipstream.errors import InputError, unknown_choice
 from slipstream.target import Target
@@ -186,10 +187,12 @@ def _packaged(artefact: str) -> Path:
 def _draft(method: str, target: Target, options: Mapping[str, Any]) -> str | Path:
     """The artefact that the caller gave, or the packaged one if it was made for this target."""
     given: str | Path | None = options.get("draft")
-    if given is not None:
-        return given
     artefact = METHODS[method].artefact
     assert artefact is not None
+    if given is not None:
+        if isinstance(given, str | Path) and Path(given).is_dir():
+            check_kind(Path(given), artefact)
+        return given
     config = _packaged(artefact) / "config.json"
     if config.is_file() and json.loads(config.read_text(encoding="utf-8"))["slipstream"]["target"] == target.hash:
         return config.parent

@@ -7,6 +7,7 @@ file, is the same for all. `what` names the artefact in messages, for instance "
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,61 @@ def local_folder(source: str | Path, names: Sequence[str], what: str) -> Path:
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ArtifactError(f"{source!r} is no folder, and the hub does not give it: {reason}") from error
+
+
+KINDS = {
+    "eagle": ("an EAGLE head", "eagle2"),
+    "medusa": ("Medusa heads", "medusa"),
+    "hydra": ("Hydra heads", "hydra"),
+    "draft": ("a language model", "draft-model"),
+}
+"""What a folder may hold, by the artefact's name: in words, and the method that drafts with it."""
+
+
+def artefact_kind(folder: Path) -> str | None:
+    """Which of `KINDS` a folder holds; None where its files do not tell."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(config, dict):
+        return None
+    for kind in ("hydra", "medusa"):
+        if f"{kind}_num_heads" in config or (folder / f"{kind}_lm_head.pt").is_file():
+            return kind
+    names = _tensor_names(folder / SAFETENSORS)
+    if "fc.weight" in names:
+        return "eagle"
+    return "draft" if "model_type" in config and any(name.endswith("layernorm.weight") for name in names) else None
+
+
+def check_kind(folder: Path, artefact: str) -> None:
+    """Raise ArtifactError, naming what it is, if a folder holds another artefact than the one that is asked for."""
+    kind = artefact_kind(folder)
+    if kind not in (None, artefact):
+        wanted = KINDS[artefact][0]
+        holds, method = KINDS[str(kind)]
+        raise ArtifactError(f"{folder} holds {holds}, not {wanted}; use it with method {method!r}, or give {wanted}")
+
+
+def _tensor_names(path: Path) -> list[str]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (OSError, SafetensorError):
+        return []
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file that others may read as they may read any new file here."""
+    from safetensors.torch import save_file
+
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def read_config(folder: Path, what: str) -> dict[str, Any]:

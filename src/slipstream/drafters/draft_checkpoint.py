@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from slipstream.confidence import ConfidenceScale
+from slipstream.drafters.artefact_files import save_tensors
 from slipstream.drafters.vocabulary import check_same_vocabulary
 from slipstream.errors import ArtifactError, ArtifactWarning, InputError, UnsupportedTargetError
 from slipstream.loading import load_model, load_tokenizer
@@ -95,8 +96,6 @@ def save_draft(
 
     made: JSON values on how it was made; the target's hash is added to them.
     """
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     config = copy.deepcopy(model.config)
     config.dtype, config.architectures = torch.bfloat16, [type(model).__name__]
@@ -104,7 +103,6 @@ def save_draft(
     config.save_pretrained(folder)
     target.model.generation_config.save_pretrained(folder)
     weights = {name: one.detach().to("cpu", torch.bfloat16).contiguous() for name, one in model.named_parameters()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})  # a tied head stands there once
-    (folder / "model.safetensors").chmod(0o644)
+    save_tensors(weights, folder / "model.safetensors")  # a tied head stands there once
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

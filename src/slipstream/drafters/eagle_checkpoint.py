@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from slipstream.confidence import ConfidenceScale
+from slipstream.drafters.artefact_files import save_tensors
 from slipstream.drafters.eagle_head import PROJECTIONS, EagleHead, HeadSizes
 from slipstream.errors import ArtifactError, ArtifactWarning, InputError
 from slipstream.target import Target
@@ -60,11 +61,9 @@ def load_head(source: str | Path, target: Target) -> EagleHead:
 
 def save_head(head: EagleHead, folder: Path, target: Target, provenance: Mapping[str, Any] | None = None) -> None:
     """Write a head in the official layout. provenance: JSON values on how it was made; the target's hash is added."""
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
-    save_file(tensors, folder / SAFETENSORS, metadata={"format": "pt"})
+    save_tensors(tensors, folder / SAFETENSORS)
     ours = {"target": target.hash, "confidence_scale": head.confidence.to_dict(), **(provenance or {})}
     record = {**_config(head.sizes, target), PROVENANCE: ours}
     (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

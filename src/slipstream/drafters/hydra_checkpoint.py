@@ -38,6 +38,7 @@ from slipstream.drafters.artefact_files import (
     local_folder,
     read_config,
     read_tensors,
+    save_tensors,
     warn_of_other_target,
 )
 from slipstream.drafters.hydra_heads import HydraHeads, HydraSizes, PrefixSizes, rope_like
@@ -95,13 +96,11 @@ def save_heads(
 
     dtype: of the stored tensors, None: as they are.
     """
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     own = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in heads.state_dict().items()}
     tensors = {name: own[mine] for name, mine in published_names(heads.sizes, heads.sizes.prefix is not None).items()}
     if heads.sizes.vocab_size is None:
-        save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / SAFETENSORS, {"format": "pt"})
+        save_tensors({name: tensor.clone() for name, tensor in tensors.items()}, folder / SAFETENSORS)
     else:
         torch.save(tensors, folder / PICKLE)  # the one block at several places is stored once
     (folder / (PICKLE if heads.sizes.vocab_size is None else SAFETENSORS)).unlink(missing_ok=True)

@@ -44,7 +44,7 @@ class LookaheadSettings:
     """N-grams kept for each first token, the latest used; also the most that are drafted at once (G)."""
     pool_from_prompt: bool = True
     """Keep the n-grams of the text too, prompt and answer. Off in the released code; on here: it costs no pass, and
-    what prompt lookup would find is among the guesses then."""
+    most of what prompt lookup would find is among the guesses then."""
 
     def __post_init__(self) -> None:
         for name, (least, most) in LIMITS.items():

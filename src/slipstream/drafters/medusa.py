@@ -48,7 +48,7 @@ def choose_shape(
     """
     if tree != "dynamic":
         if tree not in ("static", *TREES):
-            raise unknown_choice("tree", tree, ("dynamic", "static", *TREES))
+            raise unknown_choice("tree", str(tree), ("dynamic", "static", *TREES))
         if given:
             raise InputError(f"medusa with tree={tree!r} does not read {', '.join(given)}; leave it out or change tree")
         paths = published_tree(DEFAULT if tree == "static" else tree)
