@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from families import prompt_ids
-from slipstream.calibration import SCALES, Calibration, calibrate
+from slipstream.calibration import SCALES, Calibration, calibrate, fit
 from slipstream.confidence import ConfidenceScale
 from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.layer_skip import LayerSkipDrafter
@@ -42,10 +45,9 @@ def test_a_worse_drafter_gets_a_larger_scale(target: Target) -> None:
 
 def test_surprise_under_the_best_scale_is_no_larger_than_under_the_default(target: Target) -> None:
     found = calibrated(target, chain_drafter(target, [0, 1], [0, 1]))
-    for temperature, scale in found.best.items():
-        fitted, default = found.surprise[temperature]
-        assert fitted <= default or found.scale.at(temperature) != pytest.approx(scale, rel=0.1)
-    assert found.scale == ConfidenceScale.fit(found.best)
+    sampled = [pair for temperature, pair in found.surprise.items() if temperature > 0]
+    assert sum(fitted for fitted, _ in sampled) <= sum(default for _, default in sampled)
+    assert found.surprise[0.0][0] <= found.surprise[0.0][1]
     assert all(SCALES[0] <= scale <= SCALES[-1] for scale in found.best.values())
 
 
@@ -61,6 +63,26 @@ def test_pairs_are_the_choice_after_each_node_with_the_draft_at_it(target: Targe
         finally:
             layer.copy_(kept)
     assert found.best == dict.fromkeys((0.0, 0.7, 1.4), float(SCALES[0]))
+
+
+def parabolas(best: dict[float, float]) -> dict[float, torch.Tensor]:
+    """Nats by temperature, least at given scales."""
+    return {t: (SCALES.log() - math.log(s)) ** 2 for t, s in best.items()}
+
+
+@given(st.floats(0.05, 3), st.floats(0.05, 3), st.floats(0.1, 5))
+def test_the_fit_finds_the_curve_that_its_minima_lie_on(floor: float, slope: float, greedy: float) -> None:
+    curve = ConfidenceScale(floor=floor, slope=slope, greedy=greedy)
+    found = fit(parabolas({t: curve.at(t) for t in (0.0, 0.5, 1.0, 2.0)}))
+    for temperature in (0.0, 0.5, 1.0, 2.0):
+        assert found.at(temperature) == pytest.approx(curve.at(temperature), rel=0.12)  # a step of the grid is 10 %
+
+
+def test_one_odd_temperature_does_not_decide_and_nothing_is_worse_than_the_default() -> None:
+    steep = {0.5: 4.64, 0.75: 0.0316, 1.0: 1.47, 1.5: 1.33}
+    assert fit(parabolas(steep)).at(1.0) > 0.5
+    flat = {t: torch.zeros(len(SCALES), dtype=torch.float64) for t in (0.0, 0.5, 1.0)}
+    assert fit(flat) == ConfidenceScale()
 
 
 def test_a_drafter_that_never_drafts_cannot_be_calibrated(target: Target) -> None:

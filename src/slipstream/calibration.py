@@ -8,7 +8,7 @@ took.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,14 +84,40 @@ def calibrate(
         totals[temperature] = watched.total / watched.count
         num_choices += watched.count
     best = {t: float(SCALES[total.argmin()]) for t, total in totals.items()}
-    scale = ConfidenceScale.fit(best)
+    scale = fit(totals)
     surprise = {t: (_near(total, scale.at(t)), _near(total, ConfidenceScale().at(t))) for t, total in totals.items()}
     return Calibration(scale=scale, best=best, surprise=surprise, num_choices=num_choices)
 
 
+def fit(totals: Mapping[float, Tensor]) -> ConfidenceScale:
+    """The scales of least surprise, the default where nothing surprises less.
+
+    totals: by temperature, mean nats per choice under each of `SCALES`. The curve of the sampled temperatures is the
+    one with the smallest sum over them, of all whose floor and slope are among `SCALES`.
+    """
+    default = ConfidenceScale()
+    greedy = totals.get(0.0)
+    ours = default.greedy if greedy is None else float(SCALES[greedy.argmin()])
+    if greedy is not None and _near(greedy, default.greedy) <= _near(greedy, ours):
+        ours = default.greedy
+    sampled = {t: total for t, total in totals.items() if t > 0}
+    floor, slope = SCALES[:, None], SCALES[None, :]
+    nats = sum((total[_place(torch.hypot(floor, slope / t))] for t, total in sampled.items()), torch.zeros(()))
+    if not sampled or float(nats.min()) >= sum(_near(total, default.at(t)) for t, total in sampled.items()):
+        return ConfidenceScale(greedy=ours)
+    row, column = divmod(int(nats.argmin()), len(SCALES))
+    return ConfidenceScale(floor=float(SCALES[row]), slope=float(SCALES[column]), greedy=ours)
+
+
+def _place(scale: Tensor) -> Tensor:
+    """Index of the tried scale that is nearest."""
+    step = math.log(SCALES[-1] / SCALES[0]) / (len(SCALES) - 1)
+    return ((scale / SCALES[0]).log() / step).round().long().clamp(0, len(SCALES) - 1)
+
+
 def _near(total: Tensor, scale: float) -> float:
-    """The entry of the tried scale that is nearest."""
-    return float(total[(SCALES.log() - math.log(scale)).abs().argmin()])
+    """Nats under the tried scale that is nearest."""
+    return float(total[_place(torch.tensor(scale, dtype=torch.float64))])
 
 
 def _processing(target: Target, prompt_length: int, max_new_tokens: int, temperature: float) -> ProcessingSettings:

@@ -23,7 +23,7 @@ from slipstream.errors import InputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfidenceScale:
-    """The scales of a drafter. `fit` finds them; they are stored with the draft artefact.
+    """The scales of a drafter. `calibration.py` finds them; they are stored with the draft artefact.
 
     The default takes a draft's probabilities as they are for greedy decoding, as published. For sampling it serves
     drafters that were not calibrated. It lies between two fits of layer-skip drafts of the demo target, whose best
@@ -65,27 +65,6 @@ class ConfidenceScale:
         if not isinstance(record, Mapping) or set(record) != {"floor", "slope", "greedy"}:
             raise InputError(f"confidence_scale is {record!r}; it must hold the numbers floor, slope and greedy")
         return cls(**record)
-
-    @classmethod
-    def fit(cls, best: Mapping[float, float]) -> ConfidenceScale:
-        """The curve through the best scales by temperature: least squares in the relative error of s.
-
-        The scale at temperature 0, if given, is that of greedy decoding. Raises InputError unless there are two other
-        temperatures or more.
-        """
-        sampled = {t: s for t, s in best.items() if t > 0}
-        if len(sampled) < 2:
-            raise InputError("a confidence scale is fitted to the best scales of at least two temperatures above 0")
-        s2 = torch.tensor([s * s for s in sampled.values()], dtype=torch.float64)  # s^2 = floor^2 + slope^2 / T^2
-        design = torch.tensor([[1.0, 1.0 / t**2] for t in sampled], dtype=torch.float64) / s2[:, None]
-        both = torch.linalg.lstsq(design, torch.ones(len(sampled), 1, dtype=torch.float64)).solution[:, 0]
-        if (both >= 0).all():
-            squares = both.tolist()
-        else:  # one of the terms is 0 at the optimum: the other alone, whichever fits better
-            alone = [float(column.sum() / (column * column).sum()) for column in design.T]
-            errors = [float(((design[:, i] * alone[i] - 1) ** 2).sum()) for i in range(2)]
-            squares = [alone[0], 0.0] if errors[0] <= errors[1] else [0.0, alone[1]]
-        return cls(floor=math.sqrt(squares[0]), slope=math.sqrt(squares[1]), greedy=best.get(0.0, 1.0))
 
 
 def log_confidence(scores: Tensor, scale: float) -> Tensor:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from slipstream.skipping.search import SkipSearch, Trial
     from slipstream.skipping.search_prompts import Messages
     from slipstream.skipping.search_settings import SearchSettings
+    from slipstream.target import Target
 
 DRAFT, SEARCH, LIMITS = "The draft that the set is for", "The search", "What must be kept"
 
@@ -149,17 +150,20 @@ def search(
         seed=seed,
     )
     kind = _plot_format(plot, out)
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"there is no folder {out.parent} for --out; make it first")
     name, messages = _prompts(task, prompts)
     loaded = _load(model, dtype, device, attention)
     folder = library.found_folder(loaded.target.hash)
-    study_file = study or folder / f"{name}.{_digest(settings, messages)}.study"
+    study_file = study or folder / f"{name}.{_digest(loaded.target, settings, messages)}.study"
     found = SkipSearch(loaded, messages, settings, study_file, task=name, warm_start=warm_start)
     with _progress(settings.trials) as show:
         show.preparing()
         found.prepare()
         for trial in found.trials():
             show.tried(trial)
-    note("calibrating the confidence of drafts")
+    if settings.tree == "dynamic":
+        note("calibrating the confidence of drafts")
     best = found.calibrated()
     kept = library.keep(best, name)
     files = [kept]
@@ -224,8 +228,14 @@ def _load(model: str, dtype: str | None, device: str | None, attention: str | No
     return load(model, "plain", dtype=dtype, device=device, attention=attention)
 
 
-def _digest(settings: SearchSettings, messages: list[Messages]) -> str:
-    record = json.dumps([settings.defining(), messages[: settings.num_prompts]], sort_keys=True)
+def _digest(target: Target, settings: SearchSettings, messages: list[Messages]) -> str:
+    """Names a study by all that its costs and agreements depend on."""
+    import torch
+
+    from slipstream.bench.machine import hardware
+
+    machine = [hardware(target.device), torch.get_num_threads(), str(target.dtype)]
+    record = json.dumps([machine, settings.defining(), messages[: settings.num_prompts]], sort_keys=True)
     return hashlib.sha256(record.encode()).hexdigest()[:8]
 
 

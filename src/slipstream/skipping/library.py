@@ -95,7 +95,7 @@ def names(target_hash: str) -> list[str]:
 def is_name(value: str | Path) -> bool:
     """Whether a `skip_set` is the name of a found set rather than a file: one plain word, with no such file there."""
     text = str(value)
-    return bool(_NAME.fullmatch(text)) and not text.endswith(".json") and not Path(text).exists()
+    return bool(_NAME.fullmatch(text)) and not text.endswith(".json") and not Path(text).is_file()
 
 
 def check_name(name: str) -> str:

@@ -150,7 +150,7 @@ class SkipSearch:
         trials = self.study.done()
         best = max(trials, key=lambda trial: trial.value or 0.0)
         found = self.space.skip_set(trial_bits(best), self.target.hash)
-        figures = {key: value for key, value in best.user_attrs["result"].items() if key != "bits"}
+        figures = {key: value for key, value in best.user_attrs["result"].items() if key not in ("bits", "skipped")}
         values = self.study.values()
         starts = {origin: values[bits] for origin, bits in self._starts() if bits in values}
         provenance = {
@@ -169,7 +169,7 @@ class SkipSearch:
             "prompts": len(self.samples),
             "answer_tokens": sum(sample.num_starts for sample in self.samples),
             "settings": self._defining(),
-            "device": hardware(self.target.device),
+            "device": hardware(self.target.device),  # those of the study: another machine's is refused
             "threads": torch.get_num_threads(),
             "versions": versions("optuna"),
             "date": datetime.now(UTC).date().isoformat(),
@@ -205,6 +205,8 @@ class SkipSearch:
             "keep_first": self.space.keep_first,
             "keep_last": self.space.keep_last,
             "dtype": str(self.target.dtype).removeprefix("torch."),
+            "device": hardware(self.target.device),
+            "threads": torch.get_num_threads(),
         }
 
     def _check_study(self) -> None:

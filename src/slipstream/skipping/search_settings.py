@@ -59,6 +59,8 @@ class SearchSettings:
         for name, least in _AT_LEAST.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; it must be 0 or more")
         if self.temperature < 0:
             raise InputError(f"temperature is {self.temperature}; it must be 0 or more")
         if isinstance(self.shape, TreeShape) and not (self.shape.by_value and self.shape.rerank):

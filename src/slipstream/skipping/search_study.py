@@ -86,7 +86,8 @@ class Study:
 
     def tell(self, trial: optuna.Trial, bits: Bits, value: float, figures: Mapping[str, Any]) -> None:
         """The trial's value. bits: the set that was tried in the end."""
-        trial.set_user_attr("result", {"bits": "".join("01"[goes] for goes in bits), **figures})
+        skipped = [name for name, goes in zip(self.space.names, bits, strict=True) if goes]
+        trial.set_user_attr("result", {"bits": "".join("01"[goes] for goes in bits), "skipped": skipped, **figures})
         self._study.tell(trial, value)
 
     def drop(self, trial: optuna.Trial) -> None:
@@ -113,7 +114,7 @@ def best_sets(path: Path, space: Space, count: int) -> list[Bits]:
         raise _no_study(path, error) from error
     trials = study.get_trials(deepcopy=False, states=(_state("COMPLETE"),))
     trials.sort(key=lambda trial: trial.value or 0.0, reverse=True)
-    sets = [tuple(bool(trial.params.get(name, False)) for name in space.names) for trial in trials]
+    sets = [tuple(name in trial.user_attrs["result"]["skipped"] for name in space.names) for trial in trials]
     return list(dict.fromkeys(sets))[:count]
 
 

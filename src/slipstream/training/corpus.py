@@ -91,7 +91,7 @@ class Example:
 
 def read_examples(path: Path) -> Iterator[Example]:
     """Yield the examples of a JSON-lines file. Raises InputError naming file and line for anything else."""
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)

@@ -7,6 +7,7 @@ interrupted anywhere continues as if it never had been: order, noise and dropout
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -43,6 +44,7 @@ class HeadRun:
         """
         self.target, self.out, self.settings, self.recipe = target, out, settings, recipe
         self.held_out, self.dialogues = split(dialogues, settings.held_out)
+        self._text_hash = hashlib.sha256(repr([one.token_ids for one in dialogues]).encode()).hexdigest()[:16]
         self.accelerator = _accelerator(target, settings.precision)
         self._order = Order(len(self.dialogues), settings.seed)
         self._loader = self._batches()
@@ -59,6 +61,8 @@ class HeadRun:
         self._held_out_features = FeatureSource(target, self.held_out, None, 0)
         self.step, self.elapsed_s = 0, 0.0
         self.history: list[dict[str, Any]] = []
+        if out.exists() and not out.is_dir():
+            raise InputError(f"{out} is a file; give a folder for the run")
         if self.accelerator.is_main_process:
             out.mkdir(parents=True, exist_ok=True)
 
@@ -189,6 +193,7 @@ class HeadRun:
             **settings,
             "target": self.target.hash,
             "num_dialogues": len(self.dialogues) + len(self.held_out),
+            "dialogues": self._text_hash,
             "num_processes": self.accelerator.num_processes,
         }
 
@@ -229,10 +234,10 @@ class HeadRun:
             }
             content = json.dumps(log, indent=1).encode()
             (new / LOG).write_bytes(content)
+            self.recipe.save(self.out, self.step)  # first: a state that says "finished" must never lack its artefact
+            write_atomically(self.out / LOG, content)
             shutil.rmtree(self.out / STATE, ignore_errors=True)
             new.rename(self.out / STATE)
-            self.recipe.save(self.out, self.step)
-            write_atomically(self.out / LOG, content)
         self.accelerator.wait_for_everyone()
 
 
