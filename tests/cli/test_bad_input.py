@@ -226,12 +226,13 @@ def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(copy):
     (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
     command = [sys.executable, "-m", "slipstream", "chat", "-m", str(copy), "-n", "900000", "--device", "cpu"]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with subprocess.Popen(command, text=True, encoding="utf-8", **pipes) as chat:
+    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a job in the background ignores it
+    with subprocess.Popen(command, text=True, encoding="utf-8", **pipes, **heeding) as chat:
         for message in ("Hello", "Again"):
             chat.stdin.write(message + "\n")
             chat.stdin.flush()
             assert len(chat.stdout.read(20)) == 20
             chat.send_signal(signal.SIGINT)
-        rest, notes = chat.communicate("/stats\n", timeout=240)
+        rest, notes = chat.communicate("/stats\n", timeout=60)
     assert (chat.returncode, notes.count("interrupted"), notes.count("no answers yet")) == (0, 2, 1), notes
     assert rest.endswith("\n")
