@@ -106,6 +106,7 @@ def test_demo_makes_every_drafter_for_the_target_and_again_for_a_new_one(packed:
     for name in names[1:-1]:
         record = json.loads((tmp_path / "o" / name / "config.json").read_text())["slipstream"]
         assert record["target"] == target.hash
+        assert str(tmp_path) not in (tmp_path / "o" / name / "config.json").read_text()
         assert set(record["confidence_scale"]) == {"floor", "slope", "greedy"}
     again = invoke(*arguments, "--steps", 1)
     assert again.count("skipped (unchanged)") == len(names)

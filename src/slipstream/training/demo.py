@@ -279,6 +279,7 @@ def _drafter_step(place: _Place, settings: DemoSettings, trained: _Trained) -> S
         for name in trained.files:
             shutil.copyfile(run_folder / name, folder / name)
         calibrate_artefact(trained.method, target, folder, run.held_out, depth=trained.depth)
+        _name_target(folder / "config.json")
 
     return Step(
         name=trained.name,
@@ -287,6 +288,14 @@ def _drafter_step(place: _Place, settings: DemoSettings, trained: _Trained) -> S
         settings=made_with,
         outputs=tuple(folder / name for name in trained.files),
     )
+
+
+def _name_target(config: Path) -> None:
+    """Let the published key for the base model say `demo`, and not where it lay on this machine."""
+    record = json.loads(config.read_text(encoding="utf-8"))
+    if "base_model_name_or_path" in record:
+        record["base_model_name_or_path"] = "demo"
+        config.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _key(target: Target, settings: Mapping[str, object]) -> str:
