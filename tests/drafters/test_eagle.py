@@ -15,9 +15,10 @@ from families import build, prompt_ids
 from oracle import oracle_generate
 from slipstream.drafters import METHODS, build_drafter
 from slipstream.drafters.base import Drafting, Run
-from slipstream.drafters.eagle import EagleDrafter, EagleDrafting, default_shape
+from slipstream.drafters.eagle import EagleDrafter, EagleDrafting
 from slipstream.drafters.eagle_checkpoint import save_head
 from slipstream.drafters.eagle_head import EagleHead, HeadSizes, additive_mask
+from slipstream.drafters.eagle_shape import default_shape
 from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.static_tree import EAGLE_1, StaticTree
 from slipstream.engine import Engine

@@ -15,7 +15,8 @@ from slipstream.drafters import METHODS, build_drafter
 from slipstream.drafters.auto_shape import AutoShape
 from slipstream.drafters.base import Drafting, Run
 from slipstream.drafters.growth import TreeShape
-from slipstream.drafters.medusa import MedusaDrafter, MedusaDrafting, choose_shape
+from slipstream.drafters.head_drafter import choose_shape
+from slipstream.drafters.medusa import MedusaDrafter, MedusaDrafting
 from slipstream.drafters.medusa_checkpoint import save_heads
 from slipstream.drafters.medusa_heads import MedusaHeads, MedusaSizes
 from slipstream.drafters.medusa_trees import TREES, expand, published_tree
@@ -281,7 +282,7 @@ def test_large_targets_get_one_level_a_head():
             def num_parameters() -> int:
                 return 7_000_000_000
 
-    shape = choose_shape(Large, 5, "dynamic", {"total": 63})  # type: ignore[arg-type]
+    shape = choose_shape("medusa", Large, 5, "dynamic", {"total": 63})  # type: ignore[arg-type]
     assert (shape.width, shape.depth, shape.total) == (10, 5, 63)
 
 

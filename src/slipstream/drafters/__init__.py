@@ -112,8 +112,9 @@ def _eagle2(target: Target, options: Mapping[str, Any]) -> Drafter:
     from dataclasses import replace
 
     from slipstream.drafters.auto_shape import AutoShape
-    from slipstream.drafters.eagle import EagleDrafter, default_shape
+    from slipstream.drafters.eagle import EagleDrafter
     from slipstream.drafters.eagle_checkpoint import load_head
+    from slipstream.drafters.eagle_shape import default_shape
     from slipstream.drafters.growth import TreeShape
 
     given = _pick(TreeShape, options)
@@ -158,25 +159,27 @@ def _draft_model(target: Target, options: Mapping[str, Any]) -> Drafter:
 
 def _medusa(target: Target, options: Mapping[str, Any]) -> Drafter:
     from slipstream.drafters.growth import TreeShape
-    from slipstream.drafters.medusa import MedusaDrafter, choose_shape
+    from slipstream.drafters.head_drafter import choose_shape
+    from slipstream.drafters.medusa import MedusaDrafter
     from slipstream.drafters.medusa_checkpoint import load_heads
 
     heads = load_heads(_draft("medusa", target, options), target)
     given = _pick(TreeShape, options)
     return MedusaDrafter(
-        target, heads, choose_shape(target, heads.sizes.num_heads, options.get("tree", "dynamic"), given)
+        target, heads, choose_shape("medusa", target, heads.sizes.num_heads, options.get("tree", "dynamic"), given)
     )
 
 
 def _hydra(target: Target, options: Mapping[str, Any]) -> Drafter:
     from slipstream.drafters.growth import TreeShape
-    from slipstream.drafters.hydra import HydraDrafter, choose_shape
+    from slipstream.drafters.head_drafter import choose_shape
+    from slipstream.drafters.hydra import HydraDrafter
     from slipstream.drafters.hydra_checkpoint import load_heads
 
     heads = load_heads(_draft("hydra", target, options), target)
     given = _pick(TreeShape, options)
     return HydraDrafter(
-        target, heads, choose_shape(target, heads.sizes.num_heads, options.get("tree", "dynamic"), given)
+        target, heads, choose_shape("hydra", target, heads.sizes.num_heads, options.get("tree", "dynamic"), given)
     )
 
 

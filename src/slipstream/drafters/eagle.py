@@ -15,27 +15,18 @@ import torch
 from torch import Tensor
 
 from slipstream.drafters.auto_shape import AutoShape
-from slipstream.drafters.base import Drafter, Drafting, Observed, Run
+from slipstream.drafters.base import Drafting, Observed, Run
 from slipstream.drafters.eagle_head import EagleHead, additive_mask
 from slipstream.drafters.growth import Frontier, TreeShape, grow
+from slipstream.drafters.head_drafter import HeadDrafter
 from slipstream.drafters.static_tree import StaticTree
 from slipstream.rules import Candidates, GreedyRule
 from slipstream.runtime import Costs, measure_verification, time_s
 from slipstream.target import Features, Target
 from slipstream.tree import DraftTree, empty_tree
 
-_PAPER = ((30e9, 48), (10e9, 50), (3e9, 60))  # parameters from which on, drafted tokens (arXiv 2406.16858, section 4)
 
-
-def default_shape(num_parameters: int) -> TreeShape:
-    """The paper's tree for a target of this size; for small targets, which are slowed by every row, a small one."""
-    for least, total in _PAPER:
-        if num_parameters >= least:
-            return TreeShape(width=10, depth=6, total=total)
-    return TreeShape(width=8, depth=5, total=20)
-
-
-class EagleDrafter(Drafter):
+class EagleDrafter(HeadDrafter):
     """A target's draft head and the tree it grows: dynamic for `eagle2`, static for `eagle`."""
 
     features = Features(last_hidden=True)
@@ -49,25 +40,11 @@ class EagleDrafter(Drafter):
         self.confidence = head.confidence
         self.embed = target.model.get_input_embeddings()
 
-    def start(self, run: Run) -> Drafting:
-        if isinstance(self.shape, AutoShape) and self.shape.costs is None:
-            self.shape.costs = measure_costs(self, self.shape.largest)
+    def begin(self, run: Run) -> Drafting:
         return EagleDrafting(self, run)
 
-    @property
-    def largest(self) -> TreeShape | StaticTree:
-        """The largest tree that may be drafted."""
-        return self.shape.largest if isinstance(self.shape, AutoShape) else self.shape
-
-    def next_shape(self) -> TreeShape | StaticTree | None:
-        """The tree of the cycle that begins; None: none, since it would not pay."""
-        return self.shape.next() if isinstance(self.shape, AutoShape) else self.shape
-
-    @property
-    def draft_slots(self) -> int:
-        if isinstance(self.largest, TreeShape) and not self.largest.rerank:
-            return 1 + self.largest.width * self.largest.depth
-        return 1 + self.largest.total
+    def measure(self, largest: TreeShape) -> Costs:
+        return measure_costs(self, largest)
 
 
 class EagleDrafting(Drafting):

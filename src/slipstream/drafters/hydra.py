@@ -16,54 +16,23 @@ paper, which takes tokens that the target would not have sampled, changes the di
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from slipstream.drafters.auto_shape import AutoShape
-from slipstream.drafters.base import Drafter, Drafting, Observed, Run
-from slipstream.drafters.eagle import default_shape
+from slipstream.drafters.base import Drafting, Observed, Run
 from slipstream.drafters.eagle_head import additive_mask
 from slipstream.drafters.growth import Frontier, TreeShape, grow
+from slipstream.drafters.head_drafter import HeadDrafter
 from slipstream.drafters.hydra_heads import HydraHeads
-from slipstream.drafters.medusa_trees import DEFAULT, TREES, published_tree
 from slipstream.drafters.static_tree import StaticTree
-from slipstream.errors import InputError, unknown_choice
 from slipstream.rules import Candidates, GreedyRule
 from slipstream.runtime import Costs, measure_verification, time_s
 from slipstream.target import Features, Target
 from slipstream.tree import DraftTree, empty_tree
 
 
-def choose_shape(
-    target: Target, num_heads: int, tree: str, given: Mapping[str, Any]
-) -> TreeShape | StaticTree | AutoShape:
-    """The tree to draft. tree: "dynamic", "static" for the one that the released code drafts at every size of target
-    (Medusa's default), or the name of another published tree; given: the width, depth and total a caller asked for.
-
-    A dynamic tree has one level a head, at most those of the default for this target's size, and is sized by measured
-    cost unless a total is given. Raises InputError for another tree, or sizes for a static one.
-    """
-    if tree != "dynamic":
-        if tree not in ("static", *TREES):
-            raise unknown_choice("tree", str(tree), ("dynamic", "static", *TREES))
-        if given:
-            raise InputError(f"hydra with tree={tree!r} does not read {', '.join(given)}; leave it out or change tree")
-        paths = published_tree(DEFAULT if tree == "static" else tree)
-        return StaticTree((path for path in paths if max(path) < target.vocab_size), target.device)
-    shape = default_shape(target.model.num_parameters())
-    sizes = {"depth": min(num_heads, shape.depth), "total": "auto", **given}
-    by_cost = sizes["total"] == "auto"
-    if by_cost:
-        del sizes["total"]
-    shape = replace(shape, **sizes)
-    return AutoShape(shape) if by_cost else shape
-
-
-class HydraDrafter(Drafter):
+class HydraDrafter(HeadDrafter):
     """A target's Hydra heads and the tree they grow: dynamic by their confidence, or of fixed shape."""
 
     name = "hydra"
@@ -75,36 +44,16 @@ class HydraDrafter(Drafter):
         """
         self.target, self.heads = target, heads
         self.confidence = heads.confidence
-        num_heads = heads.sizes.num_heads
-        self.shape = shape.cut(num_heads) if isinstance(shape, StaticTree) else shape
-        if self.largest.depth > num_heads:
-            raise InputError(
-                f"tree depth is {self.largest.depth}, but each level takes a head and there are {num_heads}; set depth "
-                f"to at most {num_heads}"
-            )
+        self.take_shape(shape, heads.sizes.num_heads)
         self.embed = target.model.get_input_embeddings()
         offset = heads.sizes.feature_offset
         self.features = Features(layers=(target.num_layers - offset,)) if offset else Features(last_hidden=True)
 
-    def start(self, run: Run) -> Drafting:
-        if isinstance(self.shape, AutoShape) and self.shape.costs is None:
-            self.shape.costs = measure_costs(self, self.shape.largest)
+    def begin(self, run: Run) -> Drafting:
         return HydraDrafting(self, run)
 
-    @property
-    def largest(self) -> TreeShape | StaticTree:
-        """The largest tree that may be drafted."""
-        return self.shape.largest if isinstance(self.shape, AutoShape) else self.shape
-
-    def next_shape(self) -> TreeShape | StaticTree | None:
-        """The tree of the cycle that begins; None: none, since it would not pay."""
-        return self.shape.next() if isinstance(self.shape, AutoShape) else self.shape
-
-    @property
-    def draft_slots(self) -> int:
-        if isinstance(self.largest, TreeShape) and not self.largest.rerank:
-            return 1 + self.largest.width * self.largest.depth
-        return 1 + self.largest.total
+    def measure(self, largest: TreeShape) -> Costs:
+        return measure_costs(self, largest)
 
 
 class HydraDrafting(Drafting):
