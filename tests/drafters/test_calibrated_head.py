@@ -10,6 +10,7 @@ import torch
 
 import slipstream
 from families import build, prompt_ids
+from slipstream.bench.watching import WatchedDrafter
 from slipstream.confidence import ConfidenceScale
 from slipstream.drafters import build_drafter
 from slipstream.drafters.eagle_checkpoint import save_head
@@ -41,13 +42,21 @@ def test_the_scale_is_stored_used_and_left_aside_on_request(target: Target, fold
         build_drafter("eagle2", target, {"draft": folder, "calibrated": "no"})
 
 
-def test_it_changes_drafts_and_no_token(target: Target, folder: Path) -> None:
-    shape = {"draft": folder, "width": 3, "depth": 3, "total": 6}
-    models = [slipstream.load(target.model, "eagle2", **shape, calibrated=choice) for choice in (True, False)]
-    plain = slipstream.load(target.model, "plain")
-    for settings in ({"temperature": 0.0}, {"temperature": 1.0, "seed": 3}):
-        outputs = [one.generate(prompt_ids(8), max_new_tokens=30, **settings) for one in (*models, plain)]
-        assert outputs[0].token_ids == outputs[1].token_ids == outputs[2].token_ids
+def drafts(target: Target, folder: Path, *, calibrated: bool, **settings: object) -> tuple[list[int], list[list[int]]]:
+    """The answer, and the tokens of every tree."""
+    options = {"draft": folder, "width": 3, "depth": 3, "total": 6, "calibrated": calibrated}
+    drafter = WatchedDrafter(build_drafter("eagle2", target, options))
+    answer = slipstream.Model(target, drafter, None).generate(prompt_ids(8), max_new_tokens=30, **settings)
+    return answer.token_ids, [cycle.tree.tokens.tolist() for cycle in drafter.take()]
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 1.0, "seed": 3}])
+def test_it_changes_drafts_and_no_token(target: Target, folder: Path, settings: dict[str, float]) -> None:
+    plain = slipstream.load(target.model, "plain").generate(prompt_ids(8), max_new_tokens=30, **settings)
+    ours, trees = drafts(target, folder, calibrated=True, **settings)
+    published, others = drafts(target, folder, calibrated=False, **settings)
+    assert ours == published == plain.token_ids
+    assert trees != others
 
 
 def test_a_damaged_scale_is_named(target: Target, folder: Path) -> None:
