@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from families import build, prompt_ids
+from slipstream.errors import InputError
 from slipstream.target import Target
 from slipstream.training.dialogues import Dialogue
 from slipstream.training.recipe import Batch, Optimisation, Report, Score, StepLosses
-from slipstream.training.run import HeadRun
+from slipstream.training.run import LOG, STATE, HeadRun
 from slipstream.training.run_settings import RunSettings
 
 
@@ -105,3 +106,20 @@ def test_schedules_rise_and_fall():
     assert [linear.rate(step, 12, 2) for step in (0, 1, 2, 7, 11)] == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.1])
     assert [cosine.rate(step, 12, 2) for step in (0, 1, 2, 7)] == pytest.approx([0.5, 1.0, 1.0, 0.625])
     assert cosine.rate(1000, 1001, 2) == pytest.approx(0.25, rel=1e-3)
+
+
+def test_a_run_killed_while_its_state_is_replaced_goes_on(target, tmp_path):
+    _, reports = run(target, tmp_path)
+    assert len(reports) == 4
+    (tmp_path / STATE).rename(tmp_path / f"{STATE}.new")  # the old state was moved away, the new one is not yet there
+    _, more = run(target, tmp_path)
+    assert more == []  # nothing was left to do
+    assert (tmp_path / STATE / LOG).is_file()
+
+
+def test_other_text_of_the_same_size_is_not_the_same_run(target, tmp_path):
+    settings = RunSettings(steps=1, batch_size=2, held_out=0, report_every=1)
+    first, other = ([Dialogue((token,) * 6, (True,) * 6) for _ in range(4)] for token in (5, 7))
+    HeadRun(target, first, tmp_path, settings, Counting(Optimisation())).finish()
+    with pytest.raises(InputError, match="dialogues"):
+        HeadRun(target, other, tmp_path, settings, Counting(Optimisation())).resume()

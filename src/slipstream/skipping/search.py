@@ -159,7 +159,7 @@ class SkipSearch:
             "sampler": self.settings.sampler,
             "task": self.task,
             "trials": len(trials),
-            "best_trial": best.number,
+            "best_trial": trials.index(best) + 1,
             "best_origin": best.user_attrs.get("origin", "sampler"),
             "figures": figures,
             "starting_points": {origin: round(value, 3) for origin, value in starts.items()},

@@ -199,7 +199,9 @@ class HeadRun:
 
     def resume(self) -> bool:
         """Continue the run in the folder, if there is one. Raises InputError if its settings differ."""
-        state, log = self.out / STATE, self.out / LOG
+        state, log, new = self.out / STATE, self.out / LOG, self.out / f"{STATE}.new"
+        if not state.exists() and (new / LOG).is_file():
+            new.rename(state)  # killed while the state was being replaced; the log is the last file written to it
         if not (state / LOG).is_file():
             return False
         try:
@@ -236,8 +238,12 @@ class HeadRun:
             (new / LOG).write_bytes(content)
             self.recipe.save(self.out, self.step)  # first: a state that says "finished" must never lack its artefact
             write_atomically(self.out / LOG, content)
-            shutil.rmtree(self.out / STATE, ignore_errors=True)
+            old = self.out / f"{STATE}.old"
+            shutil.rmtree(old, ignore_errors=True)
+            if (self.out / STATE).exists():
+                (self.out / STATE).rename(old)  # renamed as a whole: a state is never half removed
             new.rename(self.out / STATE)
+            shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
 
