@@ -31,6 +31,7 @@ def plot_search(values: Sequence[float], origins: Sequence[str], title: str) -> 
             axes.scatter(*zip(*points, strict=True), marker=marker, s=16, alpha=0.7, label=name)
     axes.step(numbers, list(accumulate(values, max)), where="post", color="black", label="best so far")
     axes.set(xlabel="trial", ylabel="tokens per second", title=title)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
     return figure
 
@@ -44,6 +45,7 @@ def plot_layers(skip_set: SkipSet, title: str) -> Any:
         axes.bar(range(skip_set.num_layers), 0.86, width=0.86, bottom=row - 0.43, color=colours, edgecolor="#999999")
     axes.set(title=title, xlabel="layer (filled: runs in the draft)", yticks=(0, 1), ylim=(1.6, -0.6))
     axes.set_yticklabels(("attention", "MLP"))
+    axes.set_xticks(range(0, skip_set.num_layers, 1 + skip_set.num_layers // 20))
     axes.set_aspect("equal")
     for spine in axes.spines.values():
         spine.set_visible(False)
