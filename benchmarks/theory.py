@@ -195,7 +195,7 @@ def points(
 
 def seconds(stats: slipstream.Stats) -> float:
     """Seconds of all cycles; the prompts' prefill is no part of them."""
-    return stats.draft_s + stats.verify_s + stats.other_s
+    return stats.cycles_s
 
 
 def acceptance_by_depth(cycles: Sequence[Cycle], length: int) -> dict[str, list[int]]:

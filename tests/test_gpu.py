@@ -7,6 +7,7 @@ import torch
 
 import slipstream
 from families import FAMILIES
+from slipstream.clock import CycleClock
 from slipstream.sampling import philox
 
 pytestmark = [
@@ -39,3 +40,20 @@ def test_tokens_equal_plain_decoding_on_cuda(family: str, method: str, temperatu
 
 def test_load_places_the_demo_on_cuda_by_default() -> None:
     assert slipstream.load("demo", "plain").target.device.type == "cuda"
+
+
+def test_a_part_of_a_cycle_lasts_as_long_as_the_device_takes() -> None:
+    device = torch.device("cuda")
+    square = torch.randn(4096, 4096, device=device)
+    for _ in range(3):  # the first call loads kernels
+        clock = CycleClock(device)
+        torch.cuda.synchronize()
+        clock.begin()
+        clock.lap("draft")
+        product = square
+        for _ in range(20):
+            product = product @ square * 1e-4
+        clock.lap("verify")
+        product[0, 0].item()
+        seconds = clock.read()
+    assert seconds["verify"] > 10 * seconds["draft"]

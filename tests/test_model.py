@@ -193,8 +193,9 @@ def test_statistics_add_up(skipping: slipstream.Model) -> None:
     assert stats.tau == 40 / stats.num_cycles
     assert stats.passes_saved == pytest.approx(1 - 1 / stats.tau)
     assert 0 <= stats.num_accepted <= min(stats.num_drafted, 40)
-    parts = stats.prefill_s + stats.draft_s + stats.verify_s + stats.other_s
-    assert 0 < parts <= stats.total_s
+    assert min(stats.draft_s, stats.build_s, stats.verify_s, stats.sample_s, stats.host_s) > 0
+    assert stats.cycles_s == pytest.approx(sum(stats.cycle_ms().values()) * stats.num_cycles / 1000)
+    assert 0 < stats.prefill_s + stats.cycles_s <= stats.total_s
     doubled = stats + stats
     assert doubled.accept_lengths == [2 * count for count in stats.accept_lengths]
     assert doubled.tau == stats.tau

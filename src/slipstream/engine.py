@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from slipstream.clock import CycleClock
 from slipstream.drafters.base import Drafter, Observed, Run, Scouts
 from slipstream.errors import ContextLengthError, InputError
 from slipstream.kv_cache import KVCache
@@ -63,11 +64,15 @@ class Step:
     prefill_s: float = 0.0
     """Seconds spent on the prompt; not 0 only in the first step."""
     draft_s: float = 0.0
-    """Seconds in the drafter by the host's clock; on CUDA the time to queue its kernels, whose run counts as verify."""
+    """Seconds of the cycle in the drafter (for all five parts: `slipstream.clock`)."""
+    build_s: float = 0.0
+    """Seconds to build the rows, positions and masks of the target's pass."""
     verify_s: float = 0.0
-    """Seconds in the target's pass and in choosing and walking, up to the cycle's one wait for the device."""
-    other_s: float = 0.0
-    """Seconds of the cycle outside both: commit, cuts, bookkeeping."""
+    """Seconds of the target's pass."""
+    sample_s: float = 0.0
+    """Seconds to process logits, choose at every node and walk, up to the cycle's one copy to the host."""
+    host_s: float = 0.0
+    """Seconds of the cycle outside all these: cuts, commit, what the drafter notes."""
     finish_reason: FinishReason | None = None
     """Set in the last step."""
     text: str = ""
@@ -141,6 +146,7 @@ class _Generation:
         self.drafter = engine.drafter
         self.drafting = self.drafter.start(self.run)
         self.alone = empty_tree(device)
+        self.clock = CycleClock(device)
 
     @torch.inference_mode()
     def first_step(self) -> Step:
@@ -153,23 +159,25 @@ class _Generation:
     @torch.inference_mode()
     def step(self, prefill_s: float = 0.0) -> Step:
         """One cycle: propose, verify, cut, commit, observe."""
-        began = time.perf_counter()
+        self.clock.begin()
         self._cross_rope_boundary()
         self.rule.begin(self.cache.length)
         tree, scouts = self._propose()
-        drafted = time.perf_counter()
+        self.clock.lap("draft")
         pass_ = self._verify(tree, scouts)
-        verified = time.perf_counter()
         emitted, finish_reason = self._cut(pass_.emitted)
         self._commit(pass_, emitted)
+        seconds = self.clock.read()
         return Step(
             token_ids=tuple(emitted),
             num_drafted=tree.num_nodes,
             num_accepted=min(len(pass_.path), len(emitted)),
             prefill_s=prefill_s,
-            draft_s=drafted - began,
-            verify_s=verified - drafted,
-            other_s=time.perf_counter() - verified,
+            draft_s=seconds["draft"],
+            build_s=seconds["build"],
+            verify_s=seconds["verify"],
+            sample_s=seconds["sample"],
+            host_s=seconds["host"],
             finish_reason=finish_reason,
         )
 
@@ -233,14 +241,21 @@ class _Generation:
         visible = ancestor_mask(parents)  # [n + 1 + m, n + 1 + m]
         positions = self.cache.length + torch.cat((depth.new_zeros(1), depth))
         output = self.target.forward(
-            torch.cat((self.run.root, tokens)), positions, visible, self.cache, features=self.features
+            torch.cat((self.run.root, tokens)),
+            positions,
+            visible,
+            self.cache,
+            features=self.features,
+            on_built=lambda: self.clock.lap("build"),
         )
+        self.clock.lap("verify")
         ancestors = visible[:rows, :rows]  # the scouts are no part of the draft
         logits = self.pipeline.process(output.logits[0, :rows], tree.tokens, ancestors)
         choice = self.rule.choose(logits, tree)  # [n + 1]
         kept = walk(tree, choice, ancestors)
         scouted = [] if scouts is None else [scouts.read(output.logits[0, rows:])]
         num_accepted, *rest = torch.cat((kept.num_accepted[None], kept.order, choice, *scouted)).tolist()  # the copy
+        self.clock.lap("sample")
         path, choices = rest[:num_accepted], rest[rows - 1 : 2 * rows - 1]
         emitted = [choices[0], *(choices[node + 1] for node in path)]
         return _Pass(tree, output, choice, kept.order, path, emitted, rest[2 * rows - 1 :])

@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from slipstream.clock import PARTS
 from slipstream.engine import FinishReason, Step
+
+_PART_NAMES = tuple(f"{part}_s" for part in PARTS)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,8 +28,10 @@ class Stats:
     """Histogram: entry k counts the cycles that emitted k tokens."""
     prefill_s: float = 0.0
     draft_s: float = 0.0
+    build_s: float = 0.0
     verify_s: float = 0.0
-    other_s: float = 0.0
+    sample_s: float = 0.0
+    host_s: float = 0.0
     total_s: float = 0.0
     """Wall time, prefill included; not the time that the consumer of a stream took between steps."""
 
@@ -48,9 +53,8 @@ class Stats:
         self.accept_lengths.extend([0] * (emitted + 1 - len(self.accept_lengths)))
         self.accept_lengths[emitted] += 1
         self.prefill_s += step.prefill_s
-        self.draft_s += step.draft_s
-        self.verify_s += step.verify_s
-        self.other_s += step.other_s
+        for name in _PART_NAMES:
+            setattr(self, name, getattr(self, name) + getattr(step, name))
 
     def __add__(self, other: Stats) -> Stats:
         longer, shorter = sorted((self.accept_lengths, other.accept_lengths), key=len, reverse=True)
@@ -74,13 +78,22 @@ class Stats:
         return 1.0 - self.num_cycles / self.num_tokens if self.num_tokens else 0.0
 
     @property
+    def cycles_s(self) -> float:
+        """Seconds of all cycles, prefill left out."""
+        return self.draft_s + self.build_s + self.verify_s + self.sample_s + self.host_s
+
+    def cycle_ms(self) -> dict[str, float]:
+        """Milliseconds of a mean cycle, by part (`slipstream.clock`)."""
+        return {part: 1000 * getattr(self, f"{part}_s") / max(1, self.num_cycles) for part in PARTS}
+
+    @property
     def tokens_per_second(self) -> float:
         """Tokens emitted per second of wall time, prefill included."""
         return self.num_tokens / self.total_s if self.total_s else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """All counts, times and figures, for JSON."""
-        figures = ("tau", "acceptance_rate", "passes_saved", "tokens_per_second")
+        figures = ("tau", "acceptance_rate", "passes_saved", "tokens_per_second", "cycles_s")
         return asdict(self) | {name: getattr(self, name) for name in figures}
 
 

@@ -98,11 +98,13 @@ class Target:
         start: int | None = None,
         features: Features = Features(),
         last_logits_only: bool = False,
+        on_built: Callable[[], None] = lambda: None,
     ) -> TargetOutput:
         """Run rows that all see the committed prefix, and of the later slots what `visible` says.
 
         Row i is written to slot start + i (default: from cache.length on). Nothing is committed. Positions past the
         context are clipped: such rows can never be emitted, but tables of learned positions end there.
+        on_built: called when the masks are there and the model is about to run.
         """
         if self.context_length is not None:
             positions = positions.clamp(max=self.context_length - 1)
@@ -110,6 +112,7 @@ class Target:
             self._forget_longer_passes()
         cache.begin(cache.length if start is None else start, positions)
         mask = self._masks.build(visible, positions, cache)
+        on_built()
         with ExitStack() as stack:
             captured = stack.enter_context(self._capturing(features))
             logits = self._run(tokens, positions, mask, cache, last_logits_only)

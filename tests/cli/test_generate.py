@@ -24,7 +24,7 @@ def test_json_holds_token_ids_and_statistics_and_nothing_else_is_printed(cli, lo
     assert (record["text"], record["seed"], record["method"]) == (ANSWER, 3, "layer-skip")
     assert len(record["token_ids"]) == 6
     assert record["stats"]["accept_lengths"] == [0, 0, 0, 2]
-    assert {"draft_s", "verify_s", "other_s", "prefill_s", "tau"} <= set(record["stats"])
+    assert {"draft_s", "build_s", "verify_s", "sample_s", "host_s", "prefill_s", "tau"} <= set(record["stats"])
     assert record["settings"] == {"temperature": 1.0, "seed": 3}
 
 

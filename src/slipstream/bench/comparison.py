@@ -147,15 +147,10 @@ class Totals:
             "method": self.method,
             "temperature": self.temperature,
             **self.stats.to_dict(),
-            "cycle_ms": self.cycle_ms(),
+            "cycle_ms": self.stats.cycle_ms(),
             "repetition_rate": self.repetition.rate,
             "verdicts": {verdict: self.verdicts[verdict] for verdict in VERDICTS},
         }
-
-    def cycle_ms(self) -> dict[str, float]:
-        """Milliseconds of a mean cycle, by part."""
-        parts = {"draft": self.stats.draft_s, "verify": self.stats.verify_s, "other": self.stats.other_s}
-        return {name: 1000 * seconds / max(1, self.stats.num_cycles) for name, seconds in parts.items()}
 
 
 def summarise(answers: Iterable[Answer]) -> list[Totals]:
