@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.confidence import ConfidenceScale
+from slipstream.drafters.own_lm_heads import lm_head_to_copy
 from slipstream.errors import InputError
 from slipstream.target import Target
 
@@ -67,12 +68,7 @@ class MedusaHeads(nn.Module):
         )
         heads = cls(sizes).to(target.device)
         if heads.lm_heads is not None:
-            weight = target.model.get_output_embeddings().weight
-            if weight.shape != heads.lm_heads.shape[1:]:
-                raise InputError(
-                    f"the LM head of {target.name} has a packed weight of shape {tuple(weight.shape)}, which heads of "
-                    "their own cannot start from; train them on the shared LM head"
-                )
+            weight, _ = lm_head_to_copy(target)
             with torch.no_grad():
                 heads.lm_heads.copy_(weight.to(heads.lm_heads).expand_as(heads.lm_heads))
         return heads

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from slipstream.drafters.hydra_checkpoint import save_heads
 from slipstream.drafters.hydra_heads import HydraHeads, HydraSizes, PrefixSizes
+from slipstream.drafters.own_lm_heads import lm_head_to_copy
 from slipstream.target import Target
 from slipstream.training.dialogues import Dialogue
 from slipstream.training.hydra_settings import HydraSettings
@@ -90,7 +91,10 @@ class HydraRecipe:
 
 
 def new_heads(target: Target, settings: HydraSettings) -> HydraHeads:
-    """Fresh heads on the target's device, in float32; LM heads of their own start as copies of the target's."""
+    """Fresh heads on the target's device, in float32; LM heads of their own start as copies of the target's.
+
+    Raises InputError where the LM head cannot be copied because it is quantised.
+    """
     sizes = HydraSizes(
         hidden_size=int(target.config.hidden_size),
         embedding_size=int(target.model.get_input_embeddings().weight.shape[1]),
@@ -101,12 +105,11 @@ def new_heads(target: Target, settings: HydraSettings) -> HydraHeads:
     )
     heads = HydraHeads(sizes, settings.dropout)
     if heads.lm_heads is not None:
-        original: Any = target.model.get_output_embeddings()
+        weight, bias = lm_head_to_copy(target)
         own: Any
         with torch.no_grad():
             for own in heads.lm_heads:
-                own.weight.copy_(original.weight)
-                bias = getattr(original, "bias", None)
+                own.weight.copy_(weight)
                 own.bias.zero_() if bias is None else own.bias.copy_(bias)
     return heads.to(target.device)
 
