@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,8 +25,11 @@ from doubles import (
     proposing,
     random_tree,
 )
-from families import CONTEXT, prompt_ids
+from drafters.learned import LEARNED, learned, save_artefacts
+from families import CONTEXT, build, prompt_ids
 from oracle import oracle_generate
+from slipstream.drafters import METHODS
+from slipstream.drafters.base import Drafter
 from slipstream.drafters.plain import PlainDrafter
 from slipstream.engine import Engine
 from slipstream.target import Target
@@ -39,6 +44,7 @@ HOSTILE: dict[str, Script] = {
     "empty": nothing,
     "random-tree": random_tree,
 }
+EVERY = {**CONFIGURATIONS, **LEARNED}
 
 
 @dataclass
@@ -91,6 +97,17 @@ def target(family_model):
     return Target(family_model("llama"))
 
 
+def drafters_of(target: Target, folder: Path) -> Callable[[str], Drafter]:
+    """The drafters of all configurations for a target, each made once; `folder` is for their artefacts."""
+    save_artefacts(target, folder)
+    return functools.cache(lambda name: learned(name, target, folder) if name in LEARNED else configured(name, target))
+
+
+@pytest.fixture(scope="module")
+def drafter(target, tmp_path_factory) -> Callable[[str], Drafter]:
+    return drafters_of(target, tmp_path_factory.mktemp("artefacts"))
+
+
 @pytest.fixture(scope="module")
 def uncut(family_model):
     """The answer to a prompt with nothing to end it but the context."""
@@ -136,15 +153,44 @@ def test_cuts_are_exact_whatever_is_drafted(script, scenario, temperature, targe
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("scenario", SCENARIOS)
-@pytest.mark.parametrize("configuration", CONFIGURATIONS)
-def test_cuts_are_exact_with_every_method(configuration, scenario, temperature, target, uncut):
+@pytest.mark.parametrize("configuration", EVERY)
+def test_cuts_are_exact_with_every_method(configuration, scenario, temperature, target, drafter, uncut):
     case = SCENARIOS[scenario]
     answer = uncut(case.prompt, temperature)
-    engine = Engine(target, configured(configuration, target), prefill_chunk=case.prefill_chunk)
+    engine = Engine(target, drafter(configuration), prefill_chunk=case.prefill_chunk)
     result = run(engine, case, answer, temperature)
     assert result.ids == answer[: case.num_tokens]
     assert result.finish_reason == case.finish_reason
     check_accounts(result)
+
+
+def test_every_method_is_among_them():
+    assert {method for method, _ in EVERY.values()} == set(METHODS)
+
+
+@pytest.mark.parametrize("configuration", LEARNED)
+def test_learned_drafts_are_kept_now_and_then(configuration, target, drafter):
+    """Cuts within drafts that nobody keeps would prove little."""
+    steps = decode(Engine(target, drafter(configuration)), PROMPT, max_new_tokens=40).steps
+    assert {step.num_accepted > 0 for step in steps[:-1]} == {True, False}
+
+
+@pytest.fixture(scope="module")
+def few_words(tmp_path_factory) -> tuple[Target, Callable[[str], Drafter]]:
+    """A target with fewer words than trees have children, and the drafters for it."""
+    target = Target(build("llama", vocab_size=6))
+    return target, drafters_of(target, tmp_path_factory.mktemp("artefacts"))
+
+
+@pytest.mark.parametrize("how", [{}, {"temperature": 1.0, "seed": 4}, {"temperature": 0.8, "top_k": 2, "seed": 4}])
+@pytest.mark.parametrize("configuration", EVERY)
+def test_a_vocabulary_smaller_than_a_tree_is_wide_is_drafted_from(configuration, how, few_words):
+    """With top_k = 2 all but two children of a node have no probability at all."""
+    target, drafter = few_words
+    prompt = [3, 1, 4, 1, 5, 2, 0, 3]
+    settings = {"max_new_tokens": 16, **how}
+    result = decode(Engine(target, drafter(configuration)), prompt, **settings)
+    assert result.ids == oracle_generate(target.model, prompt, **settings)
 
 
 def check_accounts(result: Decoded) -> None:

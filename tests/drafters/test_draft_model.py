@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from doubles import decode, request
-from families import CONTEXT, VOCAB_SIZE, build, prompt_ids
+from drafters.learned import near as near_model
+from families import VOCAB_SIZE, build, prompt_ids
 from oracle import oracle_generate
 from slipstream.drafters.auto_shape import AutoShape
 from slipstream.drafters.base import Drafting, Run
@@ -21,7 +22,6 @@ from slipstream.engine import Engine
 from slipstream.errors import InputError
 from slipstream.sampling import SamplingSettings
 from slipstream.target import Target
-from test_hostile import SCENARIOS, SEED, check_accounts, run
 from test_rejection import NUM_NEW, VOCAB, Memory, law, p_value, remembered
 from test_rejection import PROMPT as REJECTION_PROMPT
 
@@ -51,13 +51,8 @@ def small() -> Target:
 
 @functools.cache
 def near() -> Target:
-    """A draft model that often says what the llama target says: its weights, disturbed."""
-    model = build("llama")
-    rng = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += torch.randn(parameter.shape, generator=rng, dtype=parameter.dtype) * 0.1 * parameter.std()
-    return Target(model)
+    """A draft model that often says what the llama target says."""
+    return Target(near_model(build("llama")))
 
 
 class Watched(DraftModelDrafter):
@@ -98,30 +93,6 @@ def test_a_near_model_is_accepted_often_and_changes_nothing(tree, temperature, t
     result = decode(Engine(target, DraftModelDrafter(target, near(), **TREES[tree])), PROMPT, **settings)
     assert result.ids == oracle_generate(target.model, PROMPT, **settings)
     assert {step.num_accepted for step in result.steps} >= {0, 1, 2}, "both outcomes must be common"
-
-
-@pytest.fixture(scope="module")
-def uncut(target):
-    """The answer to a prompt with nothing to end it but the context."""
-
-    @functools.cache
-    def answer(prompt: tuple[int, ...], temperature: float) -> list[int]:
-        settings = {"max_new_tokens": 24, "temperature": temperature, "seed": SEED, "context_length": CONTEXT}
-        return oracle_generate(target.model, prompt, **settings)
-
-    return answer
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("scenario", SCENARIOS)
-@pytest.mark.parametrize("tree", TREES)
-def test_every_way_to_end_is_exact(tree, scenario, temperature, target, uncut):
-    case = SCENARIOS[scenario]
-    answer = uncut(case.prompt, temperature)
-    drafter = DraftModelDrafter(target, near(), **TREES[tree])
-    result = run(Engine(target, drafter, prefill_chunk=case.prefill_chunk), case, answer, temperature)
-    assert (result.ids, result.finish_reason) == (answer[: case.num_tokens], case.finish_reason)
-    check_accounts(result)
 
 
 def test_generations_do_not_touch_each_other(target):
