@@ -5,6 +5,7 @@ import json
 import pytest
 
 import slipstream
+from search_doubles import small_search
 from slipstream.cli import skip_search
 from slipstream.skipping import library
 from slipstream.skipping.skip_set import SkipSet
@@ -16,7 +17,7 @@ SMALL = ("--num-prompts", 1, "-n", 4, "--trials", 3, "--rows", 8)
 def test_search_finds_keeps_and_shows_a_set_that_generation_takes_by_name(cli, tmp_path):
     pytest.importorskip("matplotlib", reason="the pictures need matplotlib")
     out, study = tmp_path / "found.json", tmp_path / "a.study"
-    searched = cli("skip", "search", "-m", "demo", "--task", "code", *SMALL, "--out", out, "--study", study, "--json")
+    searched = cli("skip", "search", "-m", "demo", "--task", "chat", *SMALL, "--out", out, "--study", study, "--json")
     assert searched.exit_code == 0, searched.stderr
     record = json.loads(searched.stdout)
     found = SkipSet.load(out)
@@ -24,12 +25,12 @@ def test_search_finds_keeps_and_shows_a_set_that_generation_takes_by_name(cli, t
     assert record["provenance"]["trials"] == 3
     assert "best" in searched.stderr
     assert {path.name for path in tmp_path.glob("found.*")} == {"found.json", "found.search.svg", "found.layers.svg"}
-    assert library.find("code", found.target) == found
-    assert slipstream.load("demo", "layer-skip", skip_set="code").drafter.skip_set == found
+    assert library.find("chat", found.target) == found
+    assert slipstream.load("demo", "layer-skip", skip_set="chat").drafter.skip_set == found
     shown = cli("skip", "show", out).stdout
     assert "objective: modelled" in shown
     assert f"tau {record['provenance']['figures']['tau']}" in shown
-    again = cli("skip", "search", "-m", "demo", "--task", "code", *SMALL, "--study", study, "--json")
+    again = cli("skip", "search", "-m", "demo", "--task", "chat", *SMALL, "--study", study, "--json")
     assert json.loads(again.stdout)["provenance"]["trials"] == 3, "a finished search tried more"
 
 
@@ -51,3 +52,32 @@ def test_what_cannot_be_searched_is_one_line_before_anything_is_loaded(cli, monk
     assert done.exit_code == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_the_better_set_by_the_searchs_own_measure_has_the_name(tmp_path, capsys):
+    """So a quick search does not take the place of a thorough one."""
+    search = small_search(tmp_path / "a.study", 12)
+    worst, *_, best = (trial.skip_set for trial in sorted(search.trials(), key=lambda trial: trial.value))
+    assert skip_search._may_keep(search, worst, "chat"), "there is no other yet"
+    assert capsys.readouterr().err == ""
+    library.keep(worst, "chat")
+    assert skip_search._may_keep(search, best, "chat")
+    assert f"{search.value(best):.1f} tokens/s) takes the place of 'chat'" in capsys.readouterr().err
+    library.keep(best, "chat")
+    assert skip_search._may_keep(search, best, "chat")
+    assert capsys.readouterr().err == "", "it is the same set"
+    assert not skip_search._may_keep(search, worst, "chat")
+    assert "not kept: the set 'chat'" in capsys.readouterr().err
+
+
+def test_a_set_that_the_search_may_not_have_and_a_damaged_one_are_replaced_with_a_note(tmp_path, capsys):
+    narrow = small_search(tmp_path / "a.study", 2, keep_first=2, max_skipped=2)
+    best = [trial.skip_set for trial in narrow.trials()][-1]
+    target = narrow.target.hash
+    for attention, mlp in (((1,), ()), ((2, 3), (4,))):  # a layer that is kept; one too many
+        library.keep(SkipSet(num_layers=6, attention=attention, mlp=mlp, target=target), "chat")
+        assert skip_search._may_keep(narrow, best, "chat")
+        assert "which skips what this search may not skip" in capsys.readouterr().err
+    (library.found_folder(target) / "chat.json").write_text("{")
+    assert skip_search._may_keep(narrow, best, "chat")
+    assert "which is damaged" in capsys.readouterr().err

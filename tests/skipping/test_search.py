@@ -62,6 +62,16 @@ def test_a_modelled_trial_is_the_models_figure_of_its_set(model: Model, tmp_path
         assert trial.value == figures.tokens_per_second
 
 
+def test_the_value_of_any_set_is_what_a_trial_of_it_would_give(model: Model, tmp_path: Path) -> None:
+    search = small_search(tmp_path / "a.study", 3, model)
+    tried = list(search.trials())
+    assert [search.value(trial.skip_set) for trial in tried] == [trial.value for trial in tried]
+    other = SkipSet(num_layers=6, attention=(1, 2, 4), mlp=(1, 4), target=model.target.hash)
+    assert other not in [trial.skip_set for trial in tried]
+    assert search.value(other) == search.objective(other).value
+    assert search.value(SkipSet(num_layers=6, attention=(0,), mlp=())) is None  # the first layer is kept
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
 def test_samplers_propose_after_the_starting_points(model: Model, tmp_path: Path, sampler: str) -> None:
     search = small_search(tmp_path / "a.study", 14, model, sampler=sampler)

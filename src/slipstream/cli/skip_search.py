@@ -14,12 +14,13 @@ import typer
 from slipstream.cli import options
 from slipstream.cli.answering import note
 from slipstream.cli.skip_picture import print_skip_set
-from slipstream.errors import InputError, unknown_choice
+from slipstream.errors import ArtifactError, InputError, SkipSetError, unknown_choice
 
 if TYPE_CHECKING:
     from slipstream.skipping.search import SkipSearch, Trial
     from slipstream.skipping.search_prompts import Messages
     from slipstream.skipping.search_settings import SearchSettings
+    from slipstream.skipping.skip_set import SkipSet
     from slipstream.target import Target
 
 DRAFT, SEARCH, LIMITS = "The draft that the set is for", "The search", "What must be kept"
@@ -125,7 +126,8 @@ def search(
     """Search which sub-layers to skip while drafting, for a target, a task and this device.
 
     The best set is kept under the task's name for this target: `--skip-set code` finds it, and layer-skip takes the
-    one named default by itself. The same command goes on where it was interrupted; several may run at once.
+    one named default by itself. A set of that name that this search too finds better stays.
+    The same command goes on where it was interrupted; several may run at once.
 
     Example: slipstream skip search -m Qwen/Qwen3-8B --task code --trials 300 --out code.json
     """
@@ -165,13 +167,14 @@ def search(
     if settings.tree == "dynamic":
         note("calibrating the confidence of drafts")
     best = found.calibrated()
-    kept = library.keep(best, name)
-    files = [kept]
+    files = []
+    if _may_keep(found, best, name):
+        files.append(library.keep(best, name))
+        note(f"kept as {name!r}: use it with `slipstream generate -m {model} -d layer-skip --skip-set {name}`")
     if out is not None:
         best.save(out)
         files.append(out)
         files += _draw(found, out, kind)
-    note(f"kept as {name!r}: use it with `slipstream generate -m {model} -d layer-skip --skip-set {name}`")
     for file in files:
         note(f"wrote {file}")
     if as_json:
@@ -189,6 +192,34 @@ def _prompts(task: str | None, file: Path | None) -> tuple[str, list[Messages]]:
         name = canonical(task or DEFAULT)
         return name, task_prompts(name)
     return check_name(canonical(task or file.stem)), read_prompts(file)
+
+
+def _may_keep(found: SkipSearch, best: SkipSet, name: str) -> bool:
+    """Whether to keep the best set under `name`: not where the set of that name is better by this search's measure."""
+    from slipstream.skipping import library
+
+    if name not in library.names(found.target.hash):
+        return True
+    try:
+        there = library.find(name, found.target.hash)
+    except (ArtifactError, SkipSetError) as error:
+        note(f"replacing the set {name!r}, which is damaged: {error}")
+        return True
+    if (there.attention, there.mlp) == (best.attention, best.mlp):
+        return True
+    ours, theirs = found.value(best), found.value(there)
+    assert ours is not None
+    if theirs is None:
+        note(f"the new set takes the place of {name!r} as it was, which skips what this search may not skip")
+    elif theirs > ours:
+        note(
+            f"not kept: the set {name!r} that is there already is better by this search's own measure "
+            f"({theirs:.1f} tokens/s, the new one {ours:.1f}); the same command with --out FILE writes the new one"
+        )
+        return False
+    else:
+        note(f"the new set ({ours:.1f} tokens/s) takes the place of {name!r} as it was ({theirs:.1f} by this search)")
+    return True
 
 
 def _plot_format(asked: str | None, out: Path | None) -> str | None:

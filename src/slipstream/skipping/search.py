@@ -197,6 +197,16 @@ class SkipSearch:
         scale = {"confidence_scale": found.scale.to_dict(), "calibration": found.to_dict()}
         return replace(best, provenance={**best.provenance, **scale})
 
+    def value(self, skip_set: SkipSet) -> float | None:
+        """Tokens per second of any set by this search's measure; None where its limits forbid the set."""
+        bits = self.space.bits(skip_set)
+        allowed = self.space.skip_set(bits)
+        same = (allowed.attention, allowed.mlp) == (skip_set.attention, skip_set.mlp)
+        if not same or sum(bits) > (self.space.max_skipped or len(bits)):
+            return None
+        known = self.study.values()
+        return known[bits] if bits in known else self.objective(skip_set).value
+
     # -- what a study is made of ----------------------------------------------------------------------------------
 
     def _defining(self) -> dict[str, Any]:
