@@ -143,6 +143,8 @@ def _loading(source: str | Path, load: Any, *args: Any, what: str = "", **kwargs
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ArtifactError(f"{folder} holds no config.json; give a folder that save_pretrained has written")
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; give the model's folder, a hub id (owner/name) or 'demo'")
     if not folder.exists() and (folder.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1):
         raise InputError(f"there is no folder {folder}; give a model folder, a hub id (owner/name) or 'demo'")
     try:

@@ -228,6 +228,10 @@ DAMAGED = {
     "untied": (untied, r"hydra_mlp\.1\.3\.linear\.bias and hydra_mlp\.1\.5\.linear\.bias differ"),
     "other-target": (of_width(64), r"heads for targets of hidden size 64, but .* has 32"),
     "other-embedding": (replaced("input_embed_fn.weight", VOCAB, 8), r"input_embed_fn\.weight has width 8"),
+    "not-finite": (
+        lambda tensors: {**tensors, "hydra_lm_head.0.1.bias": torch.full((VOCAB,), torch.nan)},
+        "not finite",
+    ),
     "not-a-tensor": (lambda tensors: {**tensors, "epoch": 3}, "not a dictionary of tensors"),
 }
 
@@ -246,7 +250,10 @@ CONFIGS = {
     "fewer-heads": ({"hydra_num_heads": 2}, r"do not have: .*hydra_mlp\.2"),
     "more-layers": ({"hydra_num_layers": 4}, r"lacks hydra_mlp\.0\.7\.linear"),
     "no-heads": ({"hydra_num_heads": 0}, "num_heads of Hydra heads is 0"),
-    "no-number": ({"hydra_num_layers": "four"}, "four"),
+    "no-number": ({"hydra_num_layers": "four"}, "hydra_num_layers is 'four' in config.json; it must be a whole number"),
+    "no-offset": ({"hidden_state_offset": None}, "hidden_state_offset is None in config.json"),
+    "no-record": ({"slipstream": "yes"}, "slipstream is 'yes'; it must be an object"),
+    "activation": ({"slipstream": {"prefix": {"hidden_act": "silly"}}}, "unknown hidden_act 'silly'.*Did you mean"),
     "plain-heads": ({"hydra_head_arch": "mlp"}, r"do not have: prefix_embeding_layer"),
     "offset": ({"hidden_state_offset": 9}, "hidden_state_offset is 9"),
     "shared": ({"slipstream": {"shared_lm_head": True}}, r"do not have: hydra_lm_head\.0\.1\.bias"),

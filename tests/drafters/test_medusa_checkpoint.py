@@ -103,6 +103,8 @@ def test_names_under_medusa_head_are_read(target, tmp_path):
         (lambda t: t.update({"1.1.weight": torch.zeros(65, H)}), r"1.1.weight has shape \(65, 32\).* \(64, 32\)"),
         (lambda t: t.update({"1.0.linear.bias": torch.zeros(3)}), r"1.0.linear.bias has shape \(3,\)"),
         (lambda t: t.update({"0.0.linear.weight": torch.zeros(48, 48)}), "hidden size 48, but .* has 32"),
+        (lambda t: t["2.1.weight"][3].fill_(torch.nan), "2.1.weight holds numbers that are not finite"),
+        (lambda t: t["0.0.linear.bias"][0].fill_(torch.inf), "0.0.linear.bias holds numbers that are not finite"),
     ],
 )
 def test_wrong_checkpoints_are_refused_by_name(change, message, target, tmp_path):
@@ -110,6 +112,13 @@ def test_wrong_checkpoints_are_refused_by_name(change, message, target, tmp_path
     change(tensors)
     with pytest.raises(ArtifactError, match=message):
         load_heads(folder(tmp_path, tensors), target)
+
+
+def test_a_record_that_is_no_object_is_refused(target, tmp_path):
+    with pytest.raises(ArtifactError, match=r"config\.json: slipstream is 'yes'; it must be an object"):
+        load_heads(folder(tmp_path, published(), slipstream="yes"), target)
+    with pytest.raises(ArtifactError, match=r"config\.json: confidence_scale is 3"):
+        load_heads(folder(tmp_path, published(), slipstream={"confidence_scale": 3}), target)
 
 
 def test_heads_whose_layers_differ_are_another_kind(target, tmp_path):

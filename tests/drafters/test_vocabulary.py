@@ -189,6 +189,15 @@ def test_a_calibrated_confidence_is_used_and_a_damaged_one_refused(target):
     model.config.slipstream["confidence_scale"] = 3
     with pytest.raises(ArtifactError, match="confidence_scale is 3"):
         DraftModelDrafter(target, load_draft(model, target))
+    model.config.slipstream = "yes"
+    with pytest.raises(ArtifactError, match="slipstream is 'yes'; it must be an object"):
+        load_draft(model, target)
+
+
+def test_a_file_is_no_draft_model(target, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"model\.safetensors is a file; give the model's folder"):
+        load_draft(tmp_path / "model.safetensors", target)
 
 
 def test_the_drafter_leaves_a_loaded_model_where_it_is(target, small):

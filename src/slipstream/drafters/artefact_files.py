@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from slipstream.errors import ArtifactError, ArtifactWarning
+from slipstream.confidence import ConfidenceScale
+from slipstream.errors import ArtifactError, ArtifactWarning, InputError
 from slipstream.target import Target
 
 CONFIG, SAFETENSORS = "config.json", "model.safetensors"
@@ -106,7 +107,27 @@ def read_config(folder: Path, what: str) -> dict[str, Any]:
         raise ArtifactError(f"{folder} has no readable {CONFIG} ({error}); give the folder of {what}") from error
     if not isinstance(config, dict):
         raise ArtifactError(f"{folder / CONFIG} is not a JSON object; give the folder of {what}")
+    recorded(config, folder / CONFIG)
     return config
+
+
+def recorded(config: Mapping[str, Any], where: str | Path) -> Mapping[str, Any]:
+    """What an artefact that was trained here records of its making; empty for any other.
+
+    config: its config.json; where: that file in words, for the ArtifactError if the record is not an object.
+    """
+    record = config.get(PROVENANCE)
+    if record is not None and not isinstance(record, Mapping):
+        raise ArtifactError(f"{where}: {PROVENANCE} is {record!r}; it must be an object, or be left out")
+    return record or {}
+
+
+def recorded_confidence(config: Mapping[str, Any], where: str | Path) -> ConfidenceScale:
+    """The scale found by calibration; artefacts that were not calibrated get the default. Arguments: `recorded`'s."""
+    try:
+        return ConfidenceScale.of(recorded(config, where).get("confidence_scale"))
+    except InputError as error:
+        raise ArtifactError(f"{where}: {error}") from error
 
 
 def read_tensors(folder: Path, names: Sequence[str], what: str) -> dict[str, Tensor]:
@@ -126,6 +147,9 @@ def read_tensors(folder: Path, names: Sequence[str], what: str) -> dict[str, Ten
         raise ArtifactError(f"cannot read {path}: {reason}; fetch the {what} again") from error
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ArtifactError(f"{path} is not a dictionary of tensors; give the folder of {what}")
+    spoilt = next((name for name, value in tensors.items() if not torch.isfinite(value).all()), None)
+    if spoilt is not None:
+        raise ArtifactError(f"{path}: {spoilt} holds numbers that are not finite; fetch the {what} again")
     return dict(tensors)
 
 
@@ -161,7 +185,7 @@ def check_shapes(folder: Path, tensors: Mapping[str, Tensor], wanted: Mapping[st
 
 def warn_of_other_target(folder: Path, config: Mapping[str, Any], target: Target, what: str) -> None:
     """ArtifactWarning where the artefact records another target; one that records none is taken as it is."""
-    made_for = (config.get(PROVENANCE) or {}).get("target")
+    made_for = recorded(config, folder / CONFIG).get("target")
     if made_for not in (None, target.hash):
         warnings.warn(
             f"the {what} in {folder} were trained for target {made_for}, not for {target.hash}: output stays exact, "

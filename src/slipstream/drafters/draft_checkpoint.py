@@ -12,29 +12,26 @@ import torch
 from transformers import PreTrainedModel
 
 from slipstream.confidence import ConfidenceScale
-from slipstream.drafters.artefact_files import save_tensors
+from slipstream.drafters.artefact_files import PROVENANCE, recorded, recorded_confidence, save_tensors
 from slipstream.drafters.vocabulary import check_same_vocabulary
-from slipstream.errors import ArtifactError, ArtifactWarning, InputError, UnsupportedTargetError
+from slipstream.errors import ArtifactWarning, InputError, UnsupportedTargetError
 from slipstream.loading import load_model, load_tokenizer
 from slipstream.probe import probe
 from slipstream.target import Target
 
-PROVENANCE = "slipstream"
-"""Key of config.json under which a trained draft model names its target."""
-
 
 def provenance(draft: Target) -> Mapping[str, Any]:
     """What the config of a draft model that was trained here says of its making; empty for any other model."""
-    found: Mapping[str, Any] = getattr(draft.model.config, PROVENANCE, None) or {}
-    return found
+    return recorded(vars(draft.model.config), _config_of(draft))
 
 
 def confidence_of(draft: Target) -> ConfidenceScale:
     """The scale found by calibration, or the default."""
-    try:
-        return ConfidenceScale.of(provenance(draft).get("confidence_scale"))
-    except InputError as error:
-        raise ArtifactError(f"config.json of draft model {draft.name}: {error}") from error
+    return recorded_confidence(vars(draft.model.config), _config_of(draft))
+
+
+def _config_of(draft: Target) -> str:
+    return f"config.json of draft model {draft.name}"
 
 
 def load_draft(

@@ -28,7 +28,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slipstream.confidence import ConfidenceScale
 from slipstream.drafters.artefact_files import (
     CONFIG,
     PROVENANCE,
@@ -38,6 +37,7 @@ from slipstream.drafters.artefact_files import (
     local_folder,
     read_config,
     read_tensors,
+    recorded_confidence,
     save_tensors,
     warn_of_other_target,
 )
@@ -66,7 +66,6 @@ def load_heads(source: str | Path, target: Target) -> HydraHeads:
     _check_widths(folder, tensors, target)
     try:
         sizes = _sizes(config, tensors, target)
-        confidence = ConfidenceScale.of(_record(config).get("confidence_scale"))
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{folder}: {error}") from error
     names = published_names(sizes, _has_dropout(tensors))
@@ -81,7 +80,7 @@ def load_heads(source: str | Path, target: Target) -> HydraHeads:
     heads.load_state_dict(state, assign=True)
     if heads.prefix is not None:
         heads.prefix.renew_rotary()
-    heads.confidence = confidence
+    heads.confidence = recorded_confidence(config, folder / CONFIG)
     return heads.place(target.device, target.dtype).requires_grad_(False).eval()
 
 
@@ -180,11 +179,13 @@ def _sizes(config: Mapping[str, Any], tensors: Mapping[str, Tensor], target: Tar
 def _count(config: Mapping[str, Any], name: str) -> int:
     if name not in config:
         raise InputError(f"{CONFIG} names no {name}; add it")
+    if not isinstance(config[name], int):
+        raise InputError(f"{name} is {config[name]!r} in {CONFIG}; it must be a whole number")
     return int(config[name])
 
 
 def _offset(config: Mapping[str, Any], target: Target) -> int:
-    offset = int(config.get("hidden_state_offset", 0))
+    offset = _count({"hidden_state_offset": 0, **config}, "hidden_state_offset")
     if not 0 <= offset <= target.num_layers:
         raise InputError(f"hidden_state_offset is {offset}; a target of {target.num_layers} layers has 0 to that many")
     return offset

@@ -23,11 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
+from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from slipstream.confidence import ConfidenceScale
 from slipstream.drafters.eagle_head import HeadSizes
-from slipstream.errors import InputError
+from slipstream.errors import InputError, unknown_choice
 from slipstream.kv_cache import KVCache
 from slipstream.target import Target
 
@@ -54,6 +55,8 @@ class PrefixSizes:
                 f"a prefix layer cannot have {self.num_heads} query heads, {self.num_kv_heads} key heads and a head "
                 f"width of {self.head_dim}; the key heads must divide the query heads, the width must be even"
             )
+        if self.hidden_act not in ACT2FN:
+            raise unknown_choice("hidden_act", self.hidden_act, ACT2FN)
         if self.rope.get("rope_type") not in _FIXED_ROPE:
             raise InputError(
                 f"a prefix layer with rope_type {self.rope.get('rope_type')!r} is not supported; "

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slipstream.confidence import ConfidenceScale
 from slipstream.drafters.artefact_files import (
     CONFIG,
     PROVENANCE,
@@ -31,10 +30,11 @@ from slipstream.drafters.artefact_files import (
     local_folder,
     read_config,
     read_tensors,
+    recorded_confidence,
     warn_of_other_target,
 )
 from slipstream.drafters.medusa_heads import MedusaHeads, MedusaSizes
-from slipstream.errors import ArtifactError, InputError
+from slipstream.errors import ArtifactError
 from slipstream.target import Target
 
 PICKLE = "medusa_lm_head.pt"
@@ -59,7 +59,7 @@ def load_heads(source: str | Path, target: Target) -> MedusaHeads:
     check_shapes(folder, tensors, _shapes(sizes))
     _check_one_block(folder, tensors, sizes)
     heads = _heads(sizes, tensors, target)
-    heads.confidence = _confidence(folder, config)
+    heads.confidence = recorded_confidence(config, folder / CONFIG)
     warn_of_other_target(folder, config, target, _WHAT)
     return heads.requires_grad_(False).eval()
 
@@ -154,11 +154,3 @@ def _heads(sizes: MedusaSizes, tensors: Mapping[str, Tensor], target: Target) ->
         heads = MedusaHeads(sizes)
     heads.load_state_dict({name: one.to(target.device, target.dtype) for name, one in state.items()}, assign=True)
     return heads
-
-
-def _confidence(folder: Path, config: Mapping[str, Any]) -> ConfidenceScale:
-    """The scale found by calibration; published heads have none and get the default."""
-    try:
-        return ConfidenceScale.of((config.get(PROVENANCE) or {}).get("confidence_scale"))
-    except InputError as error:
-        raise ArtifactError(f"{folder / CONFIG}: {error}") from error
