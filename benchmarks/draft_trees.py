@@ -51,6 +51,7 @@ from slipstream.bench.comparison import PLAIN, Comparison
 from slipstream.bench.prompts import Prompt
 from slipstream.bench.repetition import NGRAM
 from slipstream.bench.tree_statistics import NUM_BINS, POSITIONS, fates
+from slipstream.bench.tree_picture import described
 from slipstream.bench.watching import Cycle, WatchedDrafter
 from slipstream.drafters.base import Drafter
 from slipstream.drafters.eagle import EagleDrafter
@@ -222,28 +223,6 @@ def head_hash(drafter: Drafter) -> str:
     for name, tensor in sorted(drafter.head.state_dict().items()):
         digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def described(cycle: Cycle, tokenizer: Any) -> dict[str, Any]:
-    """A cycle to be drawn: its nodes with texts, confidences and fates, and the target's next token."""
-    found = fates(cycle)
-    last = cycle.path[-1] + 1 if cycle.path else 0
-    return {
-        "root": tokenizer.decode([cycle.root]),
-        "next": tokenizer.decode([int(cycle.choice[last])]),
-        "nodes": [
-            {
-                "text": tokenizer.decode([token]),
-                "parent": parent,
-                "confidence": round(float(found.confidence[node]), 4),
-                "value": round(float(found.value[node]), 4),
-                "accepted": node in cycle.path,
-            }
-            for node, (token, parent) in enumerate(
-                zip(cycle.tree.tokens.tolist(), cycle.tree.parents.tolist(), strict=True)
-            )
-        ],
-    }
 
 
 # -- the record ----------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import argparse
 import json
 import platform
 import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ import transformers
 
 import slipstream
 from slipstream.bench.comparison import PLAIN, VERDICTS
-from slipstream.bench.machine import hardware
+from slipstream.bench.machine import commit, hardware, shown_command
 from slipstream.bench.prompts import Prompt
 from slipstream.target import Target
 
@@ -53,7 +52,7 @@ def provenance(target: Target, *, model: str, **settings: Any) -> dict[str, Any]
     settings: what else decides the figures (seed, number of prompts and tokens).
     """
     return {
-        "command": command(sys.argv),
+        "command": shown_command(["python", *sys.argv]),
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit(),
         "slipstream": slipstream.__version__,
@@ -67,24 +66,6 @@ def provenance(target: Target, *, model: str, **settings: Any) -> dict[str, Any]
         "dtype": str(target.dtype).removeprefix("torch."),
         **settings,
     }
-
-
-def commit() -> str:
-    """The commit checked out here, marked where files differ from it."""
-    describe = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def command(arguments: Sequence[str]) -> str:
-    """The command line as it can be shown: absolute paths relative to here, those outside by their last part."""
-
-    def shown(argument: str) -> str:
-        path = Path(argument)
-        if not path.is_absolute():
-            return argument
-        return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else f".../{path.name}"
-
-    return " ".join(["python", *map(shown, arguments)])
 
 
 def load_methods(

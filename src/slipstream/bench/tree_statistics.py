@@ -6,6 +6,7 @@ Both are counts that add up over cycles and go to JSON as they are. n is the num
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -96,6 +97,35 @@ class CalibrationCurve:
         }
 
 
+class DepthTable:
+    """Acceptance by depth: of the cycles with a node at a depth whose parent was accepted, those that accepted one."""
+
+    def __init__(self) -> None:
+        self.num_reached: list[int] = []  # entry d: cycles with a node at depth d + 1 whose parent was accepted
+        self.num_accepted: list[int] = []
+
+    def add(self, cycle: Cycle, found: Fates) -> None:
+        """Take in one tree."""
+        depth = cycle.tree.depth.cpu()
+        self._add(
+            torch.bincount(torch.unique(depth[found.reached]) - 1).tolist(),
+            torch.bincount(depth[found.accepted] - 1).tolist(),
+        )
+
+    def merge(self, counts: dict[str, Any]) -> None:
+        """Add what `to_dict` gave."""
+        self._add(counts["num_reached"], counts["num_accepted"])
+
+    def to_dict(self) -> dict[str, list[int]]:
+        """For JSON; the first entry is depth 1."""
+        padding = [0] * (len(self.num_reached) - len(self.num_accepted))
+        return {"num_reached": self.num_reached, "num_accepted": self.num_accepted + padding}
+
+    def _add(self, reached: list[int], accepted: list[int]) -> None:
+        self.num_reached = [a + b for a, b in zip_longest(self.num_reached, reached, fillvalue=0)]
+        self.num_accepted = [a + b for a, b in zip_longest(self.num_accepted, accepted, fillvalue=0)]
+
+
 @dataclass(slots=True)
 class Position:
     """How one position of the tree fared, by the drafter's confidence in the whole path to it."""
@@ -164,3 +194,35 @@ class PositionTable:
     def to_dict(self) -> dict[str, Any]:
         """For JSON, by position."""
         return {name: position.to_dict() for name, position in self.positions.items()}
+
+
+class TreeTally:
+    """All of these over the trees of one or many answers."""
+
+    def __init__(self) -> None:
+        self.num_cycles = 0
+        self.calibration, self.positions, self.depths = CalibrationCurve(), PositionTable(), DepthTable()
+
+    def add(self, cycle: Cycle) -> None:
+        """Take in one tree, which must have a node."""
+        found = fates(cycle)
+        self.num_cycles += 1
+        self.calibration.add(found)
+        self.positions.add(cycle, found)
+        self.depths.add(cycle, found)
+
+    def merge(self, counts: dict[str, Any]) -> None:
+        """Add what `to_dict` gave."""
+        self.num_cycles += counts["num_cycles"]
+        self.calibration.merge(counts["calibration"])
+        self.positions.merge(counts["positions"])
+        self.depths.merge(counts["depths"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "num_cycles": self.num_cycles,
+            "calibration": self.calibration.to_dict(),
+            "positions": self.positions.to_dict(),
+            "depths": self.depths.to_dict(),
+        }

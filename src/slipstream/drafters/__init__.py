@@ -187,6 +187,16 @@ def _packaged(artefact: str) -> Path:
     return Path(str(files("slipstream"))) / "demo" / artefact
 
 
+def packaged_artefact(method: str, target_hash: str) -> Path | None:
+    """The artefact of a method that ships with the package, if it was made for the target of this hash."""
+    artefact = METHODS[method].artefact
+    config = None if artefact is None else _packaged(artefact) / "config.json"
+    if config is None or not config.is_file():
+        return None
+    made_for = json.loads(config.read_text(encoding="utf-8"))["slipstream"]["target"]
+    return config.parent if made_for == target_hash else None
+
+
 def _draft(method: str, target: Target, options: Mapping[str, Any]) -> str | Path:
     """The artefact that the caller gave, or the packaged one if it was made for this target."""
     given: str | Path | None = options.get("draft")
@@ -196,9 +206,8 @@ def _draft(method: str, target: Target, options: Mapping[str, Any]) -> str | Pat
         if isinstance(given, str | Path) and Path(given).is_dir():
             check_kind(Path(given), artefact)
         return given
-    config = _packaged(artefact) / "config.json"
-    if config.is_file() and json.loads(config.read_text(encoding="utf-8"))["slipstream"]["target"] == target.hash:
-        return config.parent
+    if packaged := packaged_artefact(method, target.hash):
+        return packaged
     raise InputError(
         f"method {method!r} needs {METHODS[method].needs}: give draft=PATH (--draft PATH) or a hub id; "
         f"`slipstream train {artefact}` makes one for {target.name}"

@@ -1,0 +1,292 @@
+"""One benchmark run: every entrant answers every prompt, and each prompt's answers go to the journal together.
+
+All entrants answer a turn before any sees the next, and who goes first rotates, so that a machine that slows down or
+speeds up hits all alike. Everyone continues the same conversation: before a second turn, plain decoding's answer stands
+as the assistant's. An answer of ours that differs from plain decoding's is generated again by both in float64: equal
+there, the difference was rounding, otherwise it is a fault.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slipstream.bench.comparison import first_difference
+from slipstream.bench.entrants import Entrant, ExactEntrants, Reply
+from slipstream.bench.journal import Journal
+from slipstream.bench.machine import provenance
+from slipstream.bench.prompts import Prompt
+from slipstream.bench.run_files import JOURNAL_FILE, SETTINGS_FILE, read_run, write_json
+from slipstream.bench.settings import PLAIN, BenchSettings
+from slipstream.bench.tasks import in_turns
+from slipstream.bench.tree_picture import described
+from slipstream.bench.tree_statistics import TreeTally
+from slipstream.bench.truncation import Encoded, encode_within
+from slipstream.errors import ArtifactError, InputError
+from slipstream.model import Model
+from slipstream.runtime import measure_verification
+
+PICTURED_CYCLE = 2  # of the first answer to the first prompt of a task; fixed beforehand, so that none is picked
+_WARM_UP_TOKENS = 8
+_COST_ROWS = 64
+_JUDGED_PARAMETERS = 1e9  # up to so many, `judge="auto"` generates again in float64
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run has come."""
+
+    num_done: int
+    num_prompts: int
+    prompt: Prompt
+    """The one just finished."""
+    left_s: float
+    """Estimated from the prompts finished so far."""
+
+
+class BenchRun:
+    """A run in a folder. Making it creates or checks the folder; `prompts` does the work."""
+
+    def __init__(
+        self,
+        folder: Path,
+        plain: Model,
+        model: str,
+        settings: BenchSettings,
+        tasks: Mapping[str, Sequence[Prompt]],
+        *,
+        resume: bool = False,
+    ) -> None:
+        """plain: the target with plain decoding. model: what the user calls it. resume: go on in a folder of a run.
+
+        Raises InputError for a folder that is in use without `resume`, ArtifactError for one of another run.
+        """
+        self.folder, self.plain, self.settings = folder, plain, settings
+        self.prompts = list(in_turns(tasks))
+        self._run = _described_run(plain, model, settings, tasks)
+        self._prepare(resume)
+        self._journal = Journal(folder / JOURNAL_FILE)
+        self._first = {prompts[0].id for prompts in tasks.values()}
+
+    @property
+    def num_done(self) -> int:
+        """Prompts that are finished."""
+        return len(self._journal.done)
+
+    def _prepare(self, resume: bool) -> None:
+        path = self.folder / SETTINGS_FILE
+        if not path.is_file():
+            if self.folder.exists() and any(self.folder.iterdir()):
+                raise InputError(f"{self.folder} is not empty and holds no run; give another folder with --out")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write(self._run)
+            return
+        if not resume:
+            raise InputError(
+                f"{self.folder} holds a run already; go on with --resume or give another folder with --out"
+            )
+        before = read_run(self.folder)
+        for key in ("settings", "target", "dtype", "device", "threads"):
+            if before.get(key) != self._run[key]:
+                raise ArtifactError(
+                    f"the run in {self.folder} has {_differing(before.get(key), self._run[key], key)}; "
+                    "resume with the same, or start another run with --out"
+                )
+        changed = {key: self._run[key] for key in ("commit", "versions", "hardware") if before[key] != self._run[key]}
+        if changed:
+            before["continued"] = [*before.get("continued", []), {"date": self._run["date"], **changed}]
+            self._write(before)
+
+    def _write(self, run: Mapping[str, Any]) -> None:
+        write_json(self.folder / SETTINGS_FILE, run)
+
+    def measure_costs(self) -> None:
+        """Time the target's pass over 1 to 64 rows, once a run."""
+        run = read_run(self.folder)
+        if "verify_cost" not in run:
+            run["verify_cost"] = measure_verification(self.plain.target, _COST_ROWS)
+            self._write(run)
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Remember that an entrant does not apply to this target."""
+        run = read_run(self.folder)
+        run["left_out"] = {**run.get("left_out", {}), name: reason}
+        self._write(run)
+
+    def run(
+        self, entrants: Mapping[str, Entrant], exact: ExactEntrants, progress: Callable[[Progress], None] | None = None
+    ) -> None:
+        """Answer every prompt that is not finished yet."""
+        left = [
+            (number, one) for number, one in enumerate(self.prompts) if (one.kind, one.id) not in self._journal.done
+        ]
+        if not left:
+            return
+        self._warm_up(entrants.values(), left[0][1])
+        for number, prompt in left:
+            began = time.perf_counter()
+            lines = list(self._answers(prompt, number, entrants, exact))
+            self._journal.finish(prompt.kind, prompt.id, lines, time.perf_counter() - began)
+            if progress is not None:
+                left_s = self._journal.wall_s / self.num_done * (len(self.prompts) - self.num_done)
+                progress(Progress(self.num_done, len(self.prompts), prompt, left_s))
+
+    def _warm_up(self, entrants: Iterable[Entrant], prompt: Prompt) -> None:
+        """A short answer of each kind from all, so that no first call is timed."""
+        budget = min(_WARM_UP_TOKENS, self.settings.max_new_tokens)
+        encoded = self._encode([{"role": "user", "content": prompt.turns[0]}])
+        for entrant in entrants:
+            for temperature in self.settings.temperatures:
+                entrant.answer(encoded.ids, temperature, 0, budget)
+
+    def _encode(self, messages: list[dict[str, str]]) -> Encoded:
+        context = self.plain.target.context_length
+        limits = [self.settings.max_prompt_tokens]
+        limits.append(None if context is None else context - self.settings.max_new_tokens)
+        return encode_within(self.plain, messages, min((one for one in limits if one is not None), default=None))
+
+    def _answers(
+        self, prompt: Prompt, number: int, entrants: Mapping[str, Entrant], exact: ExactEntrants
+    ) -> Iterator[dict[str, Any]]:
+        for temperature in self.settings.temperatures:
+            for sample in range(self.settings.samples if temperature else 1):
+                messages: list[dict[str, str]] = []
+                for turn, text in enumerate(prompt.turns):
+                    messages.append({"role": "user", "content": text})
+                    encoded = self._encode(messages)
+                    rounds = self._rounds(encoded.ids, temperature, sample, number + turn, entrants)
+                    place = {
+                        "task": prompt.kind,
+                        "prompt_id": prompt.id,
+                        "category": prompt.category,
+                        "turn": turn,
+                        "sample": sample,
+                        "temperature": temperature,
+                        "num_prompt_tokens": len(encoded.ids),
+                        "num_tokens_cut": encoded.num_cut,
+                    }
+                    pictured = turn == sample == 0 and prompt.id in self._first
+                    for name in entrants:
+                        replies = [one[name] for one in rounds]
+                        difference = first_difference(replies[0].token_ids, rounds[0][PLAIN].token_ids)
+                        verdict = self._verdict(
+                            name, entrants[name], difference, encoded.ids, temperature, sample, exact
+                        )
+                        yield {
+                            **place,
+                            "entrant": name,
+                            **self._line(replies, pictured),
+                            "verdict": verdict,
+                            "first_difference": None if verdict is None else difference,
+                        }
+                    answer = rounds[0][PLAIN].token_ids
+                    messages.append({"role": "assistant", "content": self._text(answer)})
+
+    def _rounds(
+        self, ids: list[int], temperature: float, sample: int, first: int, entrants: Mapping[str, Entrant]
+    ) -> list[dict[str, Reply]]:
+        """Each entrant's reply, once for every repeat."""
+        rounds = []
+        for repeat in range(self.settings.repeats):
+            names = list(entrants)
+            cut = (first + repeat) % len(names)
+            replies = {
+                name: entrants[name].answer(ids, temperature, sample, self.settings.max_new_tokens)
+                for name in names[cut:] + names[:cut]
+            }
+            rounds.append(replies)
+        return rounds
+
+    def _verdict(
+        self,
+        name: str,
+        entrant: Entrant,
+        difference: int | None,
+        ids: list[int],
+        temperature: float,
+        sample: int,
+        exact: ExactEntrants,
+    ) -> str | None:
+        """Against plain decoding; None where the two cannot be compared token by token."""
+        sampled_freely = temperature > 0 and (entrant.is_peer or self.settings.verification == "rejection")
+        if sampled_freely and name != PLAIN:
+            return None
+        if difference is None:
+            return "identical"
+        if entrant.is_peer or not self._judged:
+            return "differs"
+        ours, plain = (
+            exact[one].answer(ids, temperature, sample, self.settings.max_new_tokens).token_ids for one in (name, PLAIN)
+        )
+        return "rounding" if first_difference(ours, plain) is None else "fault"
+
+    @property
+    def _judged(self) -> bool:
+        small = self.plain.target.model.num_parameters() <= _JUDGED_PARAMETERS
+        return self.settings.judge == "float64" or (self.settings.judge == "auto" and small)
+
+    def _line(self, replies: Sequence[Reply], pictured: bool) -> dict[str, Any]:
+        """What the journal keeps of an answer: all of its first time, and every time's seconds."""
+        reply, stats = replies[0], replies[0].stats
+        tally = TreeTally()
+        for cycle in reply.cycles:
+            if cycle.tree.num_nodes:
+                tally.add(cycle)
+        line: dict[str, Any] = {
+            "token_ids": reply.token_ids,
+            "text": self._text(reply.token_ids),
+            "seconds": [round(one.total_s, 6) for one in replies],
+            "num_cycles": stats.num_cycles,
+            "num_drafted": stats.num_drafted,
+            "num_accepted": stats.num_accepted,
+            "accept_lengths": stats.accept_lengths,
+            "prefill_s": round(stats.prefill_s, 6),
+            "cycle_ms": {part: round(one, 4) for part, one in stats.cycle_ms().items()},
+            "memory_peak_gib": _rounded(reply.memory.peak_gib),
+            "memory_growth_gib": _rounded(reply.memory.growth_gib),
+        }
+        if tally.num_cycles:
+            line["trees"] = tally.to_dict()
+            if pictured:
+                cycle = reply.cycles[min(PICTURED_CYCLE, len(reply.cycles) - 1)]
+                if cycle.tree.num_nodes:
+                    line["picture"] = described(cycle, self.plain.tokenizer)
+        return line
+
+    def _text(self, token_ids: Sequence[int]) -> str:
+        text: str = self.plain.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return text
+
+
+def _described_run(
+    plain: Model, model: str, settings: BenchSettings, tasks: Mapping[str, Sequence[Prompt]]
+) -> dict[str, Any]:
+    if plain.tokenizer is None:
+        raise InputError("a benchmark needs the model's tokenizer")
+    return {
+        "format": 1,
+        **provenance(plain.target, model, sys.argv),
+        "threads": torch.get_num_threads(),
+        "settings": settings.to_dict(),
+        "num_prompts": {name: len(prompts) for name, prompts in tasks.items()},
+        "num_turns": {name: sum(len(one.turns) for one in prompts) for name, prompts in tasks.items()},
+    }
+
+
+def _differing(before: Any, now: Any, key: str) -> str:
+    """Which entry is another than now, in words."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        name = next(name for name in (*before, *now) if before.get(name) != now.get(name))
+        return _differing(before.get(name), now.get(name), name)
+    return f"{key} {json.dumps(before)[:200]}, this one {json.dumps(now)[:200]}"
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

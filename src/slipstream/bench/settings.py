@@ -1,0 +1,109 @@
+"""What a benchmark runs, as the user said it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from slipstream.errors import InputError, unknown_choice
+
+PLAIN = "plain"
+Judge = Literal["auto", "float64", "none"]
+JUDGES: tuple[Judge, ...] = ("auto", "float64", "none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntrantSpec:
+    """One row of the tables: a method of ours with its options, or a peer."""
+
+    name: str
+    kind: Literal["ours", "peer"]
+    method: str
+    """The method's name, or the peer's."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str, peers: Sequence[str] = ()) -> EntrantSpec:
+        """Read `[NAME=]METHOD[:OPTION=VALUE,...]`, such as `eagle2-60=eagle2:width=10,depth=6,total=60`.
+
+        NAME is the method's if left out. Values are JSON where they can be read so. peers: names that are peers.
+        Raises InputError for anything else, an unknown method, and an option that the method does not read.
+        """
+        from slipstream.drafters import METHODS, find_method
+
+        head, _, tail = text.partition(":")
+        label, named, method = head.partition("=")
+        name, method = (label, method) if named else (head, head)
+        if not name or not method:
+            raise InputError(f"{text!r} is not of the form [NAME=]METHOD[:OPTION=VALUE,...]")
+        options = dict(_option(part, text) for part in tail.split(",")) if tail else {}
+        if method in peers:
+            return cls(name=name, kind="peer", method=method, options=options)
+        if method not in METHODS:
+            raise unknown_choice("method", method, [*METHODS, *peers])
+        find_method(method, options)
+        return cls(name=name, kind="ours", method=method, options=options)
+
+
+def _option(text: str, whole: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise InputError(f"{whole!r}: option {text!r} is not of the form OPTION=VALUE")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchSettings:
+    """Everything that decides what a run does; a run is resumed only with the same."""
+
+    entrants: tuple[EntrantSpec, ...]
+    """In the order of the tables; plain decoding on our engine comes first, everything is compared with it."""
+    tasks: tuple[str, ...]
+    data: str
+    """What the questions came from, to be shown."""
+    questions_hash: str
+    """Of the questions themselves."""
+    prompts_per_task: int | None = None
+    temperatures: tuple[float, ...] = (0.0, 1.0)
+    top_p: float | None = None
+    """Nucleus of sampled answers; None: all tokens. top-k is always off, for peers too."""
+    max_new_tokens: int = 128
+    max_prompt_tokens: int | None = None
+    """Longer prompts lose the end of their longest message; None: what the context leaves beside the answer."""
+    samples: int = 1
+    """Answers to each prompt at temperatures above 0, each with a seed of its own."""
+    repeats: int = 1
+    """How often each answer is timed; the median counts."""
+    seed: int = 0
+    verification: str = "coupled"
+    judge: Judge = "auto"
+    """Whether answers that differ from plain decoding are generated again in float64. auto: up to 1e9 parameters."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "samples", "repeats"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("prompts_per_task", "max_prompt_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.temperatures or min(self.temperatures) < 0:
+            raise InputError(f"temperatures are {list(self.temperatures)}; give one or more, none below 0")
+        if len(set(self.temperatures)) < len(self.temperatures):
+            raise InputError(f"temperatures are {list(self.temperatures)}; each may be given once")
+        names = [one.name for one in self.entrants]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise InputError(f"{doubled[0]!r} is entered twice; name one otherwise: NAME=METHOD:OPTION=VALUE")
+        if not names or names[0] != PLAIN:
+            raise InputError("plain decoding must be the first entrant: all others are compared with it")
+        if self.judge not in JUDGES:
+            raise unknown_choice("judge", self.judge, JUDGES)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, as it comes back from it."""
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return found
