@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from doubles import decode
+from doubles import decode, request
 from drafters.test_eagle import PROMPT, exact_pair, random_head
+from drafters.test_hydra import random_heads as hydra_heads
+from drafters.test_medusa import random_heads as medusa_heads
 from families import build
 from oracle import oracle_generate
 from slipstream.drafters import build_drafter
 from slipstream.drafters.auto_shape import AutoShape
-from slipstream.drafters.eagle import EagleDrafter, measure_costs
+from slipstream.drafters.eagle import EagleDrafter
 from slipstream.drafters.eagle_checkpoint import save_head
 from slipstream.drafters.growth import TreeShape
+from slipstream.drafters.hydra import HydraDrafter
+from slipstream.drafters.medusa import MedusaDrafter
 from slipstream.engine import Engine
 from slipstream.runtime import Costs, fastest, measure_verification
 from slipstream.target import Target
@@ -95,14 +101,51 @@ def test_drafting_is_taken_up_again_where_it_pays():
     assert set(sizes[-6:-2]) == {LARGEST.total}
 
 
-def test_costs_are_measured_on_the_real_models():
-    target = Target(build("llama"))
-    drafter = EagleDrafter(target, random_head(target), AutoShape(LARGEST))
-    measured = measure_costs(drafter, LARGEST)
+HEADS = {
+    "eagle": lambda target: EagleDrafter(target, random_head(target), AutoShape(LARGEST)),
+    "medusa": lambda target: MedusaDrafter(target, medusa_heads(target), AutoShape(replace(LARGEST, depth=3))),
+    "hydra": lambda target: HydraDrafter(target, hydra_heads(target), AutoShape(replace(LARGEST, depth=3))),
+}
+
+
+@pytest.mark.parametrize("method", HEADS)
+def test_costs_are_measured_on_the_real_models(method):
+    drafter = HEADS[method](Target(build("llama")))
+    measured = drafter.measure(drafter.largest)
     assert [rows for rows, _ in measured.verify_s] == [1, 2, 4, 8, 13]
-    assert len(measured.draft_s) == LARGEST.depth + 1
-    assert measured.draft_s[0] == 0 < measured.draft_s[1] < measured.draft_s[-1]
     assert all(seconds > 0 for _, seconds in measured.verify_s)
+    assert len(measured.draft_s) == drafter.largest.depth + 1
+    assert measured.draft_s[0] == 0 < measured.draft_s[1] < measured.draft_s[-1]
+    assert isinstance(drafter.shape, AutoShape), "measured on a copy"
+
+
+@pytest.mark.parametrize("method", HEADS)
+def test_measuring_fits_a_short_context(method):
+    """Every cycle that is timed commits a row to the drafter's own cache."""
+    target = Target(build("llama", max_position_embeddings=20))
+    drafter = HEADS[method](target)
+    result = decode(Engine(target, drafter), PROMPT[:5], max_new_tokens=6)
+    assert result.ids == oracle_generate(target.model, PROMPT[:5], max_new_tokens=6)
+    assert drafter.shape.costs is not None
+
+
+def test_generations_that_take_turns_share_one_estimate():
+    """A tree is noted before another generation proposes its own: both go on to draft with a good head."""
+    target, head = exact_pair()
+    shape = AutoShape(LARGEST)
+    shape.costs = costs(row=0.5, level=0.01)  # a chain pays for a head that is believed, and for no other
+    engine = Engine(target, EagleDrafter(target, head, shape))
+    answers: dict[int, list[int]] = {1: [], 2: []}
+    sizes: list[int] = []
+    streams = {first: engine.generate(request([1, first, *PROMPT], max_new_tokens=80)) for first in answers}
+    for steps in zip(*streams.values(), strict=False):
+        for first, step in zip(answers, steps, strict=True):
+            answers[first] += step.token_ids
+            sizes.append(step.num_drafted)
+    for first, ids in answers.items():
+        expected = oracle_generate(target.model, [1, first, *PROMPT], max_new_tokens=80)
+        assert ids == expected[: len(ids)]
+    assert min(sizes[:-6]) > 0
 
 
 def test_measuring_stays_within_the_context():

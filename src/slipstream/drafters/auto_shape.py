@@ -39,7 +39,11 @@ class _Watched(TreeShape):
 
 
 class AutoShape:
-    """Chooses the shape of every cycle, none larger than `largest`; carried over from prompt to prompt."""
+    """Chooses the shape of every cycle, none larger than `largest`.
+
+    Carried over from prompt to prompt, and shared by generations that take turns: what a cycle proposes is verified and
+    noted before another one begins, so no tree is taken for another's, and the estimate is that of all their texts.
+    """
 
     def __init__(self, largest: TreeShape) -> None:
         self.largest = largest
@@ -99,3 +103,10 @@ class AutoShape:
         if self._cycle > _FIRST_LOOKS:
             self._interval = _INTERVAL if depth else min(2 * self._interval, _LONGEST_INTERVAL)
             self._next_look = self._cycle + self._interval
+
+
+def costs_of_levels(seconds: Callable[[int], float], depth: int) -> tuple[float, ...]:
+    """Seconds to draft a tree of 0, 1, ... `depth` levels, from those of one level and of all: each costs the same."""
+    one, deepest = seconds(1), seconds(depth)
+    level = (deepest - one) / max(1, depth - 1)
+    return (0.0, *(one + level * further for further in range(depth)))

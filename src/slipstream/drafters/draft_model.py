@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from slipstream.drafters.auto_shape import AutoShape
+from slipstream.drafters.auto_shape import AutoShape, costs_of_levels
 from slipstream.drafters.base import Drafter, Drafting, Observed, Run
 from slipstream.drafters.draft_checkpoint import confidence_of
 from slipstream.drafters.exit_threshold import AdaptiveThreshold, ChainSettings, draft_chain
@@ -277,7 +277,4 @@ def measure_costs(drafter: DraftModelDrafter, largest: TreeShape) -> Costs:
 
         return time_s(once, target.device)
 
-    one, deepest = seconds(1), seconds(largest.depth)
-    level = (deepest - one) / max(1, largest.depth - 1)
-    drafts = (0.0, *(one + level * depth for depth in range(largest.depth)))
-    return Costs(measure_verification(target, 1 + largest.total), drafts)
+    return Costs(measure_verification(target, 1 + largest.total), costs_of_levels(seconds, largest.depth))

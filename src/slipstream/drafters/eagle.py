@@ -20,8 +20,7 @@ from slipstream.drafters.eagle_head import EagleHead, additive_mask
 from slipstream.drafters.growth import Frontier, TreeShape, grow
 from slipstream.drafters.head_drafter import HeadDrafter
 from slipstream.drafters.static_tree import StaticTree
-from slipstream.rules import Candidates, GreedyRule
-from slipstream.runtime import Costs, measure_verification, time_s
+from slipstream.rules import Candidates
 from slipstream.target import Features, Target
 from slipstream.tree import DraftTree, empty_tree
 
@@ -42,9 +41,6 @@ class EagleDrafter(HeadDrafter):
 
     def begin(self, run: Run) -> Drafting:
         return EagleDrafting(self, run)
-
-    def measure(self, largest: TreeShape) -> Costs:
-        return measure_costs(self, largest)
 
 
 class EagleDrafting(Drafting):
@@ -109,26 +105,3 @@ class EagleDrafting(Drafting):
         embeddings = self._drafter.embed(tokens[None])
         output: Tensor = self._head(embeddings, features[None], positions[None], mask, self.cache)
         return output[0]
-
-
-@torch.inference_mode()
-def measure_costs(drafter: EagleDrafter, largest: TreeShape) -> Costs:
-    """What verifying and drafting cost for trees up to `largest`; takes a few dozen passes."""
-    target = drafter.target
-    fixed = EagleDrafter(target, drafter.head, largest)
-    run = Run(target, target.new_cache(0), GreedyRule(), [0] * 32, 32)
-    drafting = EagleDrafting(fixed, run)
-    feature = torch.zeros(1, target.config.hidden_size, dtype=target.dtype, device=target.device)
-
-    def draft(depth: int) -> float:
-        def once() -> None:
-            drafting.observe(Observed(tokens=[0], features=feature, tree=empty_tree(target.device)))
-            run.max_depth = depth
-            drafting.propose()
-
-        return time_s(once, target.device)
-
-    one, deepest = draft(1), draft(largest.depth)
-    level = (deepest - one) / max(1, largest.depth - 1)
-    drafts = (0.0, *(one + level * depth for depth in range(largest.depth)))
-    return Costs(measure_verification(target, 1 + largest.total), drafts)

@@ -4,37 +4,60 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
-from slipstream.drafters.auto_shape import AutoShape
-from slipstream.drafters.base import Drafter, Drafting, Run
+import torch
+
+from slipstream.drafters.auto_shape import AutoShape, costs_of_levels
+from slipstream.drafters.base import Drafter, Drafting, Observed, Run
 from slipstream.drafters.eagle_shape import default_shape
 from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.medusa_trees import DEFAULT, TREES, published_tree
 from slipstream.drafters.static_tree import StaticTree
 from slipstream.errors import InputError, unknown_choice
-from slipstream.runtime import Costs
+from slipstream.rules import GreedyRule
+from slipstream.runtime import Costs, measure_verification, time_s
 from slipstream.target import Target
+from slipstream.tree import empty_tree
 
 
 class HeadDrafter(Drafter):
     """A drafter whose tree is dynamic, static, or dynamic and sized by measured cost."""
 
+    target: Target
     shape: TreeShape | StaticTree | AutoShape
 
     @abstractmethod
     def begin(self, run: Run) -> Drafting:
         """Take part in a new generation."""
 
-    @abstractmethod
-    def measure(self, largest: TreeShape) -> Costs:
-        """What verifying and drafting trees up to `largest` cost here."""
-
     def start(self, run: Run) -> Drafting:
         if isinstance(self.shape, AutoShape) and self.shape.costs is None:
             self.shape.costs = self.measure(self.shape.largest)
         return self.begin(run)
+
+    @torch.inference_mode()
+    def measure(self, largest: TreeShape) -> Costs:
+        """What verifying and drafting cost for trees up to `largest`; takes a few dozen passes."""
+        device = self.target.device
+        fixed = copy(self)
+        fixed.shape = largest
+        run = Run(self.target, self.target.new_cache(0), GreedyRule(), [0] * 32, 32)
+        drafting = fixed.begin(run)
+        feature = torch.zeros(1, self.target.config.hidden_size, dtype=self.target.dtype, device=device)
+        committed = Observed(tokens=[0], features=feature, tree=empty_tree(device))  # one token a cycle
+
+        def seconds(depth: int) -> float:
+            def cycle() -> None:
+                run.max_depth = depth
+                drafting.observe(committed)
+                drafting.propose()
+
+            return time_s(cycle, device)
+
+        return Costs(measure_verification(self.target, 1 + largest.total), costs_of_levels(seconds, largest.depth))
 
     @property
     def largest(self) -> TreeShape | StaticTree:

@@ -26,8 +26,7 @@ from slipstream.drafters.growth import Frontier, TreeShape, grow
 from slipstream.drafters.head_drafter import HeadDrafter
 from slipstream.drafters.hydra_heads import HydraHeads
 from slipstream.drafters.static_tree import StaticTree
-from slipstream.rules import Candidates, GreedyRule
-from slipstream.runtime import Costs, measure_verification, time_s
+from slipstream.rules import Candidates
 from slipstream.target import Features, Target
 from slipstream.tree import DraftTree, empty_tree
 
@@ -51,9 +50,6 @@ class HydraDrafter(HeadDrafter):
 
     def begin(self, run: Run) -> Drafting:
         return HydraDrafting(self, run)
-
-    def measure(self, largest: TreeShape) -> Costs:
-        return measure_costs(self, largest)
 
 
 class HydraDrafting(Drafting):
@@ -127,26 +123,3 @@ class _PrefixRows:
             self.cache.commit(None, count)
             self._newest = output[0, -1:]
         return self._newest
-
-
-@torch.inference_mode()
-def measure_costs(drafter: HydraDrafter, largest: TreeShape) -> Costs:
-    """What verifying and drafting cost for trees up to `largest`; takes a few dozen passes."""
-    target = drafter.target
-    fixed = HydraDrafter(target, drafter.heads, largest)
-    run = Run(target, target.new_cache(0), GreedyRule(), [0] * 32, 32)
-    drafting = HydraDrafting(fixed, run)
-    feature = torch.zeros(1, target.config.hidden_size, dtype=target.dtype, device=target.device)
-
-    def draft(depth: int) -> float:
-        def once() -> None:
-            drafting.observe(Observed(tokens=[0], features=feature, tree=empty_tree(target.device)))
-            run.max_depth = depth
-            drafting.propose()
-
-        return time_s(once, target.device)
-
-    return Costs(
-        measure_verification(target, 1 + largest.total),
-        (0.0, *(draft(depth) for depth in range(1, largest.depth + 1))),
-    )

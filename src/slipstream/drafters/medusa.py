@@ -16,7 +16,6 @@ offered.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from slipstream.drafters.auto_shape import AutoShape
@@ -25,8 +24,7 @@ from slipstream.drafters.growth import Frontier, TreeShape, grow
 from slipstream.drafters.head_drafter import HeadDrafter
 from slipstream.drafters.medusa_heads import MedusaHeads
 from slipstream.drafters.static_tree import StaticTree
-from slipstream.rules import Candidates, GreedyRule
-from slipstream.runtime import Costs, measure_verification, time_s
+from slipstream.rules import Candidates
 from slipstream.target import Features, Target
 from slipstream.tree import DraftTree, empty_tree
 
@@ -48,9 +46,6 @@ class MedusaDrafter(HeadDrafter):
 
     def begin(self, run: Run) -> Drafting:
         return MedusaDrafting(self, run)
-
-    def measure(self, largest: TreeShape) -> Costs:
-        return measure_costs(self, largest)
 
 
 class MedusaDrafting(Drafting):
@@ -85,21 +80,3 @@ class MedusaDrafting(Drafting):
         best = self._run.rule.children(logits, frontier.depth + 1, min(k, logits.shape[-1]))  # [1, k]
         rows = frontier.tokens.shape[0]
         return Candidates(best.tokens.expand(rows, -1), best.log_confidence.expand(rows, -1))
-
-
-@torch.inference_mode()
-def measure_costs(drafter: MedusaDrafter, largest: TreeShape) -> Costs:
-    """What verifying and drafting cost for trees up to `largest`; takes a few dozen passes."""
-    target = drafter.target
-    fixed = MedusaDrafter(target, drafter.heads, largest)
-    run = Run(target, target.new_cache(0), GreedyRule(), [0] * 32, 32)
-    drafting = MedusaDrafting(fixed, run)
-    feature = torch.zeros(1, target.config.hidden_size, dtype=target.dtype, device=target.device)
-    drafting.observe(Observed(tokens=[0], features=feature))
-
-    def draft(depth: int) -> float:
-        run.max_depth = depth
-        return time_s(lambda: drafting.propose(), target.device)
-
-    drafts = (0.0, *(draft(depth) for depth in range(1, largest.depth + 1)))
-    return Costs(measure_verification(target, 1 + largest.total), drafts)
