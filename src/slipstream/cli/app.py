@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 import slipstream
-from slipstream.cli import bench, chat, demo, generate, methods, skip, train
+from slipstream.cli import bench, certify, chat, demo, generate, methods, skip, train
 from slipstream.cli.options import VERBOSE, Verbose
 from slipstream.errors import InputError, SlipstreamError
 
@@ -82,6 +82,7 @@ app.command()(generate.generate)
 app.command()(chat.chat)
 app.command()(demo.demo)
 app.command()(methods.methods)
+app.command()(certify.certify)
 app.add_typer(bench.app, name="bench")
 app.add_typer(skip.app, name="skip")
 app.add_typer(train.app, name="train")

@@ -1,0 +1,134 @@
+"""The whole test of one method: answers compared, then samples counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+from slipstream.bench.prompts import Prompt
+from slipstream.certify.certificate import Certificate, ComparedAnswer
+from slipstream.certify.distribution import LawTest, choose_subject, run_law_test
+from slipstream.certify.identity import Comparison, compare
+from slipstream.certify.judgement import judge
+from slipstream.certify.requests import GREEDY, Warping, make_request
+from slipstream.errors import InputError, unknown_choice
+from slipstream.sampling import VERIFICATIONS, SamplingSettings
+
+if TYPE_CHECKING:
+    from slipstream import Model
+
+Advance = Callable[[str], None]
+"""Told "answers" or "samples" after each of them."""
+
+LEAST_SAMPLES = 100
+LAW_CANDIDATES = 6
+"""Prompts, at most, among which the one for the distribution is chosen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertifySettings:
+    """How much is tested."""
+
+    max_new_tokens: int = 64
+    """Tokens at most, per answer."""
+    num_seeds: int = 2
+    """Seeded answers to each prompt, beside the greedy one."""
+    first_seed: int = 1
+    """Seeds count up from here."""
+    num_samples: int = 1000
+    """Samples of each verification rule; 0 leaves the distribution out."""
+    rules: tuple[str, ...] = VERIFICATIONS
+    """Verification rules whose distribution is tested."""
+    warping: Warping = field(default_factory=Warping)
+    """The distribution that is sampled."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"max_new_tokens": 1, "num_seeds": 0, "first_seed": 0, "num_samples": 0}.items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if 0 < self.num_samples < LEAST_SAMPLES:
+            raise InputError(
+                f"num_samples is {self.num_samples}; give at least {LEAST_SAMPLES}, or 0 to leave the distribution out"
+            )
+        for rule in self.rules:
+            if rule not in VERIFICATIONS:
+                raise unknown_choice("verification", rule, VERIFICATIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certification:
+    """What to test."""
+
+    model: Model
+    prompts: Sequence[Prompt]
+    """The first turn of each is answered."""
+    settings: CertifySettings = field(default_factory=CertifySettings)
+    in_float64: Callable[[], Model] | None = None
+    """The same model and method in float64, asked for only where a difference needs it; None: there is none."""
+
+    @property
+    def num_answers(self) -> int:
+        return len(self.prompts) * (1 + self.settings.num_seeds)
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.settings.rules) * self.settings.num_samples
+
+    def run(self, provenance: Mapping[str, Any], advance: Advance = lambda stage: None) -> Certificate:
+        """Test everything."""
+        began = time.perf_counter()
+        compared = []
+        for prompt in self.prompts:
+            for seed in self._seeds():
+                compared.append((prompt, seed, self._compare(self.model, prompt, seed)))
+                advance("answers")
+        yardstick = max((found.yardstick for _, _, found in compared), default=0.0)
+        answers = [self._judged(prompt, seed, found, yardstick) for prompt, seed, found in compared]
+        tests = self._law_tests(partial(advance, "samples")) if self.num_samples else []
+        return Certificate(
+            provenance={**provenance, "settings": asdict(self.settings)},
+            method=self.model.method,
+            answers=answers,
+            tests=tests,
+            wall_s=time.perf_counter() - began,
+        )
+
+    def _seeds(self) -> list[int | None]:
+        first = self.settings.first_seed
+        return [None, *range(first, first + self.settings.num_seeds)]
+
+    def _compare(self, model: Model, prompt: Prompt, seed: int | None) -> Comparison:
+        settings = GREEDY if seed is None else self.settings.warping.settings()
+        sampling = SamplingSettings(seed=seed or 0)
+        ids = model.encode(prompt.turns[0])
+        request = make_request(model.target, ids, self.settings.max_new_tokens, settings, sampling)
+        return compare(model.target, model.drafter, request, prefill_chunk=model.engine.prefill_chunk)
+
+    def _judged(self, prompt: Prompt, seed: int | None, found: Comparison, yardstick: float) -> ComparedAnswer:
+        @cache
+        def in_float64() -> Comparison | None:
+            return None if self.in_float64 is None else self._compare(self.in_float64(), prompt, seed)
+
+        return ComparedAnswer(prompt_id=prompt.id, seed=seed, found=found, judged=judge(found, yardstick, in_float64))
+
+    def _law_tests(self, advance: Callable[[], None]) -> list[LawTest]:
+        model, settings = self.model, self.settings
+        prompts = [(prompt.id, model.encode(prompt.turns[0])) for prompt in self.prompts[:LAW_CANDIDATES]]
+        subject = choose_subject(model.target, prompts, settings.warping, settings.num_samples)
+        return [
+            run_law_test(
+                model.target,
+                model.drafter,
+                subject,
+                rule=rule,
+                first_seed=settings.first_seed,
+                num_samples=settings.num_samples,
+                num_tests=len(settings.rules),
+                prefill_chunk=model.engine.prefill_chunk,
+                advance=advance,
+            )
+            for rule in settings.rules
+        ]

@@ -1,0 +1,262 @@
+"""`slipstream certify`: does a method change what this model says, on this device, in this dtype?"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from slipstream.cli import options
+from slipstream.cli.answering import note
+from slipstream.cli.loading import load
+from slipstream.cli.options import given, parse_further
+from slipstream.errors import InputError, LosslessnessError, unknown_choice
+
+if TYPE_CHECKING:
+    from slipstream import Model
+    from slipstream.bench.prompts import Prompt
+    from slipstream.certify import Certificate, Certification, CertifySettings
+
+TEST = "Test"
+DEFAULT_PROMPTS = 6
+JUDGES = ("auto", "float64", "none")
+JUDGED_PARAMETERS = 1e9
+_NOTES_A_STAGE = 6  # lines of progress where there is no bar
+
+
+def certify(
+    model: options.Model = "demo",
+    drafter: options.Method = "layer-skip",
+    draft: options.Draft = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="FILE",
+            rich_help_panel=TEST,
+            help="Questions, in the jsonl layout of EAGLE and Spec-Bench; default: the shipped prompts.",
+        ),
+    ] = None,
+    num_prompts: Annotated[
+        int | None,
+        typer.Option("--prompts", metavar="N", rich_help_panel=TEST, help="The first N prompts.", show_default="6"),
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-n", rich_help_panel=TEST, help="Tokens at most, per answer.")
+    ] = 64,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            "--seeds", metavar="N", rich_help_panel=TEST, help="Seeded answers to each prompt, beside the greedy one."
+        ),
+    ] = 2,
+    seed: Annotated[int, typer.Option("--seed", rich_help_panel=TEST, help="The first seed; others count up.")] = 1,
+    samples: Annotated[
+        int,
+        typer.Option(
+            "--samples",
+            metavar="N",
+            rich_help_panel=TEST,
+            help="Samples of three tokens, for each verification rule; 0 leaves the distribution out.",
+        ),
+    ] = 1000,
+    verification: Annotated[
+        str | None,
+        typer.Option(
+            "--verification",
+            metavar="RULE",
+            rich_help_panel=TEST,
+            help="Test the distribution of this rule alone: coupled or rejection; default: both.",
+        ),
+    ] = None,
+    judge: Annotated[
+        str,
+        typer.Option(
+            "--judge",
+            metavar="WHEN",
+            rich_help_panel=TEST,
+            help="Settle differences in doubt by a run in float64: auto (up to 1e9 parameters), float64, none.",
+        ),
+    ] = "auto",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", rich_help_panel=TEST, help="Write the certificate, as JSON.")
+    ] = None,
+    temperature: Annotated[
+        float,
+        typer.Option(
+            "--temperature", "-t", rich_help_panel=options.SAMPLING, help="Of the seeded answers and samples."
+        ),
+    ] = 1.0,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    skip_set: options.SkipSet = None,
+    tree: options.Tree = None,
+    width: options.Width = None,
+    depth: options.Depth = None,
+    total: options.Total = None,
+    option: options.Further = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    attention: options.Attention = None,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Test whether a method is lossless on your model, device and dtype.
+
+    Greedy and seeded answers are compared, token by token, with plain decoding in passes of one row, with plain
+    decoding in passes of the very shape that the method used (there not one bit may differ), and with transformers'
+    own `generate`. Then many samples of three tokens are compared with the model's own probabilities.
+
+    The verdict is lossless, lossless up to rounding, FAULT or inconclusive; the exit code is 0 for the first two, else
+    1. docs/certificate.md says how a difference is judged.
+
+    Example: slipstream certify -m demo -d eagle2 --dtype bfloat16 --out certificate.json
+    """
+    if judge not in JUDGES:
+        raise unknown_choice("judge", judge, JUDGES)
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"the folder of --out {out} does not exist; make it first")
+    prompts = _chosen_prompts(data, num_prompts)
+    settings = _settings(
+        max_new_tokens=max_new_tokens,
+        num_seeds=seeds,
+        first_seed=seed,
+        num_samples=samples,
+        rules=None if verification is None else (verification,),
+        warping={"temperature": temperature, **given(top_p=top_p, top_k=top_k, min_p=min_p)},
+    )
+    drafting = {"draft": draft, "skip_set": skip_set, "tree": tree, "width": width, "depth": depth, "total": total}
+    place = {"device": device, "attention": attention}
+
+    def load_in(wanted: str | None) -> Model:
+        return load(model, drafter, option, **drafting, **place, dtype=wanted)
+
+    note(f"loading {model} for {drafter}")
+    loaded = load_in(dtype)
+    certificate = _certify(loaded, model, prompts, settings, _arbiter(loaded, judge, load_in), drafting, option)
+    if out is not None:
+        write_certificate(certificate, out)
+    if as_json:
+        print(json.dumps(certificate.to_dict()))
+    else:
+        from slipstream.cli.certify_report import show
+
+        show(certificate, loaded.tokenizer)
+    if out is not None:
+        note(f"wrote {out}")
+    _raise_unless_passed(certificate)
+
+
+def _chosen_prompts(data: Path | None, number: int | None) -> list[Prompt]:
+    from slipstream.bench.prompts import load_prompts, read_questions
+
+    prompts = load_prompts() if data is None else read_questions(data, data.stem)
+    if number is not None and not 1 <= number <= len(prompts):
+        raise InputError(f"--prompts is {number}; it must lie from 1 to {len(prompts)}")
+    return prompts[: DEFAULT_PROMPTS if number is None else number]
+
+
+def _settings(warping: dict[str, Any], **others: Any) -> CertifySettings:
+    from slipstream.certify import CertifySettings
+    from slipstream.certify.requests import Warping
+
+    return CertifySettings(warping=Warping(**warping), **given(**others))
+
+
+def _arbiter(loaded: Model, judge: str, load_in: Callable[[str], Model]) -> Callable[[], Model] | None:
+    """What loads the same in float64, once; None where that was not asked for or takes too much memory."""
+    from functools import cache
+
+    small = loaded.target.model.num_parameters() <= JUDGED_PARAMETERS
+    if judge == "none" or (judge == "auto" and not small):
+        return None
+
+    @cache
+    def in_float64() -> Model:
+        note("a difference is in doubt: loading in float64")
+        return load_in("float64")
+
+    return in_float64
+
+
+def _certify(
+    loaded: Model,
+    name: str,
+    prompts: list[Prompt],
+    settings: CertifySettings,
+    in_float64: Callable[[], Model] | None,
+    drafting: dict[str, Any],
+    option: list[str] | None,
+) -> Certificate:
+    import torch
+
+    from slipstream.bench.machine import provenance
+    from slipstream.certify import Certification
+
+    certification = Certification(model=loaded, prompts=prompts, settings=settings, in_float64=in_float64)
+    about = {
+        **provenance(loaded.target, name, sys.argv),
+        "num_threads": torch.get_num_threads(),
+        "options": {**given(**drafting), **parse_further(option)},
+    }
+    with _progress(certification) as advance:
+        return certification.run(about, advance)
+
+
+def write_certificate(certificate: Certificate, path: Path) -> None:
+    """Write it as JSON, one answer a line."""
+    record = certificate.to_dict()
+    answers = record.pop("answers")
+    head = json.dumps(record, indent=1).removesuffix("\n}")
+    lines = ",\n".join(f"  {json.dumps(answer)}" for answer in answers)
+    try:
+        path.write_text(f'{head},\n "answers": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
+@contextmanager
+def _progress(certification: Certification) -> Iterator[Callable[[str], None]]:
+    """Bars on stderr with the time left, one for each stage; a line now and then where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    totals = {"answers": certification.num_answers, "samples": certification.num_samples}
+    columns = (TextColumn("{task.description:<8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks = {stage: bars.add_task(stage, total=total, start=False) for stage, total in totals.items() if total}
+        began, last = dict[str, float](), time.perf_counter()
+        done = dict.fromkeys(totals, 0)
+
+        def advance(stage: str) -> None:
+            nonlocal last
+            if stage not in began:
+                began[stage] = last  # when the stage before it ended
+                bars.start_task(tasks[stage])
+            last = time.perf_counter()
+            bars.advance(tasks[stage])
+            done[stage] += 1
+            if not console.is_terminal and done[stage] % max(1, totals[stage] // _NOTES_A_STAGE) == 0:
+                left_s = (last - began[stage]) / done[stage] * (totals[stage] - done[stage])
+                note(f"{done[stage]} of {totals[stage]} {stage}, about {left_s:.0f} s left for the rest")
+
+        yield advance
+
+
+def _raise_unless_passed(certificate: Certificate) -> None:
+    from slipstream.certify.certificate import PASSING
+
+    if certificate.verdict in PASSING:
+        return
+    faults, doubts = certificate.faults(), certificate.doubts()
+    found, remedy = (faults, "Please report it.") if faults else (doubts, "Nothing was proved.")
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    raise LosslessnessError(f"{certificate.verdict}: {found[0]}{more}. {remedy}")
