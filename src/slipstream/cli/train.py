@@ -191,21 +191,21 @@ def pack(
 
 @contextmanager
 def _progress() -> Iterator[Callable[[Report], None]]:
-    """A bar on stderr with step, tokens/s, loss and the time left; held-out losses stay as lines above it."""
+    """A bar on stderr with the time left, step, loss and tokens/s; held-out losses stay as lines above it."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (BarColumn(), TextColumn("{task.percentage:.1f}%"), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True, highlight=False)) as bar:
-        task = bar.add_task("preparing the corpus", total=1.0)
+    from slipstream.cli.training_progress import training_bar
+
+    console = Console(stderr=True, highlight=False)
+    with training_bar(console, "preparing the corpus") as update:
 
         def show(report: Report) -> None:
             left_s = report.elapsed_s * (1 - report.progress) / max(report.progress, 1e-6)
             line = f"step {report.step} loss {report.loss:.3f} {report.tokens_per_second:,.0f} tokens/s"
-            bar.update(task, completed=report.progress, description=f"{line} {left_s / 60:.0f} min left")
+            update(report.progress, left_s, line)
             if report.held_out:
                 losses = ", ".join(f"{name} {loss:.3f}" for name, loss in report.held_out.items())
-                bar.console.print(f"step {report.step}: held-out nats per token: {losses}", markup=False)
+                console.print(f"step {report.step}: held-out nats per token: {losses}", markup=False)
 
         yield show
 

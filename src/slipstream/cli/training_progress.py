@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from slipstream.cli.answering import note
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from slipstream.training.recipe import Report
     from slipstream.training.run import HeadRun
 
@@ -56,21 +58,18 @@ def _calibrate(run: HeadRun, method: str, depth: int) -> None:
 
 @contextmanager
 def progress(*, shown: bool) -> Iterator[Callable[[Report], None]]:
-    """A bar on stderr with losses, accuracy and the time left; held-out accuracies stay as lines above it.
+    """A bar on stderr with the time left, losses and accuracy; held-out accuracies stay as lines above it.
 
     shown: false in all processes but the main one, of whose batches the figures are.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True, highlight=False, quiet=not shown)
-    columns = (BarColumn(), TextColumn("{task.percentage:.1f}%"), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("starting", total=1.0)
+    with training_bar(console, "starting", disable=not console.is_terminal) as update:
 
         def show(report: Report) -> None:
-            line = describe(report)
-            bar.update(task, completed=report.step / report.num_steps, description=line)
+            update(report.step / report.num_steps, report.left_s, describe(report))
+            line = f"{describe(report)} {left(report.left_s)}"
             if report.held_out:
                 depths = " ".join(f"{one:.1%}" for one in report.held_out)
                 line = f"{line}; held-out top-1 by depth: {depths}"
@@ -81,9 +80,39 @@ def progress(*, shown: bool) -> Iterator[Callable[[Report], None]]:
         yield show
 
 
+@contextmanager
+def training_bar(
+    console: Console, began: str, *, disable: bool = False
+) -> Iterator[Callable[[float, float, str], None]]:
+    """A bar to be updated with (share done, seconds left, how it goes). A narrow terminal cuts off the last alone."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Column
+
+    columns = (
+        BarColumn(bar_width=12),
+        TextColumn("{task.percentage:.1f}%"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+    )
+    with Progress(*columns, console=console, disable=disable, expand=True) as bar:
+        task = bar.add_task(began, total=1.0, left="")
+
+        def update(done: float, left_s: float, line: str) -> None:
+            bar.update(task, completed=done, left=left(left_s), description=line)
+
+        yield update
+
+
 def describe(report: Report) -> str:
-    """One line: step, losses, accuracy of the batch and time left."""
+    """One line: step, losses and accuracy of the batch."""
     accuracy = " ".join(f"{one:.1%}" for one in report.accuracy)
     parts = ", ".join(f"{name.removesuffix('_loss')} {loss:.4f}" for name, loss in report.parts.items())
     losses = f"loss {report.loss:.4f}" + (f" ({parts})" if parts else "")
-    return f"step {report.step} {losses} top-1 {accuracy} {report.left_s / 60:.0f} min left"
+    return f"step {report.step} {losses} top-1 {accuracy}"
+
+
+def left(seconds: float) -> str:
+    """The time left in words."""
+    minutes = seconds / 60
+    return f"{minutes:.0f} min left" if minutes >= 10 else f"{minutes:.1f} min left"
