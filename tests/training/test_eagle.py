@@ -25,7 +25,7 @@ from slipstream.training.batches import collate
 from slipstream.training.dialogues import Dialogue
 from slipstream.training.eagle import EagleRun, train_eagle
 from slipstream.training.eagle_settings import EagleSettings
-from slipstream.training.features import FeatureSource
+from slipstream.training.features import FeatureSource, passes
 from slipstream.training.losses import RolloutLoss, rollout_mask
 
 QUICK = EagleSettings(
@@ -257,6 +257,21 @@ def test_bf16_trains_float32_weights(target, dialogues, tmp_path):
 
 
 # -- features on disk ----------------------------------------------------------------------------------------------
+
+
+def test_features_of_mixed_lengths_are_those_of_each_text(target):
+    texts = [prompt_ids(length, seed=length) for length in (9, 30, 3, 28, 8, 1)]
+    dialogues = [Dialogue(tuple(text), (True,) * len(text)) for text in texts]
+    _, ids, _ = collate(list(enumerate(dialogues)))
+    features = FeatureSource(target, dialogues, None, 0)(range(6), ids)
+    for row, text in enumerate(texts):
+        assert torch.allclose(features[row, : len(text)], true_features(target, text), atol=1e-5)
+    assert not features[2, 9:].any(), "beyond its pass a row is 0"
+
+
+def test_a_pass_takes_rows_of_similar_length():
+    assert passes([9, 30, 3, 28, 8, 1]) == [[1, 3], [0, 4], [2], [5]]
+    assert passes([7, 7, 7]) == [[0, 1, 2]]
 
 
 def test_cached_features_are_the_computed_ones(target, dialogues, tmp_path):

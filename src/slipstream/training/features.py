@@ -35,11 +35,22 @@ class FeatureSource:
         """Features [b, n, hidden] of the dialogues `indices`, whose padded ids [b, n] are on the target's device."""
         if all(self._has(index) for index in indices):
             return self._read(indices, ids.shape[1])
-        with torch.no_grad():  # not inference mode: the head's backward pass keeps these tensors
-            features: Tensor = self._target.base(input_ids=ids, use_cache=False)[0].to(ids.device)
+        features = self._computed(ids, [len(self._dialogues[index].token_ids) for index in indices])
         self.num_computed += len(indices)
         for row, index in enumerate(indices):
             self._keep(index, features[row, : len(self._dialogues[index].token_ids)])
+        return features
+
+    def _computed(self, ids: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Features [b, n, hidden], 0 in the padding; rows of similar length share a pass, so that little is padding."""
+        features: Tensor | None = None
+        for rows in passes(lengths):
+            with torch.no_grad():  # not inference mode: the head's backward pass keeps these tensors
+                found = self._target.base(input_ids=ids[rows, : lengths[rows[0]]], use_cache=False)[0].to(ids.device)
+            if features is None:
+                features = found.new_zeros(*ids.shape, found.shape[-1])
+            features[rows, : found.shape[1]] = found
+        assert features is not None
         return features
 
     def _path(self, index: int) -> Path:
@@ -63,6 +74,17 @@ class FeatureSource:
         save_file({"features": features.cpu().contiguous()}, temporary)
         os.replace(temporary, path)  # so that another process never sees a part
         self._limit -= size
+
+
+def passes(lengths: Sequence[int], least: float = 0.7) -> list[list[int]]:
+    """Rows by pass, the longest first; a pass takes rows of at least `least` times the length of its longest."""
+    found: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if found and lengths[row] >= least * lengths[found[-1][0]]:
+            found[-1].append(row)
+        else:
+            found.append([row])
+    return found
 
 
 def _key(target: Target, dialogues: Sequence[Dialogue]) -> str:
