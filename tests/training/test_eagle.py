@@ -221,6 +221,31 @@ def test_padding_and_prompts_teach_nothing(target, dialogues):
     assert torch.allclose(padded.token, alone.token, rtol=1e-4)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_rows_of_mixed_lengths_teach_what_they_teach_alone(steps, target):
+    """The losses of a batch are the means over the rows of all its texts; noise stays with its row."""
+    torch.manual_seed(1)
+    loss = RolloutLoss(EagleHead(HeadSizes.like(target)), target)
+    texts = [prompt_ids(length, seed=length) for length in (6, 20, 3, 2, 18, 9)]
+    dialogues = [Dialogue(tuple(text), (False, *[True] * (len(text) - 1))) for text in texts[:5]]
+    dialogues.append(Dialogue(tuple(texts[5]), (False,) * 3 + (True,) * 3 + (False,) * 3))
+    _, ids, answer = collate(list(enumerate(dialogues)))
+    features = FeatureSource(target, dialogues, None, 0)(range(6), ids)
+    noise = torch.rand(features.shape, generator=torch.Generator().manual_seed(2)) - 0.5
+    together = loss(ids, features, answer, steps, noise)
+    sums = torch.zeros(2, steps)
+    counts = torch.zeros(2, steps, dtype=torch.int64)
+    for row, text in enumerate(texts):
+        end = len(text)
+        one = (tensor[row : row + 1, :end] for tensor in (ids, features, answer))
+        alone = loss(*one, steps, noise[row : row + 1, :end])
+        sums += torch.stack((alone.feature, alone.token)).detach() * alone.num_rows
+        counts += torch.stack((alone.num_rows, alone.num_correct))
+    assert together.num_rows.tolist() == counts[0].tolist()
+    assert together.num_correct.tolist() == counts[1].tolist()
+    assert torch.allclose(torch.stack((together.feature, together.token)), sums / counts[0], rtol=1e-4)
+
+
 def test_large_batches_are_taken_in_parts(target, dialogues, monkeypatch):
     torch.manual_seed(1)
     loss = RolloutLoss(EagleHead(HeadSizes.like(target)), target)

@@ -8,6 +8,8 @@ so (HASS, arXiv 2408.15766; EAGLE-3's training-time test): in step j the row of 
 and attends, as at the j-th level of a draft chain, to true rows up to t - j, to the rows of the steps between along its
 own path, and to itself (steps are counted from 0 here). The tensors of the head stay the published ones.
 
+Rows of a batch are cut behind their last answer, and those of similar length share a pass of the head.
+
 Shapes: b batch, n tokens, h hidden size, r = n - 1 rows.
 """
 
@@ -23,6 +25,7 @@ from transformers import DynamicCache
 
 from slipstream.drafters.eagle_head import EagleHead
 from slipstream.target import Target
+from slipstream.training.features import passes
 
 _MAX_LOGITS = 1 << 26  # logits held at once: larger batches are taken in parts and recomputed in the backward pass
 
@@ -53,6 +56,22 @@ class RolloutLoss(nn.Module):
         ids: [b, n]; features: [b, n, h] the target's; answer: [b, n] bool; noise: [b, n, h] added to the features that
         are fed in the first step.
         """
+        sums: tuple[Tensor, ...] | None = None
+        ends = _ends(answer)
+        for rows in passes(ends):
+            part = slice(ends[rows[0]])
+            fed = None if noise is None else noise[rows, part]
+            found = self._rollout(ids[rows, part], features[rows, part], answer[rows, part], steps, fed)
+            sums = found if sums is None else tuple(a + b for a, b in zip(sums, found, strict=True))
+        assert sums is not None
+        feature, token, num_correct, num_rows = sums
+        at_least_one = num_rows.clamp(min=1)
+        return Losses(feature / (at_least_one * features.shape[-1]), token / at_least_one, num_correct, num_rows)
+
+    def _rollout(
+        self, ids: Tensor, features: Tensor, answer: Tensor, steps: int, noise: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Summed losses, right first choices, and rows counted, each [steps]."""
         with torch.no_grad():
             embeddings = self._target.model.get_input_embeddings()(ids[:, 1:]).to(self.head.dtype)  # [b, r, e]
         features = features.to(self.head.dtype)
@@ -67,17 +86,15 @@ class RolloutLoss(nn.Module):
         for step in range(steps):
             mask = rollout_mask(true.shape[1], step, ids.device)[None, None]  # [1, 1, r, (step + 1) * r]
             predicted = self.head(embeddings, fed, positions[None].expand(ids.shape[0], -1), mask, cache)
-            parts.append(self._losses(predicted, true, counted & (positions >= step)))
+            parts.append(self._sums(predicted, true, counted & (positions >= step)))
             fed = torch.cat((fed[:, :1], predicted[:, :-1]), dim=1)
-        return Losses(*(torch.stack(values) for values in zip(*parts, strict=True)))
+        return tuple(torch.stack(values) for values in zip(*parts, strict=True))
 
-    def _losses(self, predicted: Tensor, true: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _sums(self, predicted: Tensor, true: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         predicted, true = predicted[counted], true[counted]  # [m, h]
-        num_rows = counted.sum()
         feature = torch.nn.functional.smooth_l1_loss(predicted.float(), true.float(), reduction="sum")
         token, num_correct = in_parts(self._token_terms, (predicted, true), self._target.vocab_size)
-        rows = num_rows.clamp(min=1)
-        return feature / (rows * predicted.shape[-1]), token / rows, num_correct, num_rows
+        return feature, token, num_correct, counted.sum()
 
     def _token_terms(self, predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy of rows [m, h], and the number of those whose first choice is right."""
@@ -86,6 +103,13 @@ class RolloutLoss(nn.Module):
             p = self._target.head(true[None].to(dtype))[0].float().softmax(dim=-1)  # [m, vocab]
         log_q = self._target.head(predicted[None].to(dtype))[0].float().log_softmax(dim=-1)
         return -(p * log_q).sum(), (p.argmax(dim=-1) == log_q.argmax(dim=-1)).sum()
+
+
+def _ends(answer: Tensor) -> list[int]:
+    """How many tokens of each row [b, n] matter, at least two: what follows the last answer teaches nothing."""
+    places = torch.arange(1, answer.shape[1] + 1, device=answer.device)
+    ends: list[int] = (answer * places).amax(dim=1).clamp(min=2).tolist()
+    return ends
 
 
 def in_parts(terms: Callable[..., tuple[Tensor, ...]], rows: Sequence[Tensor], width: int) -> tuple[Tensor, ...]:
