@@ -19,9 +19,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from node_figures import calibration, positions
-from plotting import BLUE, COLOURS, COUPLED, GREEDY, GREY, LABELS, ORANGE, RULES, STYLE, TASKS, row_of
+from plotting import COLOURS, COUPLED, GREEDY, LABELS, RULES, STYLE, TASKS, row_of
 from tallies import DYNAMIC, SAME_BUDGET, STATIC, UNCALIBRATED
 from tree_picture import draw_cycle
+
+from slipstream.report.style import BLUE, GREY, ORANGE
 
 
 def main() -> int:

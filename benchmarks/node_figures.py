@@ -8,8 +8,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from plotting import BLUE, COUPLED, GREEDY, GREY, ORANGE, PUBLISHED, RULES, row_of
+from plotting import COUPLED, GREEDY, PUBLISHED, RULES, row_of
 from tallies import DYNAMIC, STATIC, UNCALIBRATED
+
+from slipstream.report.nodes import draw_positions, reliability
+from slipstream.report.record import Place
+from slipstream.report.shapes import read
+from slipstream.report.style import BLUE, GREY, ORANGE
 
 
 def calibration(record: Mapping[str, Any]) -> Figure:
@@ -21,8 +26,8 @@ def calibration(record: Mapping[str, Any]) -> Figure:
         curves = record["all"]["calibration"]
         curve = row_of(curves, key, DYNAMIC)
         if key != PUBLISHED:  # which takes a draft's probabilities as they are
-            reliability(panels[0, column], row_of(curves, key, UNCALIBRATED), ORANGE, "uncalibrated")
-        reliability(panels[0, column], curve, BLUE, "measured, 95 % interval")
+            draw_curve(panels[0, column], row_of(curves, key, UNCALIBRATED), ORANGE, "uncalibrated")
+        draw_curve(panels[0, column], curve, BLUE, "measured, 95 % interval")
         counts = np.array(curve["num_nodes"])
         panels[1, column].bar(centres(len(counts)), counts, 0.9 / len(counts), color=GREY)
         panels[1, column].set_yscale("log")
@@ -35,32 +40,15 @@ def calibration(record: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def reliability(axes: Axes, curve: Mapping[str, Any], colour: str, label: str) -> None:
-    """Points of one curve with 95 % intervals (Wilson), and the diagonal."""
-    nodes, accepted = np.array(curve["num_nodes"], float), np.array(curve["num_accepted"], float)
-    seen = nodes > 0
-    nodes, accepted, confidence = nodes[seen], accepted[seen], np.array(curve["confidence"])[seen]
-    low, high = wilson(accepted, nodes)
-    if not axes.lines:
-        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="confidence = acceptance")
-    share = accepted / nodes
-    gaps = np.maximum([share - low, high - share], 0)
-    style = {"color": colour, "ecolor": colour, "elinewidth": 0.9, "markersize": 4}
-    axes.errorbar(confidence / nodes, share, gaps, fmt="o-", linewidth=1, label=label, **style)
-    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+def draw_curve(axes: Axes, curve: Mapping[str, Any], colour: str, label: str) -> None:
+    """Points of one curve with 95 % intervals, and the diagonal."""
+    counts = (curve[name] for name in ("num_nodes", "num_accepted", "confidence"))
+    reliability(axes, *counts, colour, label, diagonal=GREY)
 
 
 def centres(bins: int) -> np.ndarray:
     """Middles of equal bins of [0, 1]."""
     return (np.arange(bins) + 0.5) / bins
-
-
-def wilson(accepted: np.ndarray, nodes: np.ndarray, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's score interval of a share."""
-    share = accepted / nodes
-    centre = (share + z**2 / (2 * nodes)) / (1 + z**2 / nodes)
-    half = z / (1 + z**2 / nodes) * np.sqrt(share * (1 - share) / nodes + z**2 / (4 * nodes**2))
-    return centre - half, centre + half
 
 
 def positions(record: Mapping[str, Any]) -> Figure:
@@ -70,19 +58,7 @@ def positions(record: Mapping[str, Any]) -> Figure:
     for axes, key in zip(figure.subplots(1, 2, sharey=True), (GREEDY, COUPLED), strict=True):
         found = row_of(record["all"]["positions"], key, STATIC)["positions"]
         places = np.arange(len(found))
-        sure, unsure = ([one[f"acceptance_when_{how}"] for one in found.values()] for how in ("sure", "unsure"))
-        axes.vlines(places, unsure, sure, color="#C9CDD2", linewidth=7, zorder=1)
-        axes.plot(places, sure, "^", color=BLUE, label="surest third of cycles")
-        axes.plot(places, unsure, "v", color=ORANGE, label="least sure third")
-        axes.plot(
-            places,
-            [one["acceptance"] for one in found.values()],
-            "_",
-            color="black",
-            markersize=16,
-            markeredgewidth=2,
-            label="all cycles",
-        )
+        draw_positions(axes, [read(Place, one, name) for name, one in found.items()], mean_colour="black")
         for task in record["tasks"].values():
             own = row_of(task["positions"], key, STATIC)["positions"]
             shares = [one["acceptance"] for one in own.values()]

@@ -7,6 +7,8 @@ from typing import Any
 
 from tallies import DYNAMIC, SAME_BUDGET, STATIC
 
+from slipstream.report.style import BLUE, ORANGE, SKY
+
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -19,12 +21,6 @@ STYLE = {
     "legend.frameon": False,
     "svg.hashsalt": "slipstream",  # the same record gives the same file
 }
-BLUE, SKY, ORANGE, GREY = (
-    "#0072B2",
-    "#56B4E9",
-    "#E69F00",
-    "#6F7680",
-)  # Okabe and Ito's three, told apart by all eyes, and a grey
 COLOURS = {STATIC: ORANGE, SAME_BUDGET: SKY, DYNAMIC: BLUE, "layer-skip-chain": ORANGE, "layer-skip-tree": BLUE}
 LABELS = {
     STATIC: "eagle: static, 25 nodes",

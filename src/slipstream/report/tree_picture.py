@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ACCEPTED, EDGE, LETTERS, ROOT = "#D55E00", "#8A8F98", "#111317", "#E6E6E6"
+ACCEPTED, EDGE, LETTERS, ROOT = "#D55E00", "#8A8F98", "#000000", "#E6E6E6"
 SHADES = ("#FFFFFF", "#56A0D3")
 """Of a path's confidence, 0 to 1."""
 LONGEST = 7  # characters of a token that fit into a node
