@@ -26,14 +26,13 @@ from slipstream.bench.prompts import Prompt
 from slipstream.bench.run_files import JOURNAL_FILE, SETTINGS_FILE, read_run, write_json
 from slipstream.bench.settings import PLAIN, BenchSettings
 from slipstream.bench.tasks import in_turns
-from slipstream.bench.tree_picture import described
+from slipstream.bench.tree_picture import pictured
 from slipstream.bench.tree_statistics import TreeTally
 from slipstream.bench.truncation import Encoded, encode_within
 from slipstream.errors import ArtifactError, InputError
 from slipstream.model import Model
 from slipstream.runtime import measure_verification
 
-PICTURED_CYCLE = 2  # of the first answer to the first prompt of a task; fixed beforehand, so that none is picked
 _WARM_UP_TOKENS = 8
 _COST_ROWS = 64
 _JUDGED_PARAMETERS = 1e9  # up to so many, `judge="auto"` generates again in float64
@@ -73,7 +72,7 @@ class BenchRun:
         self._run = _described_run(plain, model, settings, tasks)
         self._prepare(resume)
         self._journal = Journal(folder / JOURNAL_FILE)
-        self._first = {prompts[0].id for prompts in tasks.values()}
+        self._first = {(prompts[0].kind, prompts[0].id) for prompts in tasks.values()}
 
     @property
     def num_done(self) -> int:
@@ -172,7 +171,7 @@ class BenchRun:
                         "num_prompt_tokens": len(encoded.ids),
                         "num_tokens_cut": encoded.num_cut,
                     }
-                    pictured = turn == sample == 0 and prompt.id in self._first
+                    is_first = turn == sample == 0 and (prompt.kind, prompt.id) in self._first
                     for name in entrants:
                         replies = [one[name] for one in rounds]
                         difference = first_difference(replies[0].token_ids, rounds[0][PLAIN].token_ids)
@@ -182,7 +181,7 @@ class BenchRun:
                         yield {
                             **place,
                             "entrant": name,
-                            **self._line(replies, pictured),
+                            **self._line(replies, is_first),
                             "verdict": verdict,
                             "first_difference": None if verdict is None else difference,
                         }
@@ -232,8 +231,11 @@ class BenchRun:
         small = self.plain.target.model.num_parameters() <= _JUDGED_PARAMETERS
         return self.settings.judge == "float64" or (self.settings.judge == "auto" and small)
 
-    def _line(self, replies: Sequence[Reply], pictured: bool) -> dict[str, Any]:
-        """What the journal keeps of an answer: all of its first time, and every time's seconds."""
+    def _line(self, replies: Sequence[Reply], is_first: bool) -> dict[str, Any]:
+        """What the journal keeps of an answer: all of its first time, and every time's seconds.
+
+        is_first: whether it is a task's first, of which a tree is kept to be drawn.
+        """
         reply, stats = replies[0], replies[0].stats
         tally = TreeTally()
         for cycle in reply.cycles:
@@ -254,10 +256,9 @@ class BenchRun:
         }
         if tally.num_cycles:
             line["trees"] = tally.to_dict()
-            if pictured:
-                cycle = reply.cycles[min(PICTURED_CYCLE, len(reply.cycles) - 1)]
-                if cycle.tree.num_nodes:
-                    line["picture"] = described(cycle, self.plain.tokenizer)
+            picture = pictured(reply.cycles, reply.token_ids, self.plain.tokenizer) if is_first else None
+            if picture is not None:
+                line["picture"] = picture
         return line
 
     def _text(self, token_ids: Sequence[int]) -> str:

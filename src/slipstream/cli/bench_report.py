@@ -9,6 +9,7 @@ import typer
 
 from slipstream.cli import options
 from slipstream.cli.answering import note
+from slipstream.cli.bench_files import record_of
 
 
 def report(
@@ -29,9 +30,8 @@ def report(
     Example: slipstream bench report runs/demo --out report.html --figures figures
     """
     from slipstream.report.files import write_report
-    from slipstream.report.record import load_record
 
-    record = load_record(run)
+    record = record_of(run)
     written = write_report(record, out or (run if run.is_dir() else run.parent) / "report.html", figures)
     if figures is not None:
         note(f"{len(written.figures)} figures in {figures}")

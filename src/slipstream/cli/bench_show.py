@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from slipstream.cli import options
+from slipstream.cli.bench_files import record_of
 from slipstream.errors import InputError, unknown_choice
 
 if TYPE_CHECKING:
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
     from slipstream.report.record import Record
     from slipstream.report.tables import Column, Table
+
+NARROW = 9
+"""Characters of a column that a heading may take even if the values under it need less."""
 
 
 def show(
@@ -44,7 +49,6 @@ def show(
 
     Example: slipstream bench show runs/demo --layout spec-bench -t 0
     """
-    from slipstream.report.record import load_record
     from slipstream.report.tables import LAYOUTS, table_json, tables
 
     if as_markdown and as_json:
@@ -52,7 +56,7 @@ def show(
     chosen = next((one for one in LAYOUTS if one == layout), None)
     if chosen is None:
         raise unknown_choice("layout", layout, LAYOUTS)
-    record = load_record(run)
+    record = record_of(run)
     found = tables(record, chosen, _temperatures(record, temperature))
     if as_json:
         print(json.dumps({"layout": layout, "tables": [table_json(table) for table in found]}))
@@ -64,10 +68,9 @@ def show(
 
 def show_record(run: Path) -> None:
     """Print a run's tables in the EAGLE-2 paper's layout. run: its folder or its record."""
-    from slipstream.report.record import load_record
     from slipstream.report.tables import tables
 
-    record = load_record(run)
+    record = record_of(run)
     _print(record, tables(record, "eagle", record.temperatures))
 
 
@@ -145,12 +148,18 @@ def _block(table: Table, group: str, columns: Sequence[Column]) -> list[str]:
     """The columns of a group as one: its heading, then a cell a row, values under their own headings."""
     cells = [[column.heading, *(column.text(row) for row in table.rows)] for column in columns]
     if not group:
-        return cells[0]
+        heading, *values = cells[0]
+        return [_wrapped(heading, max(map(len, values), default=0)), *values]
     widths = [max(map(len, column)) for column in cells]
     lines = [
         " ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in zip(*cells, strict=True)
     ]
     return [f"{group.center(len(lines[0])).rstrip()}\n{lines[0]}", *lines[1:]]
+
+
+def _wrapped(heading: str, width: int) -> str:
+    """A heading on several lines, no wider than its column's values need, or than `NARROW`."""
+    return "\n".join(wrap(heading, max(width, NARROW), break_long_words=False, break_on_hyphens=False))
 
 
 def _parts(blocks: Sequence[list[str]], width: int) -> Iterator[list[list[str]]]:
