@@ -30,7 +30,7 @@ def test_report_writes_page_and_figures_and_prints_where(bench, tmp_path):
     assert done.stdout == f"{tmp_path / 'report.html'}\n"
     assert "<h1>Slipstream benchmark: demo</h1>" in (tmp_path / "report.html").read_text(encoding="utf-8")
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert drawn == {"verify-cost.svg", "verify-cost.png", "tree-1.svg", "tree-1.png"}
+    assert drawn == {"verify-cost.svg", "verify-cost.png", "tree-eagle2.svg", "tree-eagle2.png"}
     assert "4 figures" in done.stderr
 
 

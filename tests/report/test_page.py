@@ -69,7 +69,7 @@ def test_every_figure_is_on_the_page_and_in_files(written, outline):
     assert names == [
         *("speed-t0", "tau-t0", "speed-t1", "tau-t1"),
         *("accept-lengths-t0", "accept-lengths-t1", "time-split", "verify-cost"),
-        *("calibration-t0", "calibration-t1", "positions-t0", "positions-t1", "depth", "tree-1"),
+        *("calibration-t0", "calibration-t1", "positions-t0", "positions-t1", "depth", "tree-eagle2"),
     ]
     assert [one["id"] for one in outline.all("figure")] == [f"figure-{name}" for name in names]
     assert len(outline.all("svg")) == len(names)

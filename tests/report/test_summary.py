@@ -25,6 +25,7 @@ def test_the_headline_names_the_fastest_and_the_highest_tau():
     first = headlines(parse_record(make_record()))[0]
     assert first.startswith("T = 0: eagle2 is the fastest, 1.80 times plain's tokens per second")
     assert "quartiles 1.62 to 1.98; 3.60 times that of transformers' plain; tau 2.40" in first
+    assert "; the fastest peer is hf-assisted, 0.96 times plain's. " in first
     assert first.endswith("The highest tau is eagle2-60's, 4.80 at 0.90 times plain's speed.")
 
 

@@ -31,6 +31,12 @@ class Chart:
 
 
 SECTIONS = ("Speed and tau by task", "Cycles", "Drafted tokens", "Draft trees of real cycles")
+INTRODUCTIONS = {
+    "Draft trees of real cycles": "The first recorded cycle of every entrant: neither prompt nor cycle was picked. In "
+    "each node stand the token and the drafter's confidence in it given its parent; the bluer, the surer of the whole "
+    "path. Orange: accepted by the target."
+}
+"""What holds for all figures of a section."""
 
 
 def charts(record: Record) -> list[Chart]:
@@ -100,7 +106,8 @@ def _nodes(record: Record) -> Iterator[Chart]:
                 SECTIONS[2],
                 f"Confidence against acceptance, {temperature_name(one)}",
                 "On the dashed diagonal, a drafter that is 80 % sure of a token is right 80 % of the time; below it, "
-                "it is too sure of itself. Lines: 95 % intervals. error: mean distance, weighted by nodes.",
+                "it is too sure of itself. Lines: 95 % intervals. error: mean distance, weighted by nodes. Methods that "
+                "are equally sure of every token have no curve.",
                 partial(nodes.calibration, record, one),
             )
     for one in record.temperatures:
@@ -126,21 +133,24 @@ def _nodes(record: Record) -> Iterator[Chart]:
 
 
 def _trees(record: Record) -> Iterator[Chart]:
-    for number, tree in enumerate(record.trees, start=1):
-        yield Chart(
-            f"tree-{number}",
-            SECTIONS[3],
-            f"{tree.entrant} on {task_name(tree.task)}, {temperature_name(tree.temperature)}",
-            _tree_reading(tree),
-            partial(tree_figure, tree),
-        )
+    """The first tree of every entrant, in the entrants' order."""
+    for entrant in record.run.entrants:
+        tree = next((one for one in record.trees if one.entrant == entrant.name and one.nodes), None)
+        if tree is not None:
+            yield Chart(
+                f"tree-{entrant.name}",
+                SECTIONS[3],
+                f"{tree.entrant} on {task_name(tree.task)}, {temperature_name(tree.temperature)}",
+                _tree_reading(tree),
+                partial(tree_figure, tree),
+            )
 
 
 def _tree_reading(tree: CycleTree) -> str:
     kept = sum(node.accepted for node in tree.nodes)
+    cycle = f"Cycle {tree.cycle + 1}" if tree.cycle is not None else "A cycle"
+    after = f", after “{tree.prefix.strip()}”" if tree.prefix.strip() else ""
     return (
-        f"Cycle {tree.cycle + 1} of the answer to prompt {tree.prompt_id}, turn {tree.turn + 1}, after "
-        f"“{tree.prefix}”: {count(len(tree.nodes), 'drafted token')}, {kept} accepted (orange), "
-        f"then the target's own “{tree.next}”. In each node the token and the drafter's confidence in it given its "
-        "parent; the bluer, the surer of the whole path."
+        f"{cycle} of the answer to prompt {tree.prompt_id}, turn {tree.turn + 1}{after}: "
+        f"{count(len(tree.nodes), 'drafted token')}, {kept} accepted, then the target's own “{tree.next}”."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from slipstream.report.record import Record
@@ -19,8 +20,12 @@ def verify_cost(record: Record) -> Figure:
     figure = new_figure(6.4, 3.0)
     axes = figure.subplots()
     axes.plot(rows, times, "o-", color=BLUE, markersize=4, linewidth=1.4)
+    last = -math.inf
     axes.axhline(times[0], color=FAINT, linewidth=1, linestyle="--")
     for place, time in zip(rows, times, strict=True):
+        if place < last + 0.05 * max(rows):
+            continue  # its number would stand on the last one's
+        last = place
         axes.annotate(
             f"{time / times[0]:.1f}x", (place, time), (0, 5), textcoords="offset points", ha="center", fontsize=7
         )

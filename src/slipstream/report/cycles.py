@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,7 +28,9 @@ def accept_lengths(record: Record, temperature: float) -> Figure:
     style = looks(record.run.entrants)
     for axes, row in zip(grid, rows, strict=True):
         counts = np.array(row.accept_lengths, float)
-        axes.bar(range(len(counts)), counts / counts.sum(), 0.84, color=style[row.entrant].colour)
+        look = style[row.entrant]
+        bars: dict[str, Any] = {"color": look.colour, "hatch": look.hatch, "edgecolor": FAINT, "linewidth": 0.3}
+        axes.bar(range(len(counts)), counts / counts.sum(), 0.84, **bars)
         axes.set_title(f"{row.entrant}  {row.tau:.2f}", fontsize=8)
         axes.grid(axis="x", visible=False)
     step = 1 if longest <= 9 else 2 if longest <= 18 else 4

@@ -41,8 +41,8 @@ def calibration(record: Record, temperature: float) -> Figure:
 
 
 def calibrated(record: Record, temperature: float) -> list[Calibration]:
-    """The curves of a temperature that have a node."""
-    return [one for one in record.calibration if one.temperature == temperature and any(one.num_nodes)]
+    """The curves of a temperature that have more than one point: lookup methods are as sure of every token."""
+    return [one for one in record.calibration if one.temperature == temperature and sum(map(bool, one.num_nodes)) > 1]
 
 
 def reliability(
@@ -136,7 +136,7 @@ def depths(record: Record) -> Figure:
         axes.set_title(name, fontsize=8)
     deepest = max(_deepest(curve) for one in temperatures for curve in reaching(record, one))
     grid[0].set_xlim(0.6, deepest + 0.4)
-    grid[0].set_ylim(0, 1.05)
+    grid[0].set_ylim(-0.04, 1.06)
     grid[0].xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     kinds = [f"{temperature_name(one)} {name}" for one, name in zip(temperatures, LINES.values(), strict=False)]
     figure.supxlabel(f"depth in the tree ({', '.join(kinds)})", fontsize=9)

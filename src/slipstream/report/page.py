@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from slipstream.report import summary
-from slipstream.report.charts import SECTIONS, Chart
+from slipstream.report.charts import INTRODUCTIONS, SECTIONS, Chart
 from slipstream.report.names import count, task_name, temperature_name
 from slipstream.report.record import Record
 from slipstream.report.tables import Table, detail_tables, eagle_table, header_groups, spec_bench_table
@@ -45,6 +45,7 @@ def page(record: Record, figures: Sequence[PageFigure]) -> str:
         notes=summary.notes(record),
         tables=[(one, _tables(record, one)) for one in record.temperatures],
         sections=[(name, [one for one in figures if one.chart.section == name]) for name in SECTIONS],
+        introductions=INTRODUCTIONS,
         css=_text("page.css"),
         script=_text("page.js"),
     )

@@ -223,13 +223,14 @@ class CycleTree:
     task: str
     prompt_id: int | str
     turn: int
-    cycle: int
-    prefix: str
-    """The last words before the root."""
     root: str
     nodes: list[Node]
     next: str
     """What the target said after the accepted path."""
+    cycle: int | None = None
+    """Of the answer, counted from 0."""
+    prefix: str = ""
+    """The last words before the root."""
 
 
 @dataclass(frozen=True)

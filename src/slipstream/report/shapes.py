@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -90,4 +90,8 @@ def _kinds(shape: Any) -> dict[str, tuple[Any, bool]]:
     """The annotation of every field that a dataclass is made from, and whether it may be missing."""
     hints = get_type_hints(shape)
     assert is_dataclass(shape)
-    return {field.name: (hints[field.name], field.default_factory is not MISSING) for field in fields(shape)}
+    return {field.name: (hints[field.name], _has_default(field)) for field in fields(shape)}
+
+
+def _has_default(field: Field[Any]) -> bool:
+    return field.default is not MISSING or field.default_factory is not MISSING

@@ -33,7 +33,7 @@ def setting(record: Record) -> str:
     rows = f"{count(ours, 'entrant')} of this package" + (f" and {count(peers, 'peer')}" if peers else "")
     top_p = f", top-p {run.top_p:g}" if run.top_p is not None else ""
     samples = f", {run.samples} samples a prompt" if run.samples > 1 else ""
-    repeats = f", each timed {run.repeats} times" if run.repeats > 1 else ""
+    repeats = ", each timed once" if run.repeats == 1 else f", each timed {run.repeats} times"
     temperatures = several([f"{one:g}" for one in record.temperatures or run.temperatures])
     return (
         f"Model {run.model}{size} in {run.dtype} on {run.hardware} (device {run.device}{threads}). "
@@ -120,11 +120,20 @@ def _headline(record: Record, temperature: float) -> str | None:
     else:
         text = f"{temperature_name(temperature)}: no method is faster than plain; {fastest.entrant} comes nearest, "
         text += _speed(fastest)
+    text += _best_peer(record, temperature)
     longest = max((row for row in rows if row.tau is not None), key=lambda row: row.tau or 0.0, default=None)
     if longest is None or longest is fastest:
-        return f"{text}, and has the highest tau." if longest else f"{text}."
+        return f"{text}. {fastest.entrant} also has the highest tau." if longest else f"{text}."
     ratio = f" at {longest.ratio_to_plain:.2f} times plain's speed" if longest.ratio_to_plain is not None else ""
     return f"{text}. The highest tau is {longest.entrant}'s, {longest.tau:.2f}{ratio}."
+
+
+def _best_peer(record: Record, temperature: float) -> str:
+    """How fast other software was in the same run, be it faster or not."""
+    peers = {one.name for one in record.run.entrants if one.kind == "peer"}
+    rows = (row for row in record.rows_of(ALL, temperature) if row.entrant in peers)
+    best = max((row for row in rows if row.ratio_to_plain is not None), key=_ratio, default=None)
+    return f"; the fastest peer is {best.entrant}, {best.ratio_to_plain:.2f} times plain's" if best else ""
 
 
 def _speed(row: Row) -> str:
