@@ -23,11 +23,12 @@ def load(model: str, drafter: str, further: list[str] | None = None, /, **settin
         if name in settings:
             raise InputError(f"--option {name} has a flag of its own; use --{name.replace('_', '-')}")
     if model == "demo" or not sys.stderr.isatty():
-        _hide_progress_bars()
+        hide_progress_bars()
     return slipstream.load(model, drafter, **given(**settings), **extra)
 
 
-def _hide_progress_bars() -> None:
+def hide_progress_bars() -> None:
+    """Load without transformers' bars from here on."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()

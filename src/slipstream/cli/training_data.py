@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,12 +41,15 @@ def load_target(model: str, dtype: str | None, device: str | None) -> tuple[Targ
     """
     from accelerate import PartialState
 
+    from slipstream.cli.loading import hide_progress_bars
     from slipstream.errors import InputError
     from slipstream.loading import load_model, load_tokenizer
     from slipstream.target import Target
 
     if device not in (None, "cpu", "cuda"):
         raise InputError(f"--device is {device!r}; use cpu or cuda, and choose among GPUs with CUDA_VISIBLE_DEVICES")
+    if not sys.stderr.isatty():
+        hide_progress_bars()
     place = PartialState(cpu=device == "cpu").device
     loaded = load_model(model, dtype=dtype, device="cuda" if device == "cuda" else place, attention=None)
     return Target(loaded), load_tokenizer(model)
