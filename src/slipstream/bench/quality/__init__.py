@@ -1,0 +1,1 @@
+"""Scores of answers against references and tests, plain beside every method."""

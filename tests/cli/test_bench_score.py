@@ -1,0 +1,95 @@
+"""`slipstream bench score` shows scores as a table or JSON, and says in one line what cannot be scored."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from slipstream.bench.journal import Journal
+from slipstream.cli.app import ErrorLines
+from slipstream.cli.bench_score import score
+
+
+@pytest.fixture
+def command():
+    app = typer.Typer(cls=ErrorLines, pretty_exceptions_enable=False)
+    app.command("score")(score)
+    app.command("other")(lambda: None)  # with one command alone typer would leave its name out
+
+    def invoke(*words: object):
+        return CliRunner().invoke(app, ["score", *map(str, words)], env={"COLUMNS": "160", "NO_COLOR": "1"})
+
+    return invoke
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    journal = Journal(folder / "answers.jsonl")
+    place = {"task": "sums", "turn": 0, "sample": 0, "temperature": 0.0}
+    for number, (plain, eagle2) in enumerate([("2", "2"), ("3", "4")], 1):
+        texts = {"plain": plain, "eagle2": eagle2}
+        journal.finish(
+            "sums",
+            number,
+            [{**place, "prompt_id": number, "entrant": name, "text": texts[name]} for name in texts],
+            1.0,
+        )
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "sums.jsonl"
+    lines = [{"question_id": number, "turns": ["?"], "reference": [f"#### {number + 1}"]} for number in (1, 2)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_the_table_shows_scores_beside_plains_and_names_differing_items(command, run, data):
+    done = command(run, "--data", data)
+    assert done.exit_code == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if "eagle2" in line)
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == ["0", "eagle2", "0.500", "1.000", "1 of 2", "2"]
+    assert "2 items by exact match of the final number" in done.stdout
+
+
+def test_json_is_one_object_and_what_scores_json_holds(command, run, data):
+    printed = json.loads(command(run, "--data", data, "--json").stdout)
+    assert printed == json.loads((run / "scores.json").read_text())
+    assert printed["rows"][1]["differing"][0]["prompt_id"] == 2
+
+
+def test_what_cannot_be_scored_is_said_on_stderr(command, run, data, tmp_path):
+    (tmp_path / "plainly.jsonl").write_text('{"question_id": 1, "turns": ["?"]}\n', encoding="utf-8")
+    line = {
+        "task": "plainly",
+        "prompt_id": 1,
+        "turn": 0,
+        "sample": 0,
+        "temperature": 0.0,
+        "entrant": "plain",
+        "text": "",
+    }
+    Journal(run / "answers.jsonl").finish("plainly", 1, [line], 1.0)
+    done = command(run, "--data", tmp_path, "--json")
+    assert json.loads(done.stdout)["tasks"].keys() == {"sums"}
+    assert "not scored: plainly: the questions carry neither references" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--scorer", "numbers"], ["--scorer", "code"]])
+def test_bad_input_is_one_line_and_exit_code_2(command, run, data, words):
+    done = command(run, "--data", data, *words)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_folder_without_a_run_is_refused(command, data, tmp_path):
+    done = command(tmp_path, "--data", data)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "bench run" in done.stderr
