@@ -67,6 +67,11 @@ class BenchRun:
 
         Raises InputError for a folder that is in use without `resume`, ArtifactError for one of another run.
         """
+        context = plain.target.context_length
+        if context is not None and settings.max_new_tokens >= context:
+            raise InputError(
+                f"max_new_tokens is {settings.max_new_tokens}, but the model's context is {context}; ask for fewer"
+            )
         self.folder, self.plain, self.settings = folder, plain, settings
         self.prompts = list(in_turns(tasks))
         self._run = _described_run(plain, model, settings, tasks)

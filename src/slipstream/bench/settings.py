@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from slipstream.errors import InputError, unknown_choice
+from slipstream.sampling import VERIFICATIONS
 
 PLAIN = "plain"
 Judge = Literal["auto", "float64", "none"]
@@ -100,6 +101,8 @@ class BenchSettings:
             raise InputError(f"{doubled[0]!r} is entered twice; name one otherwise: NAME=METHOD:OPTION=VALUE")
         if not names or names[0] != PLAIN:
             raise InputError("plain decoding must be the first entrant: all others are compared with it")
+        if self.verification not in VERIFICATIONS:
+            raise unknown_choice("verification", self.verification, VERIFICATIONS)
         if self.judge not in JUDGES:
             raise unknown_choice("judge", self.judge, JUDGES)
 

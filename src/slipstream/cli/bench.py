@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from slipstream.cli import bench_merge, bench_report, bench_run, bench_show
+from slipstream.cli import bench_merge, bench_report, bench_run, bench_score, bench_show
 
-app = typer.Typer(no_args_is_help=True, help="Measure methods on questions: run, show, report, merge.")
+app = typer.Typer(no_args_is_help=True, help="Measure methods on questions: run, show, report, score, merge.")
 app.command("run")(bench_run.run)
 app.command("show")(bench_show.show)
 app.command("report")(bench_report.report)
+app.command("score")(bench_score.score)
 app.command("merge")(bench_merge.merge)
