@@ -10,11 +10,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from doubles import decode
 from drafters.eagle_reference import reference_head
-from families import build
+from families import build, prompt_ids
+from oracle import oracle_generate
 from slipstream.confidence import ConfidenceScale
+from slipstream.drafters import build_drafter
 from slipstream.drafters.eagle_checkpoint import load_head, save_head
 from slipstream.drafters.eagle_head import EagleHead, HeadSizes, additive_mask
+from slipstream.engine import Engine
 from slipstream.errors import ArtifactError, ArtifactWarning
 from slipstream.target import Target
 
@@ -117,6 +121,27 @@ def test_published_head_loads_and_computes_its_layout(name, target, tmp_path):
         theta=config.get("rope_theta", 10000.0),
     )
     assert torch.allclose(full_pass(head, embeddings, features), expected, atol=1e-4)  # rotary and norm are float32
+
+
+# The target's family, and the published heads for it.
+OF_FAMILY = {"llama": ("vicuna-7b", "vicuna-33b", "llama2-70b", "llama3"), "qwen2": ("qwen2",), "mixtral": ("mixtral",)}
+
+
+@pytest.mark.parametrize(("family", "name"), [(family, name) for family, names in OF_FAMILY.items() for name in names])
+def test_a_published_head_drafts_for_its_family_and_changes_no_token(family, name, family_model, tmp_path):
+    kinds, config, file = PUBLISHED[name]
+    stored = {key: tensor.half() for key, tensor in published(**kinds).items()}  # as most of them are stored
+    stored["layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(HEAD_DIM // 2)  # as old versions saved it
+    target = Target(family_model(family))
+    head = write(tmp_path, stored, file, torch_dtype="float16", **config)
+    prompt = prompt_ids(9)
+    expected = oracle_generate(target.model, prompt, max_new_tokens=12)
+    for method, sizes in (("eagle2", {"width": 4, "depth": 3, "total": 10}), ("eagle", {})):
+        result = decode(
+            Engine(target, build_drafter(method, target, {"draft": head, **sizes})), prompt, max_new_tokens=12
+        )
+        assert result.ids == expected
+        assert sum(step.num_drafted for step in result.steps) > 0
 
 
 def test_positions_go_beyond_the_context_of_old_configs(target, tmp_path):
