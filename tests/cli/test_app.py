@@ -71,6 +71,8 @@ def test_options_are_these_and_adding_one_is_deliberate():
         "demo": {"methods", "num_prompts", "max_new_tokens", "temperature", "seed", "time_limit", "dtype", "device"}
         | {"as_json"} | always,
         "methods": {"as_json"} | always,
+        "certify": (sampling - {"repetition_penalty"}) | loading | drafting | always
+        | {"data", "num_prompts", "seeds", "samples", "judge", "out", "as_json"},
         "skip show": {"file", "as_json"} | always,
         "skip search": {"model", "task", "prompts", "trials", "objective", "out", "sampler", "study", "warm_start"}
         | {"num_prompts", "max_new_tokens", "temperature", "rows", "repeats", "seed", "plot", "starting_points"}

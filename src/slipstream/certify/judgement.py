@@ -75,7 +75,7 @@ def _judge_same_shape(found: Comparison, in_float64: Callable[[], Comparison | N
         return Judged("identical", "the same tokens; states differ by what other rows of a pass hold")
     exact = in_float64()
     if exact is not None:
-        return _by_float64(exact)
+        return _by_float64(found.same_shape, exact)
     if divergence.shortfall <= 2 * found.floor.logits:
         return Judged("rounding", "within twice the floor; there was no float64 run")
     return Judged(
@@ -96,13 +96,14 @@ def _judge_other_shape(
         return Judged("identical", "the same tokens")
     exact = in_float64()
     if exact is not None:
-        return _by_float64(exact)
+        return _by_float64(against, exact)
     return Judged(
         "undecided", f"logits differ by {against.logit_distance:.3g}, yardstick {yardstick:.3g}; float64 would decide"
     )
 
 
-def _by_float64(exact: Comparison) -> Judged:
-    if exact.has_same_tokens:
-        return Judged("rounding", "every reference is identical in float64")
-    return Judged("fault", "differs in float64 too")
+def _by_float64(against: Against, exact: Comparison) -> Judged:
+    if not exact.has_same_tokens:
+        return Judged("fault", "differs in float64 too")
+    ruling: Ruling = "identical" if against.divergence is None else "rounding"
+    return Judged(ruling, "every reference is identical in float64")
