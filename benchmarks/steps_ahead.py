@@ -4,11 +4,13 @@ r"""EAGLE heads of the demo target trained so many steps ahead: accuracy by dept
         --head 1 --head 3=src/slipstream/demo/eagle --out benchmarks/records/eagle-steps-ahead-demo.json
 
 A head without a folder is trained in WORK by the shipped recipe (`slipstream.training.demo`: text, settings, target in
-bfloat16) with that number of steps ahead; an interrupted run goes on. All are calibrated anew, alike, in copies, on the
-dialogues that the recipe keeps back, and measured on these: the head fed with its own features, the text's own tokens
-before. Then every head drafts the same trees for the same questions, and every answer is compared with plain decoding.
-The intervals of differences come from drawing the questions anew (bootstrap, paired). What they leave out is that
-another seed trains another head.
+bfloat16) with that number of steps ahead; an interrupted run goes on. `--steps`, `--batch-size` and `--max-length`
+make the recipe smaller, for all heads alike. Compare heads of one recipe only: else the difference is the recipe's.
+
+All heads are calibrated anew, alike, in copies, on the dialogues that the recipe keeps back, and measured on these: the
+head fed with its own features, the text's own tokens before. Then every head drafts the same trees for the same
+questions, and every answer is compared with plain decoding. The intervals of differences come from drawing the
+questions anew (bootstrap, paired). What they leave out is that another seed trains another head.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +41,14 @@ from records import (
 )
 
 from slipstream.bench.comparison import VERDICTS, Answer, Comparison
-from slipstream.drafters.eagle_checkpoint import load_head
+from slipstream.drafters import build_drafter
+from slipstream.drafters.eagle import EagleDrafter
 from slipstream.loading import load_model
 from slipstream.target import Target
 from slipstream.training import encoded
 from slipstream.training.calibration import calibrate_artefact
 from slipstream.training.demo import WEIGHTS, DemoSettings
-from slipstream.training.dialogues import Dialogue
+from slipstream.training.dialogues import Dialogue, usable_dialogues
 from slipstream.training.draft_text import draft_text
 from slipstream.training.eagle import EagleRun
 from slipstream.training.eagle_settings import EagleSettings
@@ -54,6 +57,7 @@ DEMO = Path(__file__).resolve().parents[1] / "src" / "slipstream" / "demo" / "ta
 TREES: Methods = {"eagle2-60": ("eagle2", PUBLISHED), "eagle2-25": ("eagle2", LIKE_EAGLE), "eagle": ("eagle", {})}
 TEMPERATURES = (0.0, 1.0)
 NUM_DRAWS = 4000
+ALSO_IN_CONFIG = ("confidence_scale", "calibration")  # beside the settings of a head without a log
 Heads = Mapping[int, Path]
 """Folders by steps ahead."""
 
@@ -76,12 +80,13 @@ def main() -> int:
         prompts_per_task=options.prompts,
         max_new_tokens=options.max_new_tokens,
     )
-    text = recipe_text(options.corpus, options.work)
+    text = usable_dialogues(recipe_text(options.corpus, options.work), options.max_length)
     heads: dict[int, Path] = {}
     measured = {}
     for ahead, folder in options.head:
-        made = trained(ahead, text, options.work) if folder is None else folder
-        heads[ahead], measured[str(ahead)] = prepared(ahead, made, text, options.work)
+        settings = settings_for(ahead, options)
+        made = trained(settings, text, options.work) if folder is None else folder
+        heads[ahead], measured[str(ahead)] = prepared(settings, made, text, options.work)
     answers = list(all_answers(options, heads))
     aheads = sorted(heads)
     found = rows(answers, aheads)
@@ -103,6 +108,10 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--head", type=head_argument, action="append", required=True, metavar="STEPS[=DIR]")
+    recipe = DemoSettings().eagle
+    for name in ("steps", "batch_size", "max_length"):
+        option = "--" + name.replace("_", "-")
+        parser.add_argument(option, type=int, default=getattr(recipe, name), help="of training; default: the recipe's")
     parser.add_argument("--corpus", type=Path, default=Path("../shared/data/train"), help="of the demo models")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/steps-ahead"), help="for text, runs and copies of heads"
@@ -140,24 +149,33 @@ def recipe_text(corpus: Path, work: Path) -> list[Dialogue]:
     return draft_text(load_target(), encoded_corpus, work / "text", how.text)
 
 
-def trained(ahead: int, text: Sequence[Dialogue], work: Path) -> Path:
-    """The folder of the head with the shipped recipe's settings but for the steps ahead."""
-    run = EagleRun(load_target("bfloat16"), text, work / f"run-{ahead}", settings_for(ahead))
+def settings_for(ahead: int, options: argparse.Namespace) -> EagleSettings:
+    """Those of the shipped head but for the steps ahead and what the command line makes smaller."""
+    return replace(
+        DemoSettings().eagle,
+        steps_ahead=ahead,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        max_length=options.max_length,
+        report_every=max(1, options.steps // 5),
+    )
+
+
+def trained(settings: EagleSettings, text: Sequence[Dialogue], work: Path) -> Path:
+    """The folder of the head with these settings."""
+    out = work / f"run-{settings.steps_ahead}-{settings.steps}-{settings.batch_size}-{settings.max_length}"
+    run = EagleRun(load_target("bfloat16"), text, out, settings)
     run.resume()
     for report in run.steps():
         if report.held_out:
             depths = " ".join(f"{one:.1%}" for one in report.held_out)
-            print(f"{ahead} ahead, step {report.step}: {depths}", file=sys.stderr)
+            print(f"{settings.steps_ahead} ahead, step {report.step}: {depths}", file=sys.stderr)
     return run.out
 
 
-def settings_for(ahead: int) -> EagleSettings:
-    """Those of the shipped head, so many steps ahead; measured less often."""
-    return replace(DemoSettings().eagle, steps_ahead=ahead, report_every=250)
-
-
-def prepared(ahead: int, made: Path, text: Sequence[Dialogue], work: Path) -> tuple[Path, dict[str, Any]]:
+def prepared(settings: EagleSettings, made: Path, text: Sequence[Dialogue], work: Path) -> tuple[Path, dict[str, Any]]:
     """A calibrated copy of a head, and what the record says of it."""
+    ahead = settings.steps_ahead
     folder = work / f"head-{ahead}"
     folder.mkdir(parents=True, exist_ok=True)
     for name in WEIGHTS:
@@ -167,18 +185,19 @@ def prepared(ahead: int, made: Path, text: Sequence[Dialogue], work: Path) -> tu
         raise SystemExit(f"the head in {made} was trained {made_with['steps_ahead']} steps ahead, not {ahead}")
     target = load_target()
     with tempfile.TemporaryDirectory() as unused:
-        run = EagleRun(target, text, Path(unused), settings_for(ahead))
-    head = load_head(folder, target)
-    run.head.load_state_dict(head.state_dict())
+        run = EagleRun(target, text, Path(unused), settings)
+    drafter = build_drafter("eagle2", target, {"draft": folder})
+    assert isinstance(drafter, EagleDrafter)
+    run.head.load_state_dict(drafter.head.state_dict())
     accuracy = run.measure()
     found = calibrate_artefact("eagle2", target, folder, run.held_out)
     log = made / "training.json"
-    history = json.loads(log.read_text(encoding="utf-8"))["losses"] if log.is_file() else []
+    run_log = json.loads(log.read_text(encoding="utf-8")) if log.is_file() else {"settings": made_with, "losses": []}
     return folder, {
-        "weights": head_hash(head),
-        "settings": {**asdict(settings_for(ahead)), "steps": made_with["steps"]},
+        "weights": head_hash(drafter),
+        "settings": {name: value for name, value in run_log["settings"].items() if name not in ALSO_IN_CONFIG},
         "held_out_top1_by_depth": [round(one, 4) for one in accuracy],
-        "while_training": {str(one["step"]): [round(x, 4) for x in one["held_out"]] for one in history},
+        "while_training": {str(one["step"]): [round(x, 4) for x in one["held_out"]] for one in run_log["losses"]},
         "confidence_scale": found.scale.to_dict(),
         "calibration": found.to_dict(),
     }
