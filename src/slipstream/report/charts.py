@@ -106,8 +106,8 @@ def _nodes(record: Record) -> Iterator[Chart]:
                 SECTIONS[2],
                 f"Confidence against acceptance, {temperature_name(one)}",
                 "On the dashed diagonal, a drafter that is 80 % sure of a token is right 80 % of the time; below it, "
-                "it is too sure of itself. Lines: 95 % intervals. error: mean distance, weighted by nodes. Methods that "
-                "are equally sure of every token have no curve.",
+                "it is too sure of itself. Lines: 95 % intervals. error: mean distance, weighted by nodes. Methods "
+                "that are equally sure of every token have no curve.",
                 partial(nodes.calibration, record, one),
             )
     for one in record.temperatures:

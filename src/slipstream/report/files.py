@@ -42,6 +42,7 @@ def _draw(chart: Chart, folder: Path | None) -> tuple[PageFigure, list[Path]]:
         if folder is not None:
             paths = [folder / f"{chart.name}.svg", folder / f"{chart.name}.png"]
             _write(paths[0], document)
+            figure.set_layout_engine("none")  # the places that it has found hold here too
             figure.savefig(paths[1], dpi=PNG_DPI)
     width = round(figure.get_figwidth() * 96)
     return PageFigure(chart, inline(document, chart.name, f"{chart.title}. {chart.reading}"), width), paths

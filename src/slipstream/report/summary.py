@@ -177,7 +177,7 @@ def _incomplete(record: Record) -> list[Note]:
     if record.complete:
         return []
     done = f"{record.num_prompts_done:,} of {count(record.num_prompts, 'prompt')}"
-    return [Note(f"The run is not complete: {done} done. `bench run --resume` goes on.", severe=True)]
+    return [Note(f"The run is not complete: {done} done. slipstream bench run goes on with --resume.", severe=True)]
 
 
 def _truncated(record: Record) -> list[Note]:
