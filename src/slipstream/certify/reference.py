@@ -12,6 +12,9 @@ is associated by the number of slots and by the places of its ancestors among th
         next   argmax of the scores at t_k's row
 
 Whether dummies do leave the rows alone is measured, not believed: `Reference.floor` runs a pass again with other ones.
+
+What is shared with the engine is `Target.forward` and the processing of logits. A fault in these is for the reference
+by transformers to find.
 """
 
 from __future__ import annotations

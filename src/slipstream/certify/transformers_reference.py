@@ -17,7 +17,8 @@ from slipstream.certify.distances import distance
 from slipstream.engine import Request
 from slipstream.target import Target
 
-_SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_NOT_PLAIN = ("prompt_lookup_num_tokens", "assistant_early_exit", "stop_strings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,10 @@ def transformers_answer(target: Target, request: Request) -> TransformersAnswer:
     model, num_prompt = target.model, len(request.prompt_ids)
     room = request.max_new_tokens if target.context_length is None else target.context_length - num_prompt
     config = copy.deepcopy(model.generation_config)
-    for name in _SAMPLING_ONLY:
+    for name in (*_SAMPLING, *_NOT_PLAIN):
         setattr(config, name, None)
+    if room < request.max_new_tokens:
+        config.forced_eos_token_id = None  # it stands where the budget ends, beyond the context
     config.update(
         do_sample=False,
         max_length=None,

@@ -204,10 +204,15 @@ def _certify(
     about = {
         **provenance(loaded.target, name, sys.argv),
         "num_threads": torch.get_num_threads(),
-        "options": {**given(**drafting), **parse_further(option)},
+        "options": {name: _shown(value) for name, value in {**given(**drafting), **parse_further(option)}.items()},
     }
     with _progress(certification) as advance:
         return certification.run(about, advance)
+
+
+def _shown(value: Any) -> Any:
+    """An absolute path by its last part, as in the command."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def write_certificate(certificate: Certificate, path: Path) -> None:
