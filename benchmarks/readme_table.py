@@ -63,7 +63,7 @@ def block(record: Record, path: str) -> str:
     """What stands between the marks: where the figures come from, what came out, and a table a temperature."""
     parts = [
         f"{summary.setting(record)} {sentence(summary.provenance(record))} From [the record]({path}), made by",
-        f"    {record.run.command}",
+        "\n".join(f"    {line}" for line in record.run.command.splitlines()),
         *(f"- {line}" for line in summary.headlines(record)),
         *(f"- {note.text}" for note in summary.notes(record)),
     ]
@@ -80,8 +80,8 @@ def with_identity(table: Table, record: Record) -> Table:
     rows = []
     for row in table.rows:
         found = record.row(ALL, str(row["method"]), table.temperature)
-        rows.append({**row, "identical": verdicts_text(found.verdicts) if found else None})
-    return replace(table, columns=[*table.columns, Column("identical", "identical to plain")], rows=rows)
+        rows.append({**row, "verdicts": found.verdicts if found else None})
+    return replace(table, columns=[*table.columns, Column("verdicts", "identical to plain", verdicts_text)], rows=rows)
 
 
 def sentence(text: str) -> str:

@@ -62,6 +62,8 @@ def test_show_details_and_json(bench):
     assert [table["table"] for table in found["tables"]] == ["speed", "cycle", "evidence"]
     assert found["tables"][0]["rows"][1]["method"] == "eagle2"
     assert found["tables"][0]["rows"][1]["efficiency"] == pytest.approx(0.75)
+    assert found["tables"][0]["rows"][1]["ratio_to_plain_spread"]["q1"] == pytest.approx(1.62)
+    assert found["tables"][2]["rows"][1]["verdicts"]["identical"] == 40
 
 
 def test_show_prints_markdown(bench):

@@ -81,13 +81,13 @@ def test_details_have_speed_cycle_and_evidence():
             row["verdicts"] = {"identical": 37, "rounding": 2, "fault": 1, "differs": 0}
     speed, cycle, evidence = detail_tables(parse_record(data), 0.0)
     assert text_of(speed, "eagle2", "tokens_per_second") == "180.0"
-    assert text_of(speed, "eagle2", "spread") == "1.80x (1.62-1.98)"
+    assert text_of(speed, "eagle2", "ratio_to_plain_spread") == "1.80x (1.62-1.98)"
     assert text_of(speed, "eagle2", "ratio_to_transformers") == "3.60x"
     assert text_of(speed, "eagle2", "efficiency") == "0.75"
     assert text_of(cycle, "eagle2", "total") == "11.75"
     assert text_of(cycle, "eagle2", "acceptance_rate") == "25%"
     assert "hf-plain" not in [row["method"] for row in cycle.rows]
-    assert text_of(evidence, "eagle2", "identical") == "37 of 40, 2 rounding, 1 FAULT"
+    assert text_of(evidence, "eagle2", "verdicts") == "37 of 40, 2 rounding, 1 FAULT"
     assert text_of(evidence, "eagle2", "repetition_rate") == "10%"
 
 

@@ -7,13 +7,13 @@ pass of the target emitted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from statistics import fmean
 from typing import Any, Literal
 
 from slipstream.report.names import MISSING, task_name
-from slipstream.report.record import ALL, Record, Row, Verdicts
+from slipstream.report.record import ALL, Record, Row, Spread, Verdicts
 
 Layout = Literal["eagle", "spec-bench", "details"]
 LAYOUTS: tuple[Layout, ...] = ("eagle", "spec-bench", "details")
@@ -23,7 +23,7 @@ SPEED_UP = (
 )
 TAU = "tau: tokens per target pass."
 
-Cell = str | int | float | None
+Cell = str | int | float | Spread | Verdicts | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +32,17 @@ class Column:
 
     key: str
     heading: str
-    form: str = "{}"
-    """Of `str.format`, for values that are known."""
+    form: str | Callable[[Any], str] = "{}"
+    """Of `str.format`, or what writes it; for values that are known."""
     group: str = ""
     """A heading over this and its neighbours of the same group."""
 
     def text(self, row: Mapping[str, Cell]) -> str:
         """The cell of a row as people read it."""
         value = row[self.key]
-        return MISSING if value is None else self.form.format(value)
+        if value is None:
+            return MISSING
+        return self.form.format(value) if isinstance(self.form, str) else self.form(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ def _speed_table(rows: Sequence[Row], temperature: float) -> Table:
         Column("tokens_per_second", "tokens/s", "{:.1f}"),
         Column("ms_per_token", "ms a token", "{:.2f}"),
         Column("ratio_to_plain", "of sums", "{:.2f}x", "speed-up over plain"),
-        Column("spread", "median (quartiles)", "{}", "speed-up over plain"),
+        Column("ratio_to_plain_spread", "median (quartiles)", spread_text, "speed-up over plain"),
         Column("ratio_to_transformers", "over hf-plain", "{:.2f}x"),
         Column("tau", "tau", "{:.2f}"),
         Column("efficiency", "efficiency", "{:.2f}"),
@@ -138,7 +140,7 @@ def _speed_table(rows: Sequence[Row], temperature: float) -> Table:
             "tokens_per_second": row.tokens_per_second,
             "ms_per_token": row.ms_per_token.median if row.ms_per_token else None,
             "ratio_to_plain": row.ratio_to_plain,
-            "spread": spread_text(row),
+            "ratio_to_plain_spread": row.ratio_to_plain_spread,
             "ratio_to_transformers": row.ratio_to_transformers,
             "tau": row.tau,
             "efficiency": row.efficiency,
@@ -190,7 +192,7 @@ def _evidence_table(rows: Sequence[Row], temperature: float) -> Table:
         Column("method", "method"),
         Column("num_answers", "answers", "{:,}"),
         Column("num_tokens", "tokens", "{:,}"),
-        Column("identical", "identical to plain"),
+        Column("verdicts", "identical to plain", verdicts_text),
         Column("repetition_rate", "repetition", "{:.0%}"),
         Column("memory_peak_gib", "peak", "{:.2f}", "memory, GiB"),
         Column("memory_growth_gib", "growth", "{:.3f}", "memory, GiB"),
@@ -200,7 +202,7 @@ def _evidence_table(rows: Sequence[Row], temperature: float) -> Table:
             "method": row.entrant,
             "num_answers": row.num_answers,
             "num_tokens": row.num_tokens,
-            "identical": verdicts_text(row.verdicts),
+            "verdicts": row.verdicts if row.verdicts and row.verdicts.total else None,
             "repetition_rate": row.repetition_rate,
             "memory_peak_gib": row.memory_peak_gib,
             "memory_growth_gib": row.memory_growth_gib,
@@ -214,19 +216,16 @@ def _evidence_table(rows: Sequence[Row], temperature: float) -> Table:
     return Table("evidence", "Identity, repetition and memory", temperature, columns, cells, notes)
 
 
-def verdicts_text(verdicts: Verdicts | None) -> str | None:
-    """As in "58 of 60, 2 rounding"; None where answers cannot be compared."""
-    if verdicts is None or not verdicts.total:
-        return None
+def verdicts_text(verdicts: Verdicts) -> str:
+    """As in "58 of 60, 2 rounding"."""
     rest = {"rounding": verdicts.rounding, "FAULT": verdicts.fault, "differ": verdicts.differs}
     others = "".join(f", {number} {name}" for name, number in rest.items() if number)
     return f"{verdicts.identical:,} of {verdicts.total:,}{others}"
 
 
-def spread_text(row: Row) -> str | None:
+def spread_text(spread: Spread) -> str:
     """As in "1.17x (1.02-1.31)"."""
-    spread = row.ratio_to_plain_spread
-    return f"{spread.median:.2f}x ({spread.q1:.2f}-{spread.q3:.2f})" if spread else None
+    return f"{spread.median:.2f}x ({spread.q1:.2f}-{spread.q3:.2f})"
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -243,8 +242,12 @@ def share(part: int | None, whole: int | None) -> float | None:
 
 def table_json(table: Table) -> dict[str, Any]:
     """A table for JSON, its numbers unrounded."""
-    rows = [{column.key: row[column.key] for column in table.columns} for row in table.rows]
+    rows = [{column.key: _json_value(row[column.key]) for column in table.columns} for row in table.rows]
     return {"table": table.key, "temperature": table.temperature, "notes": list(table.notes), "rows": rows}
+
+
+def _json_value(cell: Cell) -> Any:
+    return asdict(cell) if isinstance(cell, (Spread, Verdicts)) else cell
 
 
 def header_groups(columns: Sequence[Column]) -> list[tuple[str, list[Column]]]:
