@@ -162,6 +162,7 @@ def test_runs_split_by_task_make_the_record_of_one(finished, record: dict, tmp_p
         if one["task"] != "all":
             assert one in merged["rows"]
     assert merged["complete"]
+    assert merged["run"]["command"].splitlines() == 2 * [record["run"]["command"]]
     with pytest.raises(ArtifactError, match="both hold task"):
         build_record(parts[0], parts[0])
     run = read_run(parts[1])

@@ -121,6 +121,7 @@ def build_record(*folders: Path) -> dict[str, Any]:
         "format": 1,
         "run": {
             **{name: first[name] for name in _PROVENANCE},
+            "command": "\n".join(run["command"] for run in runs),
             **{name: value for name, value in settings.items() if name != "questions_hash"},
             "entrants": entrants,
             "tasks": tasks,
