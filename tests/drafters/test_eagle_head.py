@@ -198,6 +198,10 @@ DAMAGED = {
     "other embeddings": (put("embed_tokens.weight", VOCAB, 16), "width 16.*has 32"),
     "layer norms of a variant": (put("embed_layernorm.weight", H), r"embed_layernorm\.weight"),
     "an input layer norm": (put("layers.0.input_layernorm.weight", H), r"input_layernorm\.weight"),
+    "numbers that are none": (
+        lambda tensors: {**tensors, "fc.weight": torch.full_like(tensors["fc.weight"], float("nan"))},
+        r"fc\.weight holds numbers that are not finite",
+    ),
     "an EAGLE-3 head": (put("midlayer.self_attn.q_proj.weight", H, 2 * H), "EAGLE-3"),
 }
 
@@ -217,6 +221,7 @@ def test_a_wrong_tensor_is_named(damage, target, tmp_path):
         ({"num_attention_heads": 4, "head_dim": 16}, "num_attention_heads or head_dim"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic'"),
         ({"rms_norm_eps": "small"}, "small"),
+        ({"slipstream": ["target"]}, "it must be an object"),
     ],
 )
 def test_a_config_that_contradicts_the_tensors_is_refused(config, message, target, tmp_path):
@@ -231,7 +236,7 @@ def test_folders_without_a_head_are_refused(target, tmp_path):
     with pytest.raises(ArtifactError, match="not a JSON object"):
         load_head(tmp_path, target)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    with pytest.raises(ArtifactError, match="weights are missing"):
+    with pytest.raises(ArtifactError, match="weights of the EAGLE heads are missing"):
         load_head(tmp_path, target)
     with pytest.raises(ArtifactError, match="there is no folder"):
         load_head(str(tmp_path / "nowhere"), target)

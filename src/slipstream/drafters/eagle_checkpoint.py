@@ -8,24 +8,31 @@ they cannot show (heads, RoPE, epsilon), and is overruled where both speak: publ
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from slipstream.confidence import ConfidenceScale
-from slipstream.drafters.artefact_files import save_tensors
+from slipstream.drafters.artefact_files import (
+    CONFIG,
+    PROVENANCE,
+    SAFETENSORS,
+    check_names,
+    check_shapes,
+    local_folder,
+    read_config,
+    read_tensors,
+    recorded_confidence,
+    save_tensors,
+    warn_of_other_target,
+)
 from slipstream.drafters.eagle_head import PROJECTIONS, EagleHead, HeadSizes
-from slipstream.errors import ArtifactError, ArtifactWarning, InputError
+from slipstream.errors import ArtifactError, InputError
 from slipstream.target import Target
 
-CONFIG, SAFETENSORS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
-PROVENANCE = "slipstream"
-"""Key of config.json under which heads trained here record their target and how they were made."""
+_FILES = (SAFETENSORS, "pytorch_model.bin")
+_WHAT = "EAGLE heads"
 
 _LAYER = "layers.0."
 _WEIGHTS = (
@@ -45,17 +52,16 @@ def load_head(source: str | Path, target: Target) -> EagleHead:
     Raises ArtifactError for a checkpoint that is damaged, incomplete or of another size than the target; warns with
     ArtifactWarning if it records another target.
     """
-    folder = _folder(source)
-    config = read_config(folder)
-    tensors = _read_tensors(folder)
+    folder = local_folder(source, _FILES, _WHAT)
+    config = read_config(folder, _WHAT)
+    tensors = read_tensors(folder, _FILES, _WHAT)
     _check_names(folder, tensors)
-    sizes = _sizes(folder, config, tensors, target)
-    head = EagleHead(sizes)
+    head = EagleHead(_sizes(folder, config, tensors, target))
     kept = {name: tensor for name, tensor in tensors.items() if name not in _IGNORED}
-    _check_shapes(folder, kept, head)
+    check_shapes(folder, kept, {name: parameter.shape for name, parameter in head.state_dict().items()})
     head.load_state_dict(kept)
-    head.confidence = _confidence(folder, config)
-    _warn_of_other_target(folder, config, target)
+    head.confidence = recorded_confidence(config, folder / CONFIG)
+    warn_of_other_target(folder, config, target, _WHAT)
     return head.place(target.device, target.dtype).requires_grad_(False).eval()
 
 
@@ -69,71 +75,10 @@ def save_head(head: EagleHead, folder: Path, target: Target, provenance: Mapping
     (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The head's config.json. Raises ArtifactError where there is none that can be read."""
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder} has no readable {CONFIG} ({error}); give the folder of an EAGLE head") from error
-    if not isinstance(config, dict):
-        raise ArtifactError(f"{folder / CONFIG} is not a JSON object; give the folder of an EAGLE head")
-    return config
-
-
-def _folder(source: str | Path) -> Path:
-    """The folder itself, or a local copy of the hub repository's head."""
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    if folder.exists() or not isinstance(source, str) or source.count("/") != 1 or source.startswith((".", "/")):
-        raise ArtifactError(f"there is no folder {str(source)!r}; give the folder or the hub id of an EAGLE head")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=[CONFIG, SAFETENSORS, PICKLE]))
-    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ArtifactError(f"{source!r} is no folder, and the hub does not give it: {reason}") from error
-
-
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    path = next((folder / name for name in (SAFETENSORS, PICKLE) if (folder / name).is_file()), None)
-    if path is None:
-        raise ArtifactError(f"{folder} holds neither {SAFETENSORS} nor {PICKLE}; the head's weights are missing")
-    try:
-        if path.name == SAFETENSORS:
-            tensors = load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, _unpickling_error()) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ArtifactError(f"cannot read {path}: {reason}; fetch the head again") from error
-    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ArtifactError(f"{path} is not a dictionary of tensors; give the folder of an EAGLE head")
-    return dict(tensors)
-
-
-def _unpickling_error() -> type[Exception]:
-    from pickle import UnpicklingError
-
-    return UnpicklingError
-
-
 def _check_names(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     if any(name.startswith("midlayer.") for name in tensors):
         raise ArtifactError(f"{folder} is an EAGLE-3 head; methods eagle and eagle2 take EAGLE-1 and EAGLE-2 heads")
-    missing = [name for name in _WEIGHTS if name not in tensors]
-    if missing:
-        raise ArtifactError(f"{folder} lacks {', '.join(missing)}; it is not a complete EAGLE head")
-    unknown = sorted(set(tensors) - {*_WEIGHTS, *_BIASES.values(), *_IGNORED})
-    if unknown:
-        raise ArtifactError(
-            f"{folder} has tensors that an EAGLE head does not have: {', '.join(unknown)}; it is a variant that would "
-            "draft wrongly without them"
-        )
+    check_names(folder, tensors, _WEIGHTS, (*_BIASES.values(), *_IGNORED), _WHAT)
 
 
 def _sizes(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], target: Target) -> HeadSizes:
@@ -193,34 +138,6 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = parameters.pop("type", None) or "default"
     theta = parameters.pop("rope_theta", None) or config.get("rope_theta") or 10000.0
     return {"rope_type": kind, **parameters, "rope_theta": float(theta)}
-
-
-def _check_shapes(folder: Path, tensors: Mapping[str, Tensor], head: EagleHead) -> None:
-    for name, parameter in head.state_dict().items():
-        if tensors[name].shape != parameter.shape:
-            raise ArtifactError(
-                f"{folder}: {name} has shape {tuple(tensors[name].shape)}, but the other tensors and the target call "
-                f"for {tuple(parameter.shape)}"
-            )
-
-
-def _confidence(folder: Path, config: Mapping[str, Any]) -> ConfidenceScale:
-    """The scale found by calibration; published heads have none and get the default."""
-    try:
-        return ConfidenceScale.of((config.get(PROVENANCE) or {}).get("confidence_scale"))
-    except InputError as error:
-        raise ArtifactError(f"{folder / CONFIG}: {error}") from error
-
-
-def _warn_of_other_target(folder: Path, config: Mapping[str, Any], target: Target) -> None:
-    made_for = (config.get(PROVENANCE) or {}).get("target")
-    if made_for not in (None, target.hash):
-        warnings.warn(
-            f"the head in {folder} was trained for target {made_for}, not for {target.hash}: output stays exact, but "
-            "the draft may be poor. Train a head for this target.",
-            ArtifactWarning,
-            stacklevel=3,
-        )
 
 
 def _config(sizes: HeadSizes, target: Target) -> dict[str, Any]:
