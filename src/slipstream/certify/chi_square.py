@@ -58,11 +58,11 @@ def smallest_bias(num_samples: int, num_cells: int, alpha: float, power: float =
 
 
 def _shifted_survival(statistic: float, freedom: int, shift: float) -> float:
-    """P(X > statistic) for the noncentral chi-square X: a Poisson mixture of central ones."""
+    """P(X > statistic) for the noncentral chi-square X: a Poisson mixture of central ones. shift: above 0."""
     spread = 10 * math.sqrt(shift / 2) + 20
     first, last = max(0, int(shift / 2 - spread)), int(shift / 2 + spread)
     terms = torch.arange(first, last + 1, dtype=torch.float64)
-    log_weights = terms * math.log(shift / 2) - shift / 2 - torch.lgamma(terms + 1) if shift else -1e300 * terms
+    log_weights = terms * math.log(shift / 2) - shift / 2 - torch.lgamma(terms + 1)
     tails = torch.special.gammaincc(freedom / 2 + terms, torch.full_like(terms, statistic / 2))
     return float((log_weights.exp() * tails).sum())
 
