@@ -109,7 +109,7 @@ class Target:
         if self.context_length is not None:
             positions = positions.clamp(max=self.context_length - 1)
         if self.rolling_rope == "dynamic":
-            self._forget_longer_passes()
+            self.forget_longer_passes()
         cache.begin(cache.length if start is None else start, positions)
         mask = self._masks.build(visible, positions, cache)
         on_built()
@@ -132,7 +132,7 @@ class Target:
         with replaced_forward(self.base, lambda *args, **kwargs: output):
             return self.upcast(self.model(input_ids=placeholder, use_cache=False).logits)
 
-    def _forget_longer_passes(self) -> None:
+    def forget_longer_passes(self) -> None:
         """Let a dynamic RoPE follow the pass at hand: transformers' module keeps the base of the longest one so far."""
         rotary: Any
         for rotary in self.base.modules():

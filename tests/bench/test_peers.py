@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import logging
 import random
 
 import pytest
 import torch
 
 import slipstream
-from families import build, prompt_ids
+from families import FAMILIES, build, prompt_ids
 from slipstream.bench.peer_settings import generation_config_of, peer_settings
 from slipstream.bench.peers import PEERS, _answer, peer
 from slipstream.drafters.draft_checkpoint import PROVENANCE
@@ -216,6 +217,43 @@ def test_the_seed_decides_a_sampled_answer(name, peers):
     first, other = ask(peers[name], temperature=1.0), ask(peers[name], temperature=1.0, seed=2)
     torch.rand(3)
     assert ask(peers[name], temperature=1.0).token_ids == first.token_ids != other.token_ids
+
+
+@pytest.mark.parametrize("name", ["hf-plain", "hf-early-exit"])
+def test_a_dynamic_rope_does_not_remember_a_longer_answer(name):
+    longer, shorter = prompt_ids(45, seed=1), prompt_ids(36, seed=2)  # both beyond the original length
+    fresh, used = (peer(name, Target(FAMILIES["dynamic-rope"]())) for _ in range(2))
+    ask(used, longer)
+    assert ask(used, shorter).token_ids == ask(fresh, shorter).token_ids
+
+
+@pytest.mark.parametrize("name", ["hf-assisted", "hf-early-exit"])
+def test_transformers_advice_to_itself_is_kept_off_the_log(name, peers, caplog):
+    utils = logging.getLogger("transformers.generation.utils")
+    caplog.set_level(logging.WARNING, logger=utils.name)
+    utils.warning_once.cache_clear()  # it speaks once a process
+    seen = Kept()
+    utils.addHandler(seen)
+    filters = list(utils.filters)
+    try:
+        ask(peers[name])
+        assert seen.messages == []
+        assert utils.filters == filters
+        utils.warning("Passing `generation_config` together with generation-related arguments")
+        assert len(seen.messages) == 1
+    finally:
+        utils.removeHandler(seen)
+
+
+class Kept(logging.Handler):
+    """A log's messages."""
+
+    def __init__(self):
+        super().__init__()
+        self.messages = []
+
+    def emit(self, record):
+        self.messages.append(record.getMessage())
 
 
 # -- where a peer does not apply -----------------------------------------------------------------------------------
