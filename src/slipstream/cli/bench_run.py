@@ -16,6 +16,8 @@ from slipstream.cli.answering import note
 from slipstream.errors import InputError, LosslessnessError
 
 if TYPE_CHECKING:
+    from slipstream.bench.hub_tasks import HubTask
+    from slipstream.bench.prompts import Prompt
     from slipstream.bench.runner import BenchRun, Progress
     from slipstream.bench.settings import EntrantSpec
 
@@ -58,8 +60,19 @@ def run(
             help="A question file, or a folder of them (mt_bench.jsonl, ...); default: the shipped prompts.",
         ),
     ] = None,
+    datasets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dataset",
+            metavar="NAME",
+            rich_help_panel=BENCH,
+            help="A data set of the hub: xsum, cnn_dm, gsm8k, humaneval, nq, or any as "
+            "NAME=OWNER/DATASET[/CONFIG][@REVISION]:SPLIT:COLUMN[:REFERENCE_COLUMN]; repeatable, beside --data too. "
+            "80 questions unless --prompts says otherwise.",
+        ),
+    ] = None,
     tasks: Annotated[
-        str | None, typer.Option("--tasks", metavar="A,B", rich_help_panel=BENCH, help="Only these tasks.")
+        str | None, typer.Option("--tasks", metavar="A,B", rich_help_panel=BENCH, help="Only these tasks of --data.")
     ] = None,
     prompts: Annotated[
         int | None,
@@ -153,6 +166,7 @@ def run(
         drafts,
         peers,
         data,
+        datasets,
         tasks,
         resume,
         loading={"dtype": dtype, "device": device, "attention": attention},
@@ -198,6 +212,7 @@ def _prepare(
     drafts: list[str] | None,
     peers: bool,
     data: Path | None,
+    datasets: list[str] | None,
     task_names: str | None,
     resume: bool,
     *,
@@ -210,19 +225,19 @@ def _prepare(
     import torch
 
     from slipstream.bench.entrants import ExactEntrants, default_entrants, load_entrants
+    from slipstream.bench.hub_tasks import keep_questions
     from slipstream.bench.runner import BenchRun
     from slipstream.bench.settings import PLAIN, BenchSettings
-    from slipstream.bench.tasks import load_tasks, questions_hash
+    from slipstream.bench.tasks import questions_hash
     from slipstream.cli.loading import load
 
-    names = None if task_names is None else [name.strip() for name in task_names.split(",") if name.strip()]
-    tasks = load_tasks(data, names, prompts_per_task)
+    tasks, questions, sources = _read_tasks(folder, data, datasets, task_names, prompts_per_task, resume)
     artefacts = dict(map(_parse_draft, drafts or ()))
     given = _with_plain(_parse_methods(method, artefacts)) if method else None
     draft = BenchSettings(
         entrants=tuple(given or _with_plain([])),
         tasks=tuple(tasks),
-        data="shipped prompts" if data is None else data.name,
+        data=", ".join(sources),
         questions_hash=questions_hash(tasks),
         prompts_per_task=prompts_per_task,
         **settings,
@@ -238,6 +253,8 @@ def _prepare(
 
         draft = replace(draft, entrants=tuple(default_entrants(plain.target.hash, artefacts, peers)))
     bench = BenchRun(folder, plain, model, draft, tasks, resume=resume)
+    for one, text in questions.items():
+        keep_questions(folder, one, text)
 
     def left_out(name: str, reason: str) -> None:
         note(f"{name} is left out: {reason}")
@@ -251,6 +268,35 @@ def _prepare(
             bench.run(entrants, exact, show)
 
     return bench, work
+
+
+def _read_tasks(
+    folder: Path,
+    data: Path | None,
+    datasets: list[str] | None,
+    task_names: str | None,
+    prompts_per_task: int | None,
+    resume: bool,
+) -> tuple[dict[str, list[Prompt]], dict[HubTask, str], list[str]]:
+    """The prompts of each task, the question files of those from the hub, and what all came from.
+
+    A resumed run asks what its folder keeps.
+    """
+    from slipstream.bench.hub_tasks import fetch_questions, kept_questions, parse_tasks, prompts_of
+    from slipstream.bench.tasks import load_tasks
+
+    names = None if task_names is None else [name.strip() for name in task_names.split(",") if name.strip()]
+    only_hub = bool(datasets) and data is None
+    if only_hub and names is not None:
+        raise InputError("--tasks chooses among the tasks of --data; with --dataset alone leave it out")
+    tasks = {} if only_hub else load_tasks(data, names, prompts_per_task)
+    sources = [] if only_hub else ["shipped prompts" if data is None else data.name]
+    questions: dict[HubTask, str] = {}
+    for one in parse_tasks(datasets or (), list(tasks)):
+        questions[one] = (kept_questions(folder, one) if resume else None) or fetch_questions(one, prompts_per_task)
+        tasks[one.name] = prompts_of(one, questions[one])
+        sources.append(one.described)
+    return tasks, questions, sources
 
 
 def _with_plain(specs: list[EntrantSpec]) -> list[EntrantSpec]:
