@@ -50,8 +50,8 @@ import slipstream
 from slipstream.bench.comparison import PLAIN, Comparison
 from slipstream.bench.prompts import Prompt
 from slipstream.bench.repetition import NGRAM
-from slipstream.bench.tree_statistics import NUM_BINS, POSITIONS, fates
 from slipstream.bench.tree_picture import described
+from slipstream.bench.tree_statistics import NUM_BINS, POSITIONS
 from slipstream.bench.watching import Cycle, WatchedDrafter
 from slipstream.drafters.base import Drafter
 from slipstream.drafters.eagle import EagleDrafter

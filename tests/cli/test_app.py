@@ -73,6 +73,13 @@ def test_options_are_these_and_adding_one_is_deliberate():
         "methods": {"as_json"} | always,
         "certify": (sampling - {"repetition_penalty"}) | loading | drafting | always
         | {"data", "num_prompts", "seeds", "samples", "judge", "out", "as_json"},
+        "bench run": {"model", "method", "drafts", "peers", "data", "datasets", "tasks", "prompts", "max_new_tokens"}
+        | {"max_prompt_tokens", "temperature", "top_p", "seed", "samples", "repeats", "verification", "judge", "dtype"}
+        | {"device", "attention", "threads", "out", "resume", "report", "as_json"} | always,
+        "bench show": {"run", "layout", "temperature", "as_markdown", "as_json"} | always,
+        "bench report": {"run", "out", "figures"} | always,
+        "bench score": {"run", "data", "run_code", "scorer", "as_json"} | always,
+        "bench merge": {"runs", "out"} | always,
         "skip show": {"file", "as_json"} | always,
         "skip search": {"model", "task", "prompts", "trials", "objective", "out", "sampler", "study", "warm_start"}
         | {"num_prompts", "max_new_tokens", "temperature", "rows", "repeats", "seed", "plot", "starting_points"}
