@@ -126,7 +126,12 @@ def remembered(model: PreTrainedModel, memory: Memory) -> Iterator[None]:
     ) -> CausalLMOutputWithPast:
         cache = past_key_values
         filled = [rows for layer in cache.layers for rows in (layer.keys, layer.values) if rows is not None]
-        parts = [input_ids, position_ids, attention_mask.float(), *(rows[:, :, : cache.start].float() for rows in filled)]
+        parts = [
+            input_ids,
+            position_ids,
+            attention_mask.float(),
+            *(rows[:, :, : cache.start].float() for rows in filled),
+        ]
         skipped = tuple(i for i, module in enumerate(modules) if "forward" in module.__dict__)
         key = (cache.start, skipped, *others.items(), *(part.numpy().tobytes() for part in parts))
         if key not in memory:
