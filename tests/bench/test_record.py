@@ -157,7 +157,8 @@ def test_runs_split_by_task_make_the_record_of_one(finished, record: dict, tmp_p
             lines = [one for one in whole if (one["task"], one["prompt_id"]) == (task, number)]
             journal.finish(task, number, lines, 1.0)
         parts.append(folder)
-    merged = build_record(*parts)
+    merged = build_record(*reversed(parts))
+    assert merged["run"]["tasks"] == record["run"]["tasks"]
     for one in record["rows"]:
         if one["task"] != "all":
             assert one in merged["rows"]

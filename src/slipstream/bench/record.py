@@ -18,6 +18,7 @@ from slipstream.bench.journal import Journal, read_answers
 from slipstream.bench.repetition import Repetition, repetition
 from slipstream.bench.run_files import JOURNAL_FILE, RECORD_FILE, read_run
 from slipstream.bench.settings import PLAIN
+from slipstream.bench.tasks import TASKS
 from slipstream.bench.tree_statistics import TreeTally
 from slipstream.clock import PARTS
 from slipstream.errors import ArtifactError
@@ -111,7 +112,9 @@ def build_record(*folders: Path) -> dict[str, Any]:
     answers = [one for folder in folders for one in read_answers(folder / JOURNAL_FILE)]
     journals = [Journal(folder / JOURNAL_FILE) for folder in folders]
     settings = first["settings"]
+    known = list(TASKS)
     tasks = [task for run in runs for task in run["settings"]["tasks"]]
+    tasks.sort(key=lambda task: known.index(task) if task in known else len(known))
     num_prompts = sum(sum(run["num_prompts"].values()) for run in runs)
     num_done = sum(len(journal.done) for journal in journals)
     heard = {one["entrant"] for one in answers}
