@@ -65,14 +65,15 @@ def time_s(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def _timed(call: Callable[[], Any], device: torch.device) -> float:
-    _synchronize(device)
+    synchronize(device)
     began = time.perf_counter()
     call()
-    _synchronize(device)
+    synchronize(device)
     return time.perf_counter() - began
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that is queued; a CPU has nothing queued."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 

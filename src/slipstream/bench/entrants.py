@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 import slipstream
 from slipstream.bench.memory import Peak, peak_memory
 from slipstream.bench.peers import PEERS, Peer, peer
@@ -17,6 +15,7 @@ from slipstream.drafters import METHODS, packaged_artefact
 from slipstream.errors import InputError
 from slipstream.model import Model
 from slipstream.output import Stats
+from slipstream.runtime import synchronize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +50,11 @@ class Entrant:
 
     def answer(self, prompt_ids: Sequence[int], temperature: float, sample: int, max_new_tokens: int) -> Reply:
         """Answer a prompt of token ids, timed. sample: which of several answers at this temperature."""
-        _synchronise(self._device)
+        synchronize(self._device)
         with peak_memory(self._device) as memory:
             began = time.perf_counter()
             token_ids, stats = self._run(list(prompt_ids), temperature, sample, max_new_tokens)
-            _synchronise(self._device)
+            synchronize(self._device)
             total_s = time.perf_counter() - began
         cycles = [] if self._watched is None else self._watched.take()
         return Reply(token_ids=token_ids, stats=stats, total_s=total_s, memory=memory, cycles=cycles)
@@ -85,11 +84,6 @@ class Entrant:
             verification=settings.verification,
         )
         return output.token_ids, output.stats
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def load_entrants(

@@ -33,6 +33,7 @@ from transformers.generation.streamers import BaseStreamer
 from slipstream.bench.peer_settings import eos_token_ids, generation_config_of, peer_settings
 from slipstream.drafters.draft_checkpoint import load_draft
 from slipstream.errors import InputError, SlipstreamError, UnsupportedTargetError, unknown_choice
+from slipstream.runtime import synchronize
 from slipstream.target import Target
 
 
@@ -168,12 +169,12 @@ class Peer:
             stack.enter_context(_without_own_deprecations())
             if self.target.rolling_rope == "dynamic":
                 self.target.forget_longer_passes()
-            _synchronize(self.target.device)
+            synchronize(self.target.device)
             began = time.perf_counter()
             ids = torch.tensor([list(prompt_ids)], device=self.target.device)  # [1, prompt]
             mask = torch.ones_like(ids)
             model.generate(ids, attention_mask=mask, generation_config=drafting, streamer=passes, **extra)
-            _synchronize(self.target.device)
+            synchronize(self.target.device)
             seconds = time.perf_counter() - began
         assert settings.max_new_tokens is not None
         return _answer(passes.emitted, settings.max_new_tokens, eos_token_ids(settings), seconds)
@@ -316,8 +317,3 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
