@@ -36,9 +36,9 @@ class Drafting:
 
     def children(self, path: Path, k: int) -> list[tuple[int, float]]:
         """(token, log-confidence) of the k best children, best first."""
-        rng = random.Random(f"{self.seed}{path}")
-        tokens = rng.sample(range(self.vocab_size), k)
-        return list(zip(tokens, sorted(rng.choices(self.confidences, k=k), reverse=True), strict=True))
+        rng, count = random.Random(f"{self.seed}{path}"), self.vocab_size
+        tokens = rng.sample(range(count), count)
+        return list(zip(tokens, sorted(rng.choices(self.confidences, k=count), reverse=True), strict=True))[:k]
 
 
 class Recorder:

@@ -43,6 +43,9 @@ class Drawn(NamedTuple):
 class DecodingRule(ABC):
     """How tokens are chosen in one generation."""
 
+    temperature: float = 0.0
+    """Of the sampling; 0: greedy."""
+
     def begin(self, length: int) -> None:
         """A cycle starts whose root stands at absolute position `length`."""
         self.length = length
@@ -99,7 +102,7 @@ class CoupledRule(DecodingRule):
         confidence: ConfidenceScale = _UNCALIBRATED,
     ) -> None:
         """confidence: how sure the drafter may be under known noise."""
-        self._processing = processing
+        self._processing, self.temperature = processing, processing.temperature
         self._noise = GumbelNoise(sampling.seed, sampling.stream, vocab_size, device)
         self._scale = confidence.at(processing.temperature)
 
@@ -116,15 +119,16 @@ class CoupledRule(DecodingRule):
         Under known noise the target takes the largest log p + g. How sure the drafter may be of its own order is
         softmax((log q + g) / s), where s grows with the distance between log p and log q, that is with 1 / temperature.
         """
-        scores = self.scores(logits, depth)
-        top = scores.topk(k, dim=-1)
-        confidence = top.values / self._scale - (scores / self._scale).logsumexp(dim=-1, keepdim=True)
-        return Candidates(top.indices, confidence.float())
+        top = log_confidence(self.scores(logits, depth), self._scale).topk(k, dim=-1)
+        return Candidates(top.indices, top.values.float())
 
     def scores(self, logits: Tensor, depth: int) -> Tensor:
-        """The perturbed log q + g, float64."""
-        q = warp_for(self._processing, logits).double().log_softmax(dim=-1)
-        return q + self._noise.rows(self.length + 1, depth)[depth - 1]
+        """The perturbed log q + g but for a constant of each row, which changes neither order nor confidence.
+
+        A drafter needs no more than float32 for it, unless the models are in float64.
+        """
+        q = warp_for(self._processing, logits)
+        return q + self._noise.rows(self.length + 1, depth)[depth - 1].to(q.dtype)
 
     def guess(self, logits: Tensor, depth: int) -> Tensor:
         noise = self._noise.rows(self.length + 1, depth - 1 + logits.shape[0])[depth - 1 :]  # [rows, vocab]
@@ -136,6 +140,7 @@ class RejectionRule(DecodingRule):
 
     def __init__(self, processing: ProcessingSettings, sampling: SamplingSettings, device: torch.device) -> None:
         self._processing, self._device = processing, device
+        self.temperature = processing.temperature
         self._random = torch.Generator().manual_seed((sampling.seed + sampling.stream * 0x9E3779B97F4A7C15) % 2**64)
 
     def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:

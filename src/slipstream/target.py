@@ -78,6 +78,7 @@ class Target:
         self.dtype: torch.dtype = model.dtype
         self.context_length = context_length(self.config)
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._bare_head: bool | None = None  # nothing comes after the LM head; found out when it is first used alone
         self._masks = MaskPlan.find(self.config, self.dtype, self._takes_mask_dict)
 
     # -- running -------------------------------------------------------------------------------------------------
@@ -127,6 +128,22 @@ class Target:
 
         hidden: [batch, n, hidden]. Returns [batch, n, vocab], differentiable in `hidden`.
         """
+        if self._bare_head is None:
+            self._bare_head = self._nothing_after_head(hidden.shape[-1])
+        return self.upcast(self.model.get_output_embeddings()(hidden)) if self._bare_head else self._whole_head(hidden)
+
+    def _nothing_after_head(self, width: int) -> bool:
+        """Whether the LM head's output is the logits to the last bit: then a level of a draft can call it alone.
+
+        Tried on small and on very large hidden states: a soft-capping shows at the large ones.
+        """
+        some = torch.linspace(-1, 1, 2 * width, device=self.device).reshape(1, 2, width)
+        hidden = torch.cat((some, 1e4 * some), dim=1).to(self.dtype)
+        with torch.inference_mode():
+            bare = self.upcast(self.model.get_output_embeddings()(hidden))
+            return torch.equal(bare, self._whole_head(hidden))
+
+    def _whole_head(self, hidden: Tensor) -> Tensor:
         output = _HiddenOnly(hidden)
         placeholder = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self.device)
         with replaced_forward(self.base, lambda *args, **kwargs: output):

@@ -81,11 +81,21 @@ class TreeShape:
         return self if max_depth >= self.depth else replace(self, depth=max_depth)
 
     def num_children(self, depth: int) -> int:
-        return self.width
+        return self._useful(depth - 1)
 
     def choose(self, level: DraftTree, confidence: Tensor) -> Tensor:
         score = level.log_value if self.by_value else confidence
-        return score.sort(descending=True, stable=True).indices[: self.width]
+        return score.sort(descending=True, stable=True).indices[: self._useful(level.max_depth)]
+
+    def _useful(self, depth: int) -> int:
+        """Nodes of this depth, best first, that can have a child among the `total`, and children that a node can have.
+
+        A child is kept with its own ancestors and after all nodes of higher value: those of its parent's depth that
+        come before the parent, and those of its own that come before it.
+        """
+        if not (self.by_value and self.rerank):
+            return self.width
+        return max(1, min(self.width, self.total - depth))
 
     def keep(self, tree: DraftTree, chosen: Tensor) -> DraftTree:
         return rerank(tree, self.total) if self.rerank else select_nodes(tree, chosen.sort().values)
