@@ -39,6 +39,9 @@ class FakeModel:
         device = torch.device(self.settings.get("device") or "cpu")
         self.target = SimpleNamespace(model=self, device=device, dtype=f"torch.{self.dtype}")
 
+    def num_parameters(self) -> int:
+        return self.loader.num_parameters
+
     def stream(self, prompt: Any, **settings: Any) -> Generator[Step, None, Output]:
         self.prompts.append(copy.deepcopy(prompt))  # the caller's list of messages grows
         self.requests.append(settings)
@@ -94,6 +97,7 @@ class FakeLoader:
     """(method, dtype) of every generation, in order."""
     alters: Callable[[FakeModel, Any], bool] = lambda model, prompt: False
     """Whether a model's answer to a prompt begins with another word."""
+    num_parameters: int = 10_000_000
     interrupt: bool = False
     """Press Ctrl-C in the next generation."""
 
@@ -104,6 +108,14 @@ class FakeLoader:
             settings = {**model.settings, **settings}
         self.models.append(FakeModel(self, drafter, {**settings, "model": model}))
         return self.models[-1]
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Generator[None, None, None]:
+    """Commands settle the number of threads of the process they run in."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def test_every_help_has_a_worked_example(cli, path):
 def test_options_are_these_and_adding_one_is_deliberate():
     found = {" ".join(path): {p.name for p in command.params} for path, command in commands() if path[0] != "train"}
     sampling = {"temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty", "max_new_tokens"}
-    loading = {"model", "drafter", "draft", "skip_set", "verification", "dtype", "device", "attention"}
+    loading = {"model", "drafter", "draft", "skip_set", "verification", "dtype", "device", "attention", "threads"}
     drafting = {"tree", "width", "depth", "total", "option"}
     always = {"verbose"}
     assert found == {
@@ -69,7 +69,7 @@ def test_options_are_these_and_adding_one_is_deliberate():
         | {"prompt", "prompt_file", "raw", "stop", "stream", "as_json"},
         "chat": sampling | loading | drafting | always,
         "demo": {"methods", "num_prompts", "max_new_tokens", "temperature", "seed", "time_limit", "dtype", "device"}
-        | {"as_json"} | always,
+        | {"threads", "as_json"} | always,
         "methods": {"as_json"} | always,
         "certify": (sampling - {"repetition_penalty"}) | loading | drafting | always
         | {"data", "num_prompts", "seeds", "samples", "judge", "out", "as_json"},
@@ -84,7 +84,7 @@ def test_options_are_these_and_adding_one_is_deliberate():
         "skip search": {"model", "task", "prompts", "trials", "objective", "out", "sampler", "study", "warm_start"}
         | {"num_prompts", "max_new_tokens", "temperature", "rows", "repeats", "seed", "plot", "starting_points"}
         | {"keep_first", "keep_last", "max_skipped", "tree", "width", "depth", "total", "length", "threshold"}
-        | {"dtype", "device", "attention", "as_json"} | always,
+        | {"dtype", "device", "attention", "threads", "as_json"} | always,
     }  # fmt: skip
 
 

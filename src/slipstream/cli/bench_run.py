@@ -125,10 +125,7 @@ def run(
     dtype: options.Dtype = None,
     device: options.Device = None,
     attention: options.Attention = None,
-    threads: Annotated[
-        int | None,
-        typer.Option("--threads", metavar="N", rich_help_panel=options.LOADING, help="CPU threads of torch."),
-    ] = None,
+    threads: options.Threads = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -169,8 +166,7 @@ def run(
         datasets,
         tasks,
         resume,
-        loading={"dtype": dtype, "device": device, "attention": attention},
-        threads=threads,
+        loading={"dtype": dtype, "device": device, "attention": attention, "threads": threads},
         prompts_per_task=prompts,
         max_new_tokens=max_new_tokens,
         max_prompt_tokens=max_prompt_tokens,
@@ -217,13 +213,10 @@ def _prepare(
     resume: bool,
     *,
     loading: dict[str, Any],
-    threads: int | None,
     prompts_per_task: int | None,
     **settings: Any,
 ) -> tuple[BenchRun, Callable[[], None]]:
     """The run, and what does its work under a progress bar. What the user may have got wrong is read first."""
-    import torch
-
     from slipstream.bench.entrants import ExactEntrants, default_entrants, load_entrants
     from slipstream.bench.hub_tasks import keep_questions
     from slipstream.bench.runner import BenchRun
@@ -242,10 +235,6 @@ def _prepare(
         prompts_per_task=prompts_per_task,
         **settings,
     )
-    if threads is not None:
-        if threads < 1:
-            raise InputError(f"--threads is {threads}; it must be at least 1")
-        torch.set_num_threads(threads)
     note(f"loading {model}")
     plain = load(model, PLAIN, **loading)
     if given is None:

@@ -105,6 +105,7 @@ def certify(
     dtype: options.Dtype = None,
     device: options.Device = None,
     attention: options.Attention = None,
+    threads: options.Threads = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -133,7 +134,7 @@ def certify(
         warping={"temperature": temperature, **given(top_p=top_p, top_k=top_k, min_p=min_p)},
     )
     drafting = {"draft": draft, "skip_set": skip_set, "tree": tree, "width": width, "depth": depth, "total": total}
-    place = {"device": device, "attention": attention}
+    place: dict[str, Any] = {"device": device, "attention": attention, "threads": threads}
 
     def load_in(wanted: str | None) -> Model:
         return load(model, drafter, option, **drafting, **place, dtype=wanted)

@@ -40,6 +40,7 @@ def chat(
     dtype: options.Dtype = None,
     device: options.Device = None,
     attention: options.Attention = None,
+    threads: options.Threads = None,
     verbose: options.Verbose = False,
 ) -> None:
     """Talk with a model.
@@ -65,6 +66,7 @@ def chat(
         dtype=dtype,
         device=device,
         attention=attention,
+        threads=threads,
     )
     settings = given(
         max_new_tokens=max_new_tokens,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -46,6 +46,7 @@ def demo(
     ] = 165.0,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    threads: options.Threads = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -62,8 +63,8 @@ def demo(
     names = _chosen_methods(methods)
     note(f"loading the demo model for {', '.join(names)}")
     comparison = Comparison(
-        models=_Loader(dtype, device).load_all(names),
-        exact=_Loader("float64", device).load,
+        models=_Loader(dtype, device, threads).load_all(names),
+        exact=_Loader("float64", device, threads).load,
         temperatures=temperature or (0.0, 1.0),
         seed=seed,
         max_new_tokens=max_new_tokens,
@@ -101,8 +102,8 @@ def _chosen_methods(text: str | None) -> list[str]:
 class _Loader:
     """Loads the demo target once and gives every method its own model over it."""
 
-    def __init__(self, dtype: str | None, device: str | None) -> None:
-        self.settings = {"dtype": dtype, "device": device}
+    def __init__(self, dtype: str | None, device: str | None, threads: int | None) -> None:
+        self.settings: dict[str, Any] = {"dtype": dtype, "device": device, "threads": threads}
         self.models: dict[str, Model] = {}
 
     def load(self, method: str) -> Model:

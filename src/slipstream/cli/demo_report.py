@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import slipstream
 from slipstream.bench.comparison import PLAIN, Answer, Comparison, Totals, summarise
+from slipstream.report.names import count
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,14 +42,12 @@ class DemoRun:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the setting, a row for each method and temperature, and every answer."""
-        import torch
-
         return {
             "model": "demo",
             "slipstream": slipstream.__version__,
             "device": self.device,
             "dtype": self.dtype,
-            "num_threads": torch.get_num_threads(),
+            "num_threads": self.num_threads,
             "seed": self.comparison.seed,
             "max_new_tokens": self.comparison.max_new_tokens,
             "num_prompts": self.num_prompts,
@@ -61,6 +60,13 @@ class DemoRun:
     def device(self) -> str:
         """Where the target ran."""
         return str(self.comparison.models[PLAIN].target.device)
+
+    @property
+    def num_threads(self) -> int:
+        """Of PyTorch on the CPU."""
+        import torch
+
+        return torch.get_num_threads()
 
     @property
     def dtype(self) -> str:
@@ -81,7 +87,8 @@ def show(run: DemoRun) -> None:
     console.print(LEGEND, style="dim")
     stopped = "" if run.num_prompts == run.num_asked else f" of {run.num_asked} (the time limit came first)"
     size = f"{run.num_prompts} prompts{stopped}, at most {run.comparison.max_new_tokens} tokens each"
-    console.print(f"\n{size}, {run.dtype} on {run.device}. Took {run.wall_s:.0f} s in all, loading included.")
+    place = run.device if run.device != "cpu" else f"cpu, {count(run.num_threads, 'thread')}"
+    console.print(f"\n{size}, {run.dtype} on {place}. Took {run.wall_s:.0f} s in all, loading included.")
 
 
 def _samples(answers: Sequence[Answer]) -> list[Answer]:

@@ -49,6 +49,7 @@ def generate(
     dtype: options.Dtype = None,
     device: options.Device = None,
     attention: options.Attention = None,
+    threads: options.Threads = None,
     as_json: options.Json = False,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show the text while it is generated.")] = True,
     verbose: options.Verbose = False,
@@ -74,6 +75,7 @@ def generate(
         dtype=dtype,
         device=device,
         attention=attention,
+        threads=threads,
     )
     settings = given(
         max_new_tokens=max_new_tokens,

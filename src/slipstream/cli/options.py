@@ -69,6 +69,15 @@ Device = Annotated[
         "--device", metavar="DEVICE", rich_help_panel=LOADING, help="cpu, cuda, cuda:1; default: cuda if there is one."
     ),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        rich_help_panel=LOADING,
+        help="Of PyTorch on a CPU; default: 1 for models below 50 million parameters, else PyTorch's.",
+    ),
+]
 Attention = Annotated[
     str | None,
     typer.Option(

@@ -120,6 +120,7 @@ def search(
     dtype: options.Dtype = None,
     device: options.Device = None,
     attention: options.Attention = None,
+    threads: options.Threads = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -155,7 +156,7 @@ def search(
     if out is not None and not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent} for --out; make it first")
     name, messages = _prompts(task, prompts)
-    loaded = _load(model, dtype, device, attention)
+    loaded = _load(model, dtype, device, attention, threads)
     folder = library.found_folder(loaded.target.hash)
     study_file = study or folder / f"{name}.{_digest(loaded.target, settings, messages)}.study"
     found = SkipSearch(loaded, messages, settings, study_file, task=name, warm_start=warm_start)
@@ -251,12 +252,12 @@ def _draw(found: SkipSearch, out: Path, kind: str | None) -> list[Path]:
     return write_plots(found.best(), [trial.value or 0.0 for trial in trials], origins, out, kind)
 
 
-def _load(model: str, dtype: str | None, device: str | None, attention: str | None) -> Any:
+def _load(model: str, dtype: str | None, device: str | None, attention: str | None, threads: int | None) -> Any:
     from slipstream.cli.loading import load
     from slipstream.skipping.search_study import import_optuna
 
     import_optuna()  # before minutes may go into loading the target
-    return load(model, "plain", dtype=dtype, device=device, attention=attention)
+    return load(model, "plain", dtype=dtype, device=device, attention=attention, threads=threads)
 
 
 def _digest(target: Target, settings: SearchSettings, messages: list[Messages]) -> str:
