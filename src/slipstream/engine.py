@@ -168,6 +168,7 @@ class _Generation:
         emitted, finish_reason = self._cut(pass_.emitted)
         self._commit(pass_, emitted)
         seconds = self.clock.read()
+        self.drafting.lasted(seconds)
         return Step(
             token_ids=tuple(emitted),
             num_drafted=tree.num_nodes,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -13,16 +15,20 @@ from drafters.test_hydra import random_heads as hydra_heads
 from drafters.test_medusa import random_heads as medusa_heads
 from families import build
 from oracle import oracle_generate
+from slipstream import runtime
+from slipstream.clock import PARTS, Part
 from slipstream.drafters import build_drafter
-from slipstream.drafters.auto_shape import AutoShape
+from slipstream.drafters.auto_shape import AutoShape, SizeChooser
 from slipstream.drafters.eagle import EagleDrafter
 from slipstream.drafters.eagle_checkpoint import save_head
-from slipstream.drafters.growth import TreeShape
+from slipstream.drafters.growth import Frontier, TreeShape, grow
 from slipstream.drafters.hydra import HydraDrafter
 from slipstream.drafters.medusa import MedusaDrafter
 from slipstream.engine import Engine
-from slipstream.runtime import Costs, fastest, measure_verification
+from slipstream.rules import Candidates
+from slipstream.runtime import Costs, fastest, measure_verification, typical_s
 from slipstream.target import Target
+from slipstream.tree import DraftTree, empty_tree
 
 LARGEST = TreeShape(width=4, depth=4, total=12)
 
@@ -43,16 +49,171 @@ EXPECTED = [[0.7, 0.8], [0.7, 1.2]]
 
 
 @pytest.mark.parametrize(
-    ("table", "chosen"),
+    ("table", "best"),
     [
-        (costs(row=0.0, level=0.0), (2, 2)),  # all is free
-        (costs(row=0.6, level=0.0), (1, 1)),  # rows are dear
-        (costs(row=0.0, level=0.4), (1, 2)),  # levels are dear
-        (costs(row=0.0, level=0.9), (0, 0)),  # drafting cannot pay
+        (costs(row=0.0, level=0.0), (2, 2, 2.2)),  # all is free
+        (costs(row=0.6, level=0.0), (1, 1, 1.7 / 1.6)),  # rows are dear
+        (costs(row=0.0, level=0.4), (1, 2, 1.8 / 1.4)),  # levels are dear
+        (costs(row=0.0, level=0.9), (1, 2, 1.8 / 1.9)),  # drafting cannot pay
     ],
 )
-def test_the_tree_with_the_most_tokens_per_second_is_chosen(table, chosen):
-    assert fastest(table, EXPECTED) == chosen
+def test_the_tree_with_the_most_tokens_per_second_is_found(table, best):
+    assert fastest(table, EXPECTED) == pytest.approx(best)
+
+
+def test_calls_that_are_timed_take_turns_and_the_median_counts(monkeypatch):
+    now, calls = [0.0], []
+    monkeypatch.setattr(runtime.time, "perf_counter", lambda: now[0])
+
+    def taking(name: str, *seconds: float) -> Callable[[], None]:
+        left = list(seconds)
+
+        def call() -> None:
+            calls.append(name)
+            now[0] += left.pop(0)
+
+        return call
+
+    one, other = taking("a", 50, 1, 1, 9, 9, 1), taking("b", 50, 3, 2, 7, 2, 2)
+    assert typical_s([one, other], torch.device("cpu")) == [1, 2]
+    assert calls == ["a", "b"] * 6
+
+
+# --- the choice in simulated worlds --------------------------------------------------------------------------------
+
+
+@dataclass
+class World:
+    """A machine and a text: what cycles take, and how often a child is what the target says."""
+
+    costs: Costs
+    shares: Sequence[float] = (0.65, 0.15, 0.05, 0.02)
+    """How often the first, second, ... child is right, after any node."""
+    claimed: float = 1.0
+    """What the drafter believes, in times of `shares`."""
+    speed: Callable[[float], float] = lambda seconds: 1.0
+    """Of the machine at a moment."""
+
+    def run(self, chooser: SizeChooser | Always, num_cycles: int) -> float:
+        """Tokens per second."""
+        rng, tokens, seconds = random.Random(0), 0, 0.0
+        for _ in range(num_cycles):
+            shape = chooser.next()
+            tree = empty_tree() if shape is None else grow(self._expand, torch.tensor([0]), shape)
+            accepted = self._walk(tree, rng)
+            took = self._cycle(tree.max_depth, tree.num_nodes, seconds)
+            chooser.note(tree, accepted)
+            chooser.lasted(took)
+            tokens += 1 + accepted
+            seconds += sum(took.values())
+        return tokens / seconds
+
+    def best(self) -> TreeShape | None:
+        """The fixed size with the most tokens per second; None: plain decoding."""
+        tree = grow(self._expand, torch.tensor([0]), LARGEST)
+        values = tree.log_value.exp() / self.claimed**tree.depth
+        best, best_rate = None, 1 / self.costs.verify(1)
+        for depth in range(1, LARGEST.depth + 1):
+            brought = values[tree.depth <= depth].sort(descending=True).values.cumsum(0).tolist()
+            for total, accepted in enumerate(brought, start=1):
+                rate = (1 + accepted) / (self.costs.draft_s[depth] + self.costs.verify(1 + total))
+                if rate > best_rate:
+                    best, best_rate = replace(LARGEST, depth=depth, total=total), rate
+        return best
+
+    def _cycle(self, depth: int, num_nodes: int, now: float) -> dict[Part, float]:
+        speed = self.speed(now)
+        verify_s = self.costs.verify(1 + num_nodes) / speed
+        return {"draft": self.costs.draft_s[depth] / speed, "build": 0.0, "verify": verify_s, "sample": 0, "host": 0}
+
+    def _expand(self, frontier: Frontier, k: int) -> Candidates:
+        rows = frontier.tokens.shape[0]
+        confidence = (torch.tensor(self.shares[:k]) * self.claimed).log()
+        return Candidates(torch.arange(len(confidence)).expand(rows, -1), confidence.expand(rows, -1))
+
+    def _walk(self, tree: DraftTree, rng: random.Random) -> int:
+        nodes = {
+            (parent, token): node
+            for node, (parent, token) in enumerate(zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True))
+        }
+        node, accepted = -1, 0
+        while True:
+            (right,) = rng.choices([0, 1, 2, 3, None], [*self.shares, 1 - sum(self.shares)])
+            if (node, right) not in nodes:
+                return accepted
+            node, accepted = nodes[node, right], accepted + 1
+
+
+class Always:
+    """Chooses one size for ever."""
+
+    def __init__(self, shape: TreeShape | None) -> None:
+        self._shape = shape
+
+    def next(self) -> TreeShape | None:
+        return self._shape
+
+    def note(self, tree: DraftTree, num_accepted: int) -> None: ...
+
+    def lasted(self, seconds: Mapping[Part, float]) -> None: ...
+
+
+CHEAP, DEAR = costs(row=0.02, level=0.1), costs(row=0.3, level=0.5)
+
+
+@pytest.mark.parametrize(
+    ("measured", "world", "share"),
+    [
+        pytest.param(CHEAP, World(CHEAP), 0.95, id="drafting pays"),
+        pytest.param(DEAR, World(DEAR), 0.95, id="nothing pays"),
+        pytest.param(CHEAP, World(DEAR), 0.95, id="cycles are dearer than measured"),
+        pytest.param(DEAR, World(CHEAP), 0.95, id="cycles are cheaper than measured"),
+        pytest.param(CHEAP, World(costs(row=0.3, level=0.1)), 0.93, id="rows are dearer than measured"),
+        pytest.param(CHEAP, World(costs(row=0.02, level=0.5)), 0.93, id="levels are dearer than measured"),
+        pytest.param(CHEAP, World(CHEAP, claimed=1.15), 0.93, id="values promise too much"),
+        pytest.param(CHEAP, World(CHEAP, shares=(0.3, 0.08, 0.02, 0.01), claimed=2.0), 0.93, id="far too much"),
+        pytest.param(CHEAP, World(CHEAP, claimed=0.6), 0.93, id="values promise too little"),
+    ],
+)
+def test_the_choice_comes_near_the_best_fixed_size(measured, world, share):
+    """Also where costs or values are wrong: cycles and acceptance correct them."""
+    chooser = SizeChooser(LARGEST)
+    chooser.costs = measured
+    assert world.run(chooser, 1000) > share * world.run(Always(world.best()), 1000)
+
+
+@pytest.mark.parametrize("true_costs", [CHEAP, DEAR], ids=["drafting pays", "nothing pays"])
+def test_a_machine_that_is_slow_now_and_then_does_not_mislead(true_costs):
+    """Half as fast for a third of the time: only neighbours are compared."""
+    world = World(true_costs, speed=lambda seconds: 0.5 if seconds % 90 < 30 else 1.0)
+    chooser = SizeChooser(LARGEST)
+    chooser.costs = true_costs
+    assert world.run(chooser, 1500) > 0.95 * world.run(Always(world.best()), 1500)
+
+
+# --- the choice in real generations ---------------------------------------------------------------------------------
+
+START = 9  # cycles of the first three rounds
+
+
+@pytest.fixture
+def as_costs_say(monkeypatch):
+    """The clock of a machine on which every cycle takes what the measured costs say."""
+    trees = {}
+    note, lasted = SizeChooser.note, SizeChooser.lasted
+
+    def keep(self: SizeChooser, tree: DraftTree, num_accepted: int) -> None:
+        trees[self] = tree
+        note(self, tree, num_accepted)
+
+    def by_costs(self: SizeChooser, seconds: Mapping[Part, float]) -> None:
+        assert set(seconds) == set(PARTS), "the engine tells what the cycle took"
+        verify_s = self.costs.verify(1 + trees[self].num_nodes)
+        draft_s = self.costs.draft_s[trees[self].max_depth]
+        lasted(self, {**dict.fromkeys(PARTS, 0.0), "draft": draft_s, "verify": verify_s})
+
+    monkeypatch.setattr(SizeChooser, "note", keep)
+    monkeypatch.setattr(SizeChooser, "lasted", by_costs)
 
 
 def shapes_of(shape: AutoShape, drafter: EagleDrafter, prompt: list[int], num_tokens: int) -> list[int]:
@@ -62,43 +223,94 @@ def shapes_of(shape: AutoShape, drafter: EagleDrafter, prompt: list[int], num_to
     return [step.num_drafted for step in result.steps]
 
 
+@pytest.mark.usefixtures("as_costs_say")
 def test_a_good_head_gets_its_whole_tree_where_rows_are_free():
     target, head = exact_pair()
     shape = AutoShape(LARGEST)
     shape.costs = costs(row=0.0, level=0.01)
-    sizes = shapes_of(shape, EagleDrafter(target, head, shape), [1, *PROMPT], 60)
-    assert set(sizes[:-2]) == {LARGEST.total}
+    sizes = shapes_of(shape, EagleDrafter(target, head, shape), [1, *PROMPT], 90)
+    assert set(sizes[START:-2]) == {LARGEST.total}
 
 
+@pytest.mark.usefixtures("as_costs_say")
 def test_a_sure_head_gets_a_chain_where_rows_are_dear():
     target, head = exact_pair()
     shape = AutoShape(LARGEST)
     shape.costs = costs(row=0.2, level=0.01)
-    sizes = shapes_of(shape, EagleDrafter(target, head, shape), [1, *PROMPT], 80)
-    assert max(sizes[5:-2]) < LARGEST.total
-    assert min(sizes[5:-2]) >= 1
+    sizes = shapes_of(shape, EagleDrafter(target, head, shape), [1, *PROMPT], 90)
+    assert max(sizes[START:-2]) < LARGEST.total
+    assert min(sizes[START:-2]) >= 1
 
 
+@pytest.mark.usefixtures("as_costs_say")
 def test_a_useless_head_is_left_alone():
     target = Target(build("llama"))
     shape = AutoShape(LARGEST)
     shape.costs = costs(row=0.3, level=0.2)
     sizes = shapes_of(shape, EagleDrafter(target, random_head(target), shape), PROMPT, 90)
-    assert sum(size > 0 for size in sizes[6:]) <= 2, "only looks, ever more seldom"
-    assert sum(size > 0 for size in sizes) > 4
+    believed, left_alone = sizes[:20], sizes[20:]  # the head is certain of its drafts, and wrong: not for long
+    assert sum(size > 0 for size in believed) >= 6, "three rounds of a look and a tree to be timed"
+    assert [size > 0 for size in left_alone].count(True) <= 4, "only rounds, ever more seldom"
 
 
+@pytest.mark.usefixtures("as_costs_say")
 def test_drafting_is_taken_up_again_where_it_pays():
     """After a stretch of plain decoding the head has many rows to catch up on."""
     target, head = exact_pair()
     shape = AutoShape(LARGEST)
     shape.costs = costs(row=9.0, level=9.0)
     drafter = EagleDrafter(target, head, shape)
-    assert set(shapes_of(shape, drafter, [1, *PROMPT], 40)[6:-6]) == {0}
+    assert set(shapes_of(shape, drafter, [1, *PROMPT], 60)[START:-6]) == {0}
     shape.costs = costs(row=0.0, level=0.0)
     sizes = shapes_of(shape, drafter, [1, *PROMPT], 100)
     assert sizes[0] == 0
     assert set(sizes[-6:-2]) == {LARGEST.total}
+
+
+@pytest.mark.usefixtures("as_costs_say")
+def test_generations_that_take_turns_share_one_estimate():
+    """A tree is noted before another generation proposes its own: both go on to draft with a good head."""
+    target, head = exact_pair()
+    shape = AutoShape(LARGEST)
+    shape.costs = costs(row=0.5, level=0.01)  # a chain pays for a head that is believed, and for no other
+    engine = Engine(target, EagleDrafter(target, head, shape))
+    answers: dict[int, list[int]] = {1: [], 2: []}
+    sizes: list[int] = []
+    streams = {first: engine.generate(request([1, first, *PROMPT], max_new_tokens=80)) for first in answers}
+    for steps in zip(*streams.values(), strict=False):
+        for first, step in zip(answers, steps, strict=True):
+            answers[first] += step.token_ids
+            sizes.append(step.num_drafted)
+    for first, ids in answers.items():
+        expected = oracle_generate(target.model, [1, first, *PROMPT], max_new_tokens=80)
+        assert ids == expected[: len(ids)]
+    assert min(sizes[START:-6]) > 0
+
+
+def test_answers_of_a_few_tokens_never_show_a_whole_tree():
+    """Every look is cut short by the budget: the first size stays, and nothing is decided on nothing."""
+    target, head = exact_pair()
+    shape = AutoShape(LARGEST)
+    shape.costs = costs(row=0.0, level=0.01)
+    engine = Engine(target, EagleDrafter(target, head, shape))
+    for first in range(20):
+        prompt = [1, first, *PROMPT]
+        assert decode(engine, prompt, max_new_tokens=3).ids == oracle_generate(target.model, prompt, max_new_tokens=3)
+
+
+def test_texts_of_another_temperature_have_an_estimate_of_their_own():
+    target, head = exact_pair()
+    shape = AutoShape(LARGEST)
+    shape.costs = costs(row=0.0, level=0.01)
+    engine = Engine(target, EagleDrafter(target, head, shape))
+    greedy = decode(engine, [1, *PROMPT], max_new_tokens=90).steps
+    sampled = decode(engine, [1, *PROMPT], max_new_tokens=20, temperature=1.0).steps
+    again = decode(engine, [1, *PROMPT], max_new_tokens=20, temperature=1.04).steps
+    begins = [LARGEST.width + LARGEST.depth, 0]  # the first and the third cycle of a first round
+    assert [greedy[0].num_drafted, greedy[2].num_drafted] == begins
+    assert [sampled[0].num_drafted, sampled[2].num_drafted] == begins
+    assert len(sampled) > START
+    assert again[2].num_drafted > 0, "near enough to the temperature before"
 
 
 HEADS = {
@@ -127,25 +339,6 @@ def test_measuring_fits_a_short_context(method):
     result = decode(Engine(target, drafter), PROMPT[:5], max_new_tokens=6)
     assert result.ids == oracle_generate(target.model, PROMPT[:5], max_new_tokens=6)
     assert drafter.shape.costs is not None
-
-
-def test_generations_that_take_turns_share_one_estimate():
-    """A tree is noted before another generation proposes its own: both go on to draft with a good head."""
-    target, head = exact_pair()
-    shape = AutoShape(LARGEST)
-    shape.costs = costs(row=0.5, level=0.01)  # a chain pays for a head that is believed, and for no other
-    engine = Engine(target, EagleDrafter(target, head, shape))
-    answers: dict[int, list[int]] = {1: [], 2: []}
-    sizes: list[int] = []
-    streams = {first: engine.generate(request([1, first, *PROMPT], max_new_tokens=80)) for first in answers}
-    for steps in zip(*streams.values(), strict=False):
-        for first, step in zip(answers, steps, strict=True):
-            answers[first] += step.token_ids
-            sizes.append(step.num_drafted)
-    for first, ids in answers.items():
-        expected = oracle_generate(target.model, [1, first, *PROMPT], max_new_tokens=80)
-        assert ids == expected[: len(ids)]
-    assert min(sizes[:-6]) > 0
 
 
 def test_measuring_stays_within_the_context():

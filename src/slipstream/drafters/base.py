@@ -8,12 +8,13 @@ from `length` on (verification overwrites them) and nothing else.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from slipstream.clock import Part
 from slipstream.confidence import ConfidenceScale
 from slipstream.kv_cache import KVCache
 from slipstream.rules import DecodingRule
@@ -90,6 +91,9 @@ class Drafting(ABC):
 
     def observe(self, observed: Observed) -> None:  # noqa: B027 (a drafter without memory has nothing to note)
         """Take note of newly committed tokens."""
+
+    def lasted(self, seconds: Mapping[Part, float]) -> None:  # noqa: B027 (most drafts are as long at any price)
+        """What the cycle just over took, by part."""
 
 
 class Drafter(ABC):

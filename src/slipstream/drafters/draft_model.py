@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from slipstream.drafters.auto_shape import AutoShape, costs_of_levels
+from slipstream.clock import Part
+from slipstream.drafters.auto_shape import AutoShape, ShapeInUse
 from slipstream.drafters.base import Drafter, Drafting, Observed, Run
 from slipstream.drafters.draft_checkpoint import confidence_of
 from slipstream.drafters.exit_threshold import AdaptiveThreshold, ChainSettings, draft_chain
@@ -28,7 +30,7 @@ from slipstream.drafters.vocabulary import fit_logits
 from slipstream.errors import unknown_choice
 from slipstream.kv_cache import KVCache
 from slipstream.rules import Candidates, GreedyRule
-from slipstream.runtime import Costs, measure_verification, time_s
+from slipstream.runtime import Costs, measure_costs
 from slipstream.target import Target
 from slipstream.tree import DraftTree, empty_tree
 
@@ -106,7 +108,7 @@ class DraftModelDrafter(Drafter):
         if self.tree == "chain":
             return ChainDrafting(self, run)
         if isinstance(self.shape, AutoShape) and self.shape.costs is None:
-            self.shape.costs = measure_costs(self, self.shape.largest)
+            self.shape.costs = tree_costs(self, self.shape.largest)
         return TreeDrafting(self, run)
 
     @property
@@ -211,15 +213,19 @@ class _ModelDrafting(Drafting):
 class TreeDrafting(_ModelDrafting):
     """Grows dynamic trees."""
 
+    def __init__(self, drafter: DraftModelDrafter, run: Run) -> None:
+        super().__init__(drafter, run)
+        self._shape = ShapeInUse(drafter.shape, run.rule)
+
     def observe(self, observed: Observed) -> None:
         super().observe(observed)
-        shape = self._drafter.shape
-        if isinstance(shape, AutoShape) and observed.tree is not None and observed.tree.num_nodes:
-            shape.note_accepted(len(observed.path))
+        self._shape.note(observed)
+
+    def lasted(self, seconds: Mapping[Part, float]) -> None:
+        self._shape.lasted(seconds)
 
     def _propose(self, max_depth: int) -> DraftTree:
-        chosen = self._drafter.shape
-        shape = chosen.next() if isinstance(chosen, AutoShape) else chosen
+        shape = self._shape.next()
         if shape is None:
             return empty_tree(self._run.root.device)
         self._catch_up()
@@ -262,19 +268,16 @@ class ChainDrafting(_ModelDrafting):
 
 
 @torch.inference_mode()
-def measure_costs(drafter: DraftModelDrafter, largest: TreeShape) -> Costs:
-    """What verifying and drafting cost for trees up to `largest`; takes a few dozen passes."""
+def tree_costs(drafter: DraftModelDrafter, largest: TreeShape) -> Costs:
+    """What verifying and drafting cost for trees up to `largest`."""
     target, draft = drafter.target, drafter.draft
     count = max(1, min(32, (draft.rope_boundary or draft.context_length or 1 << 30) - largest.depth))
     run = Run(target, target.new_cache(0), GreedyRule(), [0] * count, count)
     drafting = TreeDrafting(DraftModelDrafter(target, draft, shape=largest), run)
 
-    def seconds(depth: int) -> float:
-        def once() -> None:
-            run.max_depth = depth
-            drafting.cache.rollback(min(drafting.cache.length, max(0, count - 3)))  # a cycle has a few tokens to read
-            drafting.propose()
+    def draft_levels(depth: int) -> None:
+        run.max_depth = depth
+        drafting.cache.rollback(min(drafting.cache.length, max(0, count - 3)))  # a cycle has a few tokens to read
+        drafting.propose()
 
-        return time_s(once, target.device)
-
-    return Costs(measure_verification(target, 1 + largest.total), costs_of_levels(seconds, largest.depth))
+    return measure_costs(target, 1 + largest.total, largest.depth, draft_levels)

@@ -11,10 +11,13 @@ the next cycle's rows of the accepted tokens are made anew from the target's fea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from slipstream.drafters.auto_shape import AutoShape
+from slipstream.clock import Part
+from slipstream.drafters.auto_shape import AutoShape, ShapeInUse
 from slipstream.drafters.base import Drafting, Observed, Run
 from slipstream.drafters.eagle_head import EagleHead, additive_mask
 from slipstream.drafters.growth import Frontier, TreeShape, grow
@@ -48,6 +51,7 @@ class EagleDrafting(Drafting):
 
     def __init__(self, drafter: EagleDrafter, run: Run) -> None:
         self._drafter, self._run = drafter, run
+        self._shape = ShapeInUse(drafter.shape, run.rule)
         self._head, self._target = drafter.head, drafter.target
         context = self._target.context_length
         limit = None if context is None else context + drafter.largest.num_rows
@@ -62,13 +66,15 @@ class EagleDrafting(Drafting):
         self._pending = new if self._pending is None else torch.cat((self._pending, new))
         if observed.tree is None and self._pending.shape[0] > 1:
             self._run_pending(self._pending.shape[0] - 1)
-        elif isinstance(self._drafter.shape, AutoShape) and observed.tree is not None and observed.tree.num_nodes:
-            self._drafter.shape.note_accepted(len(observed.path))
+        self._shape.note(observed)
+
+    def lasted(self, seconds: Mapping[Part, float]) -> None:
+        self._shape.lasted(seconds)
 
     def propose(self) -> DraftTree:
         if self._pending is None:  # a prompt of one token: there is no feature to draft from yet
             return empty_tree(self._target.device)
-        shape = self._drafter.next_shape()
+        shape = self._shape.next()
         if shape is None:
             return empty_tree(self._target.device)
         self._outputs = self._run_pending(self._pending.shape[0])[-1:]  # [1, h]

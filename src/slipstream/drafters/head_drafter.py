@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from slipstream.drafters.auto_shape import AutoShape, costs_of_levels
+from slipstream.drafters.auto_shape import AutoShape
 from slipstream.drafters.base import Drafter, Drafting, Observed, Run
 from slipstream.drafters.eagle_shape import default_shape
 from slipstream.drafters.growth import TreeShape
@@ -18,7 +18,7 @@ from slipstream.drafters.medusa_trees import DEFAULT, TREES, published_tree
 from slipstream.drafters.static_tree import StaticTree
 from slipstream.errors import InputError, unknown_choice
 from slipstream.rules import GreedyRule
-from slipstream.runtime import Costs, measure_verification, time_s
+from slipstream.runtime import Costs, measure_costs
 from slipstream.target import Target
 from slipstream.tree import empty_tree
 
@@ -40,7 +40,7 @@ class HeadDrafter(Drafter):
 
     @torch.inference_mode()
     def measure(self, largest: TreeShape) -> Costs:
-        """What verifying and drafting cost for trees up to `largest`; takes a few dozen passes."""
+        """What verifying and drafting cost for trees up to `largest`."""
         device = self.target.device
         fixed = copy(self)
         fixed.shape = largest
@@ -49,24 +49,17 @@ class HeadDrafter(Drafter):
         feature = torch.zeros(1, self.target.config.hidden_size, dtype=self.target.dtype, device=device)
         committed = Observed(tokens=[0], features=feature, tree=empty_tree(device))  # one token a cycle
 
-        def seconds(depth: int) -> float:
-            def cycle() -> None:
-                run.max_depth = depth
-                drafting.observe(committed)
-                drafting.propose()
+        def draft(levels: int) -> None:
+            run.max_depth = levels
+            drafting.observe(committed)
+            drafting.propose()
 
-            return time_s(cycle, device)
-
-        return Costs(measure_verification(self.target, 1 + largest.total), costs_of_levels(seconds, largest.depth))
+        return measure_costs(self.target, 1 + largest.total, largest.depth, draft)
 
     @property
     def largest(self) -> TreeShape | StaticTree:
         """The largest tree that may be drafted."""
         return self.shape.largest if isinstance(self.shape, AutoShape) else self.shape
-
-    def next_shape(self) -> TreeShape | StaticTree | None:
-        """The tree of the cycle that begins; None: none, since it would not pay."""
-        return self.shape.next() if isinstance(self.shape, AutoShape) else self.shape
 
     @property
     def draft_slots(self) -> int:

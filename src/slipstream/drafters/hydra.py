@@ -16,10 +16,13 @@ paper, which takes tokens that the target would not have sampled, changes the di
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from slipstream.drafters.auto_shape import AutoShape
+from slipstream.clock import Part
+from slipstream.drafters.auto_shape import AutoShape, ShapeInUse
 from slipstream.drafters.base import Drafting, Observed, Run
 from slipstream.drafters.eagle_head import additive_mask
 from slipstream.drafters.growth import Frontier, TreeShape, grow
@@ -57,6 +60,7 @@ class HydraDrafting(Drafting):
 
     def __init__(self, drafter: HydraDrafter, run: Run) -> None:
         self._drafter, self._run = drafter, run
+        self._shape = ShapeInUse(drafter.shape, run.rule)
         self._heads, self._target = drafter.heads, drafter.target
         self._prefix = None
         if drafter.heads.prefix is not None:
@@ -71,14 +75,15 @@ class HydraDrafting(Drafting):
         self._feature = new[-1:]
         if self._prefix is not None:
             self._prefix.add(new, at_once=observed.tree is None)
-        shape = self._drafter.shape
-        if isinstance(shape, AutoShape) and observed.tree is not None and observed.tree.num_nodes:
-            shape.note_accepted(len(observed.path))
+        self._shape.note(observed)
+
+    def lasted(self, seconds: Mapping[Part, float]) -> None:
+        self._shape.lasted(seconds)
 
     def propose(self) -> DraftTree:
         if self._feature is None:  # a prompt of one token: there is no feature to draft from yet
             return empty_tree(self._target.device)
-        shape = self._drafter.next_shape()
+        shape = self._shape.next()
         if shape is None:
             return empty_tree(self._target.device)
         self._inputs = self._feature if self._prefix is None else self._prefix.newest()  # [1, h]

@@ -16,9 +16,12 @@ offered.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
-from slipstream.drafters.auto_shape import AutoShape
+from slipstream.clock import Part
+from slipstream.drafters.auto_shape import AutoShape, ShapeInUse
 from slipstream.drafters.base import Drafting, Observed, Run
 from slipstream.drafters.growth import Frontier, TreeShape, grow
 from slipstream.drafters.head_drafter import HeadDrafter
@@ -53,6 +56,7 @@ class MedusaDrafting(Drafting):
 
     def __init__(self, drafter: MedusaDrafter, run: Run) -> None:
         self._drafter, self._run = drafter, run
+        self._shape = ShapeInUse(drafter.shape, run.rule)
         self._feature: Tensor | None = None  # [1, h] of the token before the root
         self._logits: Tensor  # [levels, vocab] of the tree under way
 
@@ -60,14 +64,15 @@ class MedusaDrafting(Drafting):
         """Take the feature of the last token that was committed: the root comes after it."""
         assert observed.features is not None
         self._feature = observed.features[-1:].to(self._drafter.target.device)  # a sharded target ends on another one
-        shape = self._drafter.shape
-        if isinstance(shape, AutoShape) and observed.tree is not None and observed.tree.num_nodes:
-            shape.note_accepted(len(observed.path))
+        self._shape.note(observed)
+
+    def lasted(self, seconds: Mapping[Part, float]) -> None:
+        self._shape.lasted(seconds)
 
     def propose(self) -> DraftTree:
         if self._feature is None:  # a prompt of one token: there is no feature to draft from yet
             return empty_tree(self._drafter.target.device)
-        shape = self._drafter.next_shape()
+        shape = self._shape.next()
         if shape is None:
             return empty_tree(self._drafter.target.device)
         shape = shape.cut(self._run.max_depth)
