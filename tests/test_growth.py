@@ -129,6 +129,20 @@ def test_rows_run_are_exactly_those_announced_where_the_vocabulary_is_large_enou
     assert len(recorder.paths) == shape.num_rows
 
 
+def test_a_level_runs_no_node_that_cannot_have_a_kept_child() -> None:
+    """Three nodes: of the first level two may have one, of the second one, and no level needs more children."""
+    recorder = Recorder(Drafting(1, 9, CONFIDENCES))
+    asked: list[int] = []
+
+    def expand(frontier: Frontier, k: int) -> Candidates:
+        asked.append(k)
+        return recorder(frontier, k)
+
+    grow(expand, torch.tensor([3]), TreeShape(width=5, depth=3, total=3))
+    assert recorder.widths == [1, 2, 1]
+    assert asked == [3, 2, 1]
+
+
 def test_certain_children_never_displace_their_parents() -> None:
     """Children with confidence 1 have their parent's value exactly; at the cut the parent must win the tie.
 

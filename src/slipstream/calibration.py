@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from slipstream.confidence import ConfidenceScale, negative_log_likelihood
-from slipstream.drafters.base import Drafter, Drafting, Observed, Run
+from slipstream.drafters.base import Drafter, Drafting, ForwardingDrafting, Observed, Run
 from slipstream.engine import Engine, Request
 from slipstream.errors import InputError
 from slipstream.logits import ProcessingSettings
@@ -165,7 +165,7 @@ class _Recorder(DecodingRule):
     """The drafter's side of a rule, with what it was asked kept. The engine holds the rule itself."""
 
     def __init__(self, inner: DecodingRule) -> None:
-        self.inner = inner
+        self.inner, self.temperature = inner, inner.temperature
         self.noted: list[Tensor] = []  # scores [1, vocab] of each depth
 
     def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
@@ -181,17 +181,18 @@ class _Recorder(DecodingRule):
         return self.inner.scores(logits, depth)
 
 
-class _WatchedDrafting(Drafting):
+class _WatchedDrafting(ForwardingDrafting):
     def __init__(self, watched: _Watched, inner: Drafting, recorder: _Recorder) -> None:
-        self._watched, self._inner, self._recorder = watched, inner, recorder
+        super().__init__(inner)
+        self._watched, self._recorder = watched, recorder
 
     def propose(self) -> DraftTree:
         self._recorder.noted.clear()
-        return self._inner.propose()
+        return super().propose()
 
     def observe(self, observed: Observed) -> None:
         if observed.choice is not None and self._recorder.noted:
             scores = torch.cat(self._recorder.noted)  # [depth, vocab]
             n = min(scores.shape[0], observed.choice.shape[0])  # no pair beyond where a tree was cut
             self._watched.note(scores[:n], observed.choice[:n])
-        self._inner.observe(observed)
+        super().observe(observed)

@@ -75,7 +75,8 @@ def log_confidence(scores: Tensor, scale: float) -> Tensor:
 def negative_log_likelihood(scores: Tensor, choice: Tensor, scales: Tensor) -> Tensor:
     """[rows, len(scales)]: surprise, in nats, at the target's choices under each scale.
 
-    scores: [rows, vocab] by which the drafter orders tokens: its logits, or log q + g; choice: [rows] int64 what the
+    scores: [rows, vocab] by which the drafter orders tokens: its logits, or log q + g
+    (either but for a constant of each row); choice: [rows] int64 what the
     target took.
     """
     taken = scores.gather(1, choice[:, None])  # [rows, 1]

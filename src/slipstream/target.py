@@ -130,7 +130,7 @@ class Target:
         """
         if self._bare_head is None:
             self._bare_head = self._nothing_after_head(hidden.shape[-1])
-        return self.upcast(self.model.get_output_embeddings()(hidden)) if self._bare_head else self._whole_head(hidden)
+        return self._lm_head(hidden) if self._bare_head else self._whole_head(hidden)
 
     def _nothing_after_head(self, width: int) -> bool:
         """Whether the LM head's output is the logits to the last bit: then a level of a draft can call it alone.
@@ -140,8 +140,11 @@ class Target:
         some = torch.linspace(-1, 1, 2 * width, device=self.device).reshape(1, 2, width)
         hidden = torch.cat((some, 1e4 * some), dim=1).to(self.dtype)
         with torch.inference_mode():
-            bare = self.upcast(self.model.get_output_embeddings()(hidden))
-            return torch.equal(bare, self._whole_head(hidden))
+            return torch.equal(self._lm_head(hidden), self._whole_head(hidden))
+
+    def _lm_head(self, hidden: Tensor) -> Tensor:
+        output: Tensor = self.model.get_output_embeddings()(hidden)
+        return self.upcast(output).to(hidden.device)  # where the model is sharded, the LM head may be elsewhere
 
     def _whole_head(self, hidden: Tensor) -> Tensor:
         output = _HiddenOnly(hidden)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,16 +17,20 @@ from drafters.test_medusa import random_heads as medusa_heads
 from families import build
 from oracle import oracle_generate
 from slipstream import runtime
+from slipstream.bench.watching import WatchedDrafter
+from slipstream.certify import recording
 from slipstream.clock import PARTS, Part
 from slipstream.drafters import build_drafter
-from slipstream.drafters.auto_shape import AutoShape, SizeChooser
+from slipstream.drafters.auto_shape import AutoShape, CycleTimes, ShapeInUse, SizeChooser
+from slipstream.drafters.base import Drafting, ForwardingDrafting, Observed
 from slipstream.drafters.eagle import EagleDrafter
 from slipstream.drafters.eagle_checkpoint import save_head
 from slipstream.drafters.growth import Frontier, TreeShape, grow
 from slipstream.drafters.hydra import HydraDrafter
 from slipstream.drafters.medusa import MedusaDrafter
 from slipstream.engine import Engine
-from slipstream.rules import Candidates
+from slipstream.errors import InputError
+from slipstream.rules import Candidates, GreedyRule
 from slipstream.runtime import Costs, fastest, measure_verification, typical_s
 from slipstream.target import Target
 from slipstream.tree import DraftTree, empty_tree
@@ -93,45 +98,54 @@ class World:
     """What the drafter believes, in times of `shares`."""
     speed: Callable[[float], float] = lambda seconds: 1.0
     """Of the machine at a moment."""
+    fixed_s: float = 0.0
+    """What any tree adds to a cycle beside drafting and rows."""
+    noise: float = 0.0
+    """Spread of what a cycle takes."""
+    seed: int = 0
 
     def run(self, chooser: SizeChooser | Always, num_cycles: int) -> float:
         """Tokens per second."""
-        rng, tokens, seconds = random.Random(0), 0, 0.0
+        rng, tokens, seconds = random.Random(self.seed), 0, 0.0
+        before = None
         for _ in range(num_cycles):
-            shape = chooser.next()
-            tree = empty_tree() if shape is None else grow(self._expand, torch.tensor([0]), shape)
-            accepted = self._walk(tree, rng)
-            took = self._cycle(tree.max_depth, tree.num_nodes, seconds)
+            tree = self.draft(chooser.next())
+            accepted = self.accept(tree, rng)
+            took = self.cycle(tree, self.speed(seconds) * rng.gauss(1, self.noise))
             chooser.note(tree, accepted)
-            chooser.lasted(took)
+            before = chooser.lasted(took, before)
             tokens += 1 + accepted
             seconds += sum(took.values())
         return tokens / seconds
 
     def best(self) -> TreeShape | None:
         """The fixed size with the most tokens per second; None: plain decoding."""
-        tree = grow(self._expand, torch.tensor([0]), LARGEST)
+        tree = self.draft(LARGEST)
         values = tree.log_value.exp() / self.claimed**tree.depth
         best, best_rate = None, 1 / self.costs.verify(1)
         for depth in range(1, LARGEST.depth + 1):
             brought = values[tree.depth <= depth].sort(descending=True).values.cumsum(0).tolist()
             for total, accepted in enumerate(brought, start=1):
-                rate = (1 + accepted) / (self.costs.draft_s[depth] + self.costs.verify(1 + total))
+                seconds = self.costs.draft_s[depth] + self.costs.verify(1 + total) + self.fixed_s
+                rate = (1 + accepted) / seconds
                 if rate > best_rate:
                     best, best_rate = replace(LARGEST, depth=depth, total=total), rate
         return best
 
-    def _cycle(self, depth: int, num_nodes: int, now: float) -> dict[Part, float]:
-        speed = self.speed(now)
-        verify_s = self.costs.verify(1 + num_nodes) / speed
-        return {"draft": self.costs.draft_s[depth] / speed, "build": 0.0, "verify": verify_s, "sample": 0, "host": 0}
+    def cycle(self, tree: DraftTree, speed: float) -> dict[Part, float]:
+        """Seconds by part."""
+        seconds: dict[Part, float] = dict.fromkeys(PARTS, 0.0)
+        seconds["draft"] = self.costs.draft_s[tree.max_depth] / speed
+        seconds["verify"] = self.costs.verify(1 + tree.num_nodes) / speed
+        seconds["sample"] = self.fixed_s / speed if tree.num_nodes else 0.0
+        return seconds
 
-    def _expand(self, frontier: Frontier, k: int) -> Candidates:
-        rows = frontier.tokens.shape[0]
-        confidence = (torch.tensor(self.shares[:k]) * self.claimed).log()
-        return Candidates(torch.arange(len(confidence)).expand(rows, -1), confidence.expand(rows, -1))
+    def draft(self, shape: TreeShape | None) -> DraftTree:
+        """The tree of this shape; None: none."""
+        return empty_tree() if shape is None else grow(self._expand, torch.tensor([0]), shape)
 
-    def _walk(self, tree: DraftTree, rng: random.Random) -> int:
+    def accept(self, tree: DraftTree, rng: random.Random) -> int:
+        """How many of its nodes the target says."""
         nodes = {
             (parent, token): node
             for node, (parent, token) in enumerate(zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True))
@@ -142,6 +156,11 @@ class World:
             if (node, right) not in nodes:
                 return accepted
             node, accepted = nodes[node, right], accepted + 1
+
+    def _expand(self, frontier: Frontier, k: int) -> Candidates:
+        rows = frontier.tokens.shape[0]
+        confidence = (torch.tensor(self.shares[:k]) * self.claimed).log()
+        return Candidates(torch.arange(len(confidence)).expand(rows, -1), confidence.expand(rows, -1))
 
 
 class Always:
@@ -155,7 +174,7 @@ class Always:
 
     def note(self, tree: DraftTree, num_accepted: int) -> None: ...
 
-    def lasted(self, seconds: Mapping[Part, float]) -> None: ...
+    def lasted(self, seconds: Mapping[Part, float], before: None) -> None: ...
 
 
 CHEAP, DEAR = costs(row=0.02, level=0.1), costs(row=0.3, level=0.5)
@@ -168,11 +187,14 @@ CHEAP, DEAR = costs(row=0.02, level=0.1), costs(row=0.3, level=0.5)
         pytest.param(DEAR, World(DEAR), 0.95, id="nothing pays"),
         pytest.param(CHEAP, World(DEAR), 0.95, id="cycles are dearer than measured"),
         pytest.param(DEAR, World(CHEAP), 0.95, id="cycles are cheaper than measured"),
-        pytest.param(CHEAP, World(costs(row=0.3, level=0.1)), 0.93, id="rows are dearer than measured"),
-        pytest.param(CHEAP, World(costs(row=0.02, level=0.5)), 0.93, id="levels are dearer than measured"),
-        pytest.param(CHEAP, World(CHEAP, claimed=1.15), 0.93, id="values promise too much"),
-        pytest.param(CHEAP, World(CHEAP, shares=(0.3, 0.08, 0.02, 0.01), claimed=2.0), 0.93, id="far too much"),
-        pytest.param(CHEAP, World(CHEAP, claimed=0.6), 0.93, id="values promise too little"),
+        pytest.param(CHEAP, World(costs(row=0.3, level=0.1)), 0.9, id="rows are dearer than measured"),
+        pytest.param(CHEAP, World(costs(row=0.02, level=0.5)), 0.9, id="levels are dearer than measured"),
+        pytest.param(CHEAP, World(CHEAP, claimed=1.15), 0.9, id="values promise too much"),
+        pytest.param(CHEAP, World(CHEAP, shares=(0.3, 0.08, 0.02, 0.01), claimed=2.0), 0.9, id="far too much"),
+        pytest.param(CHEAP, World(CHEAP, claimed=0.6), 0.9, id="values promise too little"),
+        pytest.param(CHEAP, World(CHEAP, fixed_s=0.3), 0.9, id="any tree takes longer"),
+        pytest.param(CHEAP, World(CHEAP, fixed_s=1.0), 0.9, id="any tree takes much longer"),
+        pytest.param(CHEAP, World(CHEAP, fixed_s=0.1, noise=0.1), 0.9, id="cycles differ"),
     ],
 )
 def test_the_choice_comes_near_the_best_fixed_size(measured, world, share):
@@ -206,11 +228,11 @@ def as_costs_say(monkeypatch):
         trees[self] = tree
         note(self, tree, num_accepted)
 
-    def by_costs(self: SizeChooser, seconds: Mapping[Part, float]) -> None:
+    def by_costs(self: SizeChooser, seconds: Mapping[Part, float], before: CycleTimes | None) -> CycleTimes | None:
         assert set(seconds) == set(PARTS), "the engine tells what the cycle took"
         verify_s = self.costs.verify(1 + trees[self].num_nodes)
         draft_s = self.costs.draft_s[trees[self].max_depth]
-        lasted(self, {**dict.fromkeys(PARTS, 0.0), "draft": draft_s, "verify": verify_s})
+        return lasted(self, {**dict.fromkeys(PARTS, 0.0), "draft": draft_s, "verify": verify_s}, before)
 
     monkeypatch.setattr(SizeChooser, "note", keep)
     monkeypatch.setattr(SizeChooser, "lasted", by_costs)
@@ -264,7 +286,7 @@ def test_drafting_is_taken_up_again_where_it_pays():
     shape.costs = costs(row=0.0, level=0.0)
     sizes = shapes_of(shape, drafter, [1, *PROMPT], 100)
     assert sizes[0] == 0
-    assert set(sizes[-6:-2]) == {LARGEST.total}
+    assert min(sizes[-6:-2]) >= LARGEST.total - 1  # the last of all may bring nothing
 
 
 @pytest.mark.usefixtures("as_costs_say")
@@ -291,11 +313,63 @@ def test_answers_of_a_few_tokens_never_show_a_whole_tree():
     """Every look is cut short by the budget: the first size stays, and nothing is decided on nothing."""
     target, head = exact_pair()
     shape = AutoShape(LARGEST)
-    shape.costs = costs(row=0.0, level=0.01)
+    shape.costs = costs(row=9.0, level=9.0)  # nothing would pay
     engine = Engine(target, EagleDrafter(target, head, shape))
+    drafted = []
     for first in range(20):
         prompt = [1, first, *PROMPT]
-        assert decode(engine, prompt, max_new_tokens=3).ids == oracle_generate(target.model, prompt, max_new_tokens=3)
+        result = decode(engine, prompt, max_new_tokens=4)
+        assert result.ids == oracle_generate(target.model, prompt, max_new_tokens=4)
+        drafted.append(result.steps[0].num_drafted)
+    assert max(drafted[START:]) == LARGEST.width + LARGEST.depth
+
+
+def test_a_generations_first_cycle_is_no_neighbour():
+    """It may be slower than any other for reasons of its own, and the last of the answer before was plain."""
+    world = World(CHEAP)
+
+    def mean_size(slower: float) -> float:
+        shape, rng, sizes = AutoShape(LARGEST), random.Random(0), []
+        shape.costs = CHEAP
+        for _ in range(60):
+            use = ShapeInUse(shape, GreedyRule())
+            for cycle in range(16):
+                tree = world.draft(use.next() if cycle < 15 else None)
+                path = list(range(world.accept(tree, rng)))
+                use.note(Observed(tokens=[0], features=None, tree=tree, path=path))
+                use.lasted(world.cycle(tree, speed=1 / slower if cycle == 0 else 1.0))
+                sizes.append(tree.num_nodes)
+        return sum(sizes) / len(sizes)
+
+    assert mean_size(slower=3.0) == mean_size(slower=1.0) > 4
+
+
+WRAPPED = {
+    "bench": lambda drafter: WatchedDrafter(drafter),
+    "certify": lambda drafter: recording._Recorder(drafter),
+}
+
+
+@pytest.mark.usefixtures("as_costs_say")
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_sizes_are_chosen_as_well_where_a_drafter_is_watched(wrapped):
+    target, head = exact_pair()
+    shape = AutoShape(LARGEST)
+    shape.costs = costs(row=9.0, level=9.0)
+    drafter = WRAPPED[wrapped](EagleDrafter(target, head, shape))
+    steps = decode(Engine(target, drafter), [1, *PROMPT], max_new_tokens=60).steps
+    assert {step.num_drafted for step in steps[START:-6]} == {0}
+
+
+def test_those_who_watch_a_draft_pass_everything_on():
+    hooks = {name for name, one in vars(Drafting).items() if inspect.isfunction(one)}
+    assert hooks == {name for name in vars(ForwardingDrafting) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("shape", [TreeShape(rerank=False), TreeShape(by_value=False)])
+def test_a_tree_without_values_is_not_sized(shape):
+    with pytest.raises(InputError, match="give its total"):
+        AutoShape(shape)
 
 
 def test_texts_of_another_temperature_have_an_estimate_of_their_own():
@@ -327,7 +401,7 @@ def test_costs_are_measured_on_the_real_models(method):
     assert [rows for rows, _ in measured.verify_s] == [1, 2, 4, 8, 13]
     assert all(seconds > 0 for _, seconds in measured.verify_s)
     assert len(measured.draft_s) == drafter.largest.depth + 1
-    assert measured.draft_s[0] == 0 < measured.draft_s[1] < measured.draft_s[-1]
+    assert measured.draft_s[0] == 0 < measured.draft_s[1] <= measured.draft_s[-1]
     assert isinstance(drafter.shape, AutoShape), "measured on a copy"
 
 

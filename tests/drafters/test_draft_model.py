@@ -16,7 +16,7 @@ from families import VOCAB_SIZE, build, prompt_ids
 from oracle import oracle_generate
 from slipstream.drafters.auto_shape import AutoShape
 from slipstream.drafters.base import Drafting, Run
-from slipstream.drafters.draft_model import DraftChainSettings, DraftLength, DraftModelDrafter, measure_costs
+from slipstream.drafters.draft_model import DraftChainSettings, DraftLength, DraftModelDrafter, tree_costs
 from slipstream.drafters.growth import TreeShape
 from slipstream.engine import Engine
 from slipstream.errors import InputError
@@ -265,20 +265,20 @@ def test_the_adaptive_threshold_follows_what_is_accepted(target, small):
 
 def test_trees_are_sized_by_measured_cost(target, small):
     largest = TreeShape(width=3, depth=3, total=8)
-    costs = measure_costs(DraftModelDrafter(target, small), largest)
-    assert costs.draft_s[0] == 0 < costs.draft_s[1] < costs.draft_s[3]
+    costs = tree_costs(DraftModelDrafter(target, small), largest)
+    assert costs.draft_s[0] == 0 < costs.draft_s[1] <= costs.draft_s[3]
     assert [rows for rows, _ in costs.verify_s] == [1, 2, 4, 8, 9]
     drafter = DraftModelDrafter(target, small, shape=AutoShape(largest))
     result = decode(Engine(target, drafter), PROMPT, max_new_tokens=60)
     assert result.ids == oracle_generate(target.model, PROMPT, max_new_tokens=60)
     assert drafter.shape.costs is not None
-    assert [step.num_drafted for step in result.steps[:3]] == [8, 8, 8]
-    assert 0 in [step.num_drafted for step in result.steps[6:-4]], "a useless draft model is left alone"
+    assert result.steps[0].num_drafted == 6, "width + depth until more is known"
+    assert [step.num_drafted for step in result.steps[9:-4]].count(0) > 30, "a useless draft model is left alone"
 
 
 def test_measuring_stays_within_the_draft_models_context(target):
     tiny = Target(build("gpt2", sizes={"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 5}))
-    assert len(measure_costs(DraftModelDrafter(target, tiny), TreeShape(width=2, depth=4, total=6)).draft_s) == 5
+    assert len(tree_costs(DraftModelDrafter(target, tiny), TreeShape(width=2, depth=4, total=6)).draft_s) == 5
 
 
 def test_slots_are_enough_for_every_draft(target):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from slipstream.drafters.base import Drafter, Drafting, Observed, Run, Scouts
+from slipstream.drafters.base import Drafter, Drafting, ForwardingDrafting, Observed, Run
 from slipstream.tree import DraftTree
 
 
@@ -50,17 +50,12 @@ class WatchedDrafter(Drafter):
         self._cycles.append(cycle)
 
 
-class _WatchedDrafting(Drafting):
+class _WatchedDrafting(ForwardingDrafting):
     def __init__(self, inner: Drafting, note: Callable[[Cycle], None]) -> None:
-        self._inner, self._note = inner, note
-
-    def propose(self) -> DraftTree:
-        return self._inner.propose()
-
-    def scouts(self) -> Scouts | None:
-        return self._inner.scouts()
+        super().__init__(inner)
+        self._note = note
 
     def observe(self, observed: Observed) -> None:
         if observed.tree is not None and observed.choice is not None:
             self._note(Cycle(observed.tokens[0], observed.tree, observed.choice, tuple(observed.path)))
-        self._inner.observe(observed)
+        super().observe(observed)

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from slipstream.drafters.base import Drafter, Drafting, Observed, Run, Scouts
+from slipstream.drafters.base import Drafter, Drafting, ForwardingDrafting, Observed, Run, Scouts
 from slipstream.engine import Engine, FinishReason, Request
 from slipstream.target import Features, Target
-from slipstream.tree import DraftTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +87,14 @@ class _Recorder(Drafter):
         return self.inner.draft_slots
 
 
-class _Recording(Drafting):
+class _Recording(ForwardingDrafting):
     def __init__(self, inner: Drafting, wanted: Features, note: Callable[[RecordedPass], None]) -> None:
-        self._inner, self._wanted, self._note = inner, wanted, note
+        super().__init__(inner)
+        self._wanted, self._note = wanted, note
         self._num_scouts = 0  # of the pass under way; the engine asks for scouts only where there is room for a draft
 
-    def propose(self) -> DraftTree:
-        return self._inner.propose()
-
     def scouts(self) -> Scouts | None:
-        scouts = self._inner.scouts()
+        scouts = super().scouts()
         self._num_scouts = 0 if scouts is None else scouts.tokens.shape[0]
         return scouts
 
@@ -109,7 +106,7 @@ class _Recording(Drafting):
             shape = PassShape(num_rows, (0, *(node + 1 for node in observed.path)))
             self._note(RecordedPass(shape, observed.tree.num_nodes, observed.features[:, :width].clone()))
         self._num_scouts = 0
-        self._inner.observe(_as_asked(observed, self._wanted, width))
+        super().observe(_as_asked(observed, self._wanted, width))
 
 
 def _as_asked(observed: Observed, wanted: Features, width: int) -> Observed:

@@ -223,7 +223,9 @@ def _prepare(
     from slipstream.bench.settings import PLAIN, BenchSettings
     from slipstream.bench.tasks import questions_hash
     from slipstream.cli.loading import load
+    from slipstream.cli.threads import check_threads
 
+    check_threads(loading["threads"])
     tasks, questions, sources = _read_tasks(folder, data, datasets, task_names, prompts_per_task, resume)
     artefacts = dict(map(_parse_draft, drafts or ()))
     given = _with_plain(_parse_methods(method, artefacts)) if method else None

@@ -75,7 +75,7 @@ Threads = Annotated[
         "--threads",
         metavar="N",
         rich_help_panel=LOADING,
-        help="Of PyTorch on a CPU; default: 1 for models below 50 million parameters, else PyTorch's.",
+        help="Of PyTorch on a CPU; default: 1 for models below 25 million parameters, else PyTorch's.",
     ),
 ]
 Attention = Annotated[

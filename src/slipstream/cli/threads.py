@@ -10,9 +10,9 @@ from slipstream.errors import InputError
 if TYPE_CHECKING:
     from slipstream import Model
 
-_SMALL = 50_000_000
-"""Parameters below which one thread decodes as fast as two: an operation is over before a sleeping thread is awake
-(`benchmarks/thread_cost.py`)."""
+_SMALL = 25_000_000
+"""Parameters below which one thread is faster than two that sleep while they wait: an operation is over before the
+other is awake (`benchmarks/thread_cost.py`, on two cores)."""
 
 
 def check_threads(threads: int | None) -> None:

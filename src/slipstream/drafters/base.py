@@ -92,8 +92,27 @@ class Drafting(ABC):
     def observe(self, observed: Observed) -> None:  # noqa: B027 (a drafter without memory has nothing to note)
         """Take note of newly committed tokens."""
 
-    def lasted(self, seconds: Mapping[Part, float]) -> None:  # noqa: B027 (most drafts are as long at any price)
-        """What the cycle just over took, by part."""
+    def lasted(self, seconds: Mapping[Part, float]) -> None:  # noqa: B027 (few drafters size their drafts by it)
+        """What the cycle just over took, by part. Called once a cycle, after `observe`."""
+
+
+class ForwardingDrafting(Drafting):
+    """Another drafting at its usual work; for those that watch one."""
+
+    def __init__(self, inner: Drafting) -> None:
+        self.inner = inner
+
+    def propose(self) -> DraftTree:
+        return self.inner.propose()
+
+    def scouts(self) -> Scouts | None:
+        return self.inner.scouts()
+
+    def observe(self, observed: Observed) -> None:
+        self.inner.observe(observed)
+
+    def lasted(self, seconds: Mapping[Part, float]) -> None:
+        self.inner.lasted(seconds)
 
 
 class Drafter(ABC):

@@ -1,14 +1,15 @@
 """The dynamic draft tree of EAGLE-2 (arXiv 2406.16858, sections 4.1 and 4.2), for every drafter that has a model.
 
-Expansion: level by level, the `width` nodes of highest value (product of confidences along the path) are run together
-through the drafter and get their best children attached. Reranking: of all nodes ever attached, the `total` of highest
-value become the draft. A node's value never exceeds its parent's and ties go to the shallower, then the earlier node,
-so the choice is always connected. Shapes depend on (width, depth, total) alone, and nothing waits for the device.
+Expansion: level by level, the `width` nodes of highest value (product of confidences along the path; fewer where no
+more can have a child in the end) are run together through the drafter and get their best children attached. Reranking:
+of all nodes ever attached, the `total` of highest value become the draft. A node's value never exceeds its parent's and
+ties go to the shallower, then the earlier node, so the choice is always connected. Shapes depend on (width, depth,
+total) alone, and nothing waits for the device.
 
 Which nodes are run next and which are kept in the end is the shape's part; `static_tree.py` answers both from a table.
 
-Rows: the drafter runs the root as row 0, then `width` rows a level; `Frontier.visible` says which rows each new row
-may attend to, so a drafter with a KV cache writes row r to its r-th draft slot.
+Rows: the drafter runs the root as row 0, then at most `width` rows a level; `Frontier.visible` says which rows each new
+row may attend to, so a drafter with a KV cache writes row r to its r-th draft slot.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class TreeShape:
     """Size of a dynamic tree. The last two fields are the paper's ablations (section 5.3)."""
 
     width: int = 4
-    """Nodes run together at each level, and children attached to each."""
+    """Nodes run together at each level, and children attached to each, at most."""
     depth: int = 3
     """Levels below the root."""
     total: int = 12
@@ -73,7 +74,7 @@ class TreeShape:
 
     @property
     def num_rows(self) -> int:
-        """Rows the drafter runs for one tree, root included."""
+        """Rows the drafter runs for one tree, root included, at most."""
         return 1 + self.width * (self.depth - 1)
 
     def cut(self, max_depth: int) -> TreeShape:
