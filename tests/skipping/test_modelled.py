@@ -36,7 +36,7 @@ def test_a_tree_is_the_one_that_growth_grows(
 
     def expand(frontier: Frontier, k: int) -> Candidates:
         rows = frontier.tokens.shape[0]
-        return Candidates(torch.arange(k).expand(rows, k), log_confidence[frontier.depth].expand(rows, k))
+        return Candidates(torch.arange(k).expand(rows, k), log_confidence[frontier.depth, :k].expand(rows, k))
 
     tree, expected, parent = grow(expand, torch.zeros(1, dtype=torch.int64), shape), 0, -1
     for rank in path:
