@@ -121,11 +121,10 @@ def _near(total: Tensor, scale: float) -> float:
 
 
 def _processing(target: Target, prompt_length: int, max_new_tokens: int, temperature: float) -> ProcessingSettings:
-    eos = target.model.generation_config.eos_token_id
     return ProcessingSettings(
         prompt_length=prompt_length,
         max_length=prompt_length + max_new_tokens,
-        eos_token_ids=() if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
+        eos_token_ids=target.eos_token_ids,
         temperature=temperature,
     )
 

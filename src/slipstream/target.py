@@ -244,6 +244,12 @@ class Target:
         return digest.hexdigest()[:16]
 
     @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The end-of-sequence tokens of the model's generation settings; () where there are none."""
+        ids = self.model.generation_config.eos_token_id
+        return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
+
+    @property
     def name(self) -> str:
         """What to call the model in messages."""
         return self.config._name_or_path or type(self.model).__name__

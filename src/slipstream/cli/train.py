@@ -14,6 +14,7 @@ import typer
 
 from slipstream.cli import options
 from slipstream.cli.answering import note
+from slipstream.cli.train_answers import answers
 from slipstream.cli.train_draft import draft
 from slipstream.cli.train_eagle import eagle
 from slipstream.cli.train_hydra import hydra
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="train", no_args_is_help=True, help="Train draft heads, and rebuild the demo models.")
 
+app.command()(answers)
 app.command()(eagle)
 app.command()(medusa)
 app.command()(hydra)
