@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from families import prompt_ids
 from slipstream.calibration import SCALES, Calibration, calibrate, fit
-from slipstream.confidence import ConfidenceScale
+from slipstream.core.confidence import ConfidenceScale
 from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.layer_skip import LayerSkipDrafter
 from slipstream.drafters.plain import PlainDrafter

@@ -8,7 +8,7 @@ import torch
 import slipstream
 from families import FAMILIES
 from slipstream.clock import CycleClock
-from slipstream.sampling import philox
+from slipstream.core.sampling import philox
 
 pytestmark = [
     pytest.mark.gpu,

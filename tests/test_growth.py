@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from random_trees import token_paths
+from slipstream.core.rules import Candidates
+from slipstream.core.tree import DraftTree, ancestor_mask, chain
 from slipstream.drafters.growth import Frontier, TreeShape, grow, rerank
 from slipstream.errors import InputError
-from slipstream.rules import Candidates
-from slipstream.tree import DraftTree, ancestor_mask, chain
 
 Path = tuple[int, ...]
 

@@ -15,16 +15,16 @@ from transformers import DynamicCache
 from doubles import CONFIGURATIONS, Scripted, always_right, configured, decode, random_tree, request, right_behind_wrong
 from families import FAMILIES, prompt_ids
 from oracle import oracle_generate
+from slipstream.core.rules import CoupledRule
+from slipstream.core.tree import DraftTree
+from slipstream.core.verify import walk
 from slipstream.drafters.base import Drafter
 from slipstream.drafters.plain import PlainDrafter
 from slipstream.engine import Engine
 from slipstream.errors import UnsupportedTargetError
 from slipstream.kv_cache import KVCache
 from slipstream.probe import probe
-from slipstream.rules import CoupledRule
 from slipstream.target import Features, Target
-from slipstream.tree import DraftTree
-from slipstream.verify import walk
 
 PROMPT = prompt_ids(7, seed=4) * 3
 NUM_TOKENS = 14

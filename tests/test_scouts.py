@@ -14,11 +14,11 @@ from transformers import DynamicCache
 from doubles import Decoded, Path, Script, Scripted, chain_paths, decode, nothing, random_tree, request, tree_of, wrong
 from families import VOCAB_SIZE, prompt_ids
 from oracle import next_logits, oracle_generate
+from slipstream.core.sampling import SamplingSettings
+from slipstream.core.tree import DraftTree
 from slipstream.drafters.base import Drafting, Observed, Run, Scouts
 from slipstream.engine import Engine
-from slipstream.sampling import SamplingSettings
 from slipstream.target import Target
-from slipstream.tree import DraftTree
 
 PROMPT = prompt_ids(7, seed=4) * 3
 NUM_TOKENS = 14

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slipstream.confidence import ConfidenceScale, negative_log_likelihood
+from slipstream.core.confidence import ConfidenceScale, negative_log_likelihood
+from slipstream.core.logits import ProcessingSettings
+from slipstream.core.rules import Candidates, DecodingRule
+from slipstream.core.sampling import SamplingSettings
+from slipstream.core.tree import DraftTree
 from slipstream.drafters.base import Drafter, Drafting, ForwardingDrafting, Observed, Run
 from slipstream.engine import Engine, Request
 from slipstream.errors import InputError
-from slipstream.logits import ProcessingSettings
-from slipstream.rules import Candidates, DecodingRule
-from slipstream.sampling import SamplingSettings
 from slipstream.target import Target
-from slipstream.tree import DraftTree
 
 TEMPERATURES = (0.0, 0.5, 0.75, 1.0, 1.5)
 SCALES = torch.logspace(-1.5, 1.0, 61, dtype=torch.float64)

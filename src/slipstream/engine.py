@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from slipstream.clock import CycleClock
+from slipstream.core.logits import LogitsPipeline, ProcessingSettings
+from slipstream.core.rules import make_rule
+from slipstream.core.sampling import SamplingSettings
+from slipstream.core.tree import DraftTree, ancestor_mask, empty_tree
+from slipstream.core.verify import walk
 from slipstream.drafters.base import Drafter, Observed, Run, Scouts
 from slipstream.errors import ContextLengthError, InputError
 from slipstream.kv_cache import KVCache
-from slipstream.logits import LogitsPipeline, ProcessingSettings
-from slipstream.rules import make_rule
-from slipstream.sampling import SamplingSettings
 from slipstream.target import Target, TargetOutput
-from slipstream.tree import DraftTree, ancestor_mask, empty_tree
-from slipstream.verify import walk
 
 FinishReason = Literal["eos", "stop", "length", "context"]
 """Why a generation ended: an end-of-sequence token, a stop string, the token budget, or the context limit."""

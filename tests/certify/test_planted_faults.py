@@ -16,12 +16,12 @@ from certify.certify_doubles import DTYPES, NUM_NEW, NUMBERS, certify, plain_tex
 from doubles import Scripted, right_behind_wrong
 from families import prompt_ids
 from slipstream.certify.requests import make_request
+from slipstream.core.tree import ancestor_mask, earlier_siblings
+from slipstream.core.verify import walk
 from slipstream.engine import _Generation
 from slipstream.kv_cache import SlotLayer
 from slipstream.model import Model
 from slipstream.target import Target
-from slipstream.tree import ancestor_mask, earlier_siblings
-from slipstream.verify import walk
 
 PROMPT = prompt_ids(19)
 

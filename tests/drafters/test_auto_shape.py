@@ -20,6 +20,8 @@ from slipstream import runtime
 from slipstream.bench.watching import WatchedDrafter
 from slipstream.certify import recording
 from slipstream.clock import PARTS, Part
+from slipstream.core.rules import Candidates, GreedyRule
+from slipstream.core.tree import DraftTree, empty_tree
 from slipstream.drafters import build_drafter
 from slipstream.drafters.auto_shape import AutoShape, CycleTimes, ShapeInUse, SizeChooser
 from slipstream.drafters.base import Drafting, ForwardingDrafting, Observed
@@ -30,10 +32,8 @@ from slipstream.drafters.hydra import HydraDrafter
 from slipstream.drafters.medusa import MedusaDrafter
 from slipstream.engine import Engine
 from slipstream.errors import InputError
-from slipstream.rules import Candidates, GreedyRule
 from slipstream.runtime import Costs, fastest, measure_verification, typical_s
 from slipstream.target import Target
-from slipstream.tree import DraftTree, empty_tree
 
 LARGEST = TreeShape(width=4, depth=4, total=12)
 

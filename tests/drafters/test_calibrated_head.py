@@ -11,7 +11,7 @@ import torch
 import slipstream
 from families import build, prompt_ids
 from slipstream.bench.watching import WatchedDrafter
-from slipstream.confidence import ConfidenceScale
+from slipstream.core.confidence import ConfidenceScale
 from slipstream.drafters import build_drafter
 from slipstream.drafters.eagle_checkpoint import save_head
 from slipstream.drafters.eagle_head import EagleHead, HeadSizes

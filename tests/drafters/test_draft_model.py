@@ -14,13 +14,13 @@ from doubles import decode, request
 from drafters.learned import near as near_model
 from families import VOCAB_SIZE, build, prompt_ids
 from oracle import oracle_generate
+from slipstream.core.sampling import SamplingSettings
 from slipstream.drafters.auto_shape import AutoShape
 from slipstream.drafters.base import Drafting, Run
 from slipstream.drafters.draft_model import DraftChainSettings, DraftLength, DraftModelDrafter, tree_costs
 from slipstream.drafters.growth import TreeShape
 from slipstream.engine import Engine
 from slipstream.errors import InputError
-from slipstream.sampling import SamplingSettings
 from slipstream.target import Target
 from test_rejection import NUM_NEW, VOCAB, Memory, law, p_value, remembered
 from test_rejection import PROMPT as REJECTION_PROMPT

@@ -13,6 +13,7 @@ from doubles import decode, request
 from drafters.eagle_reference import reference_draft, true_features
 from families import build, prompt_ids
 from oracle import oracle_generate
+from slipstream.core.sampling import SamplingSettings
 from slipstream.drafters import METHODS, build_drafter
 from slipstream.drafters.base import Drafting, Run
 from slipstream.drafters.eagle import EagleDrafter, EagleDrafting
@@ -23,7 +24,6 @@ from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.static_tree import EAGLE_1, StaticTree
 from slipstream.engine import Engine
 from slipstream.errors import InputError
-from slipstream.sampling import SamplingSettings
 from slipstream.target import Target
 
 FAMILIES = ("llama", "qwen2", "gemma2", "mistral", "gpt2", "longrope", "gemma", "granite", "opt")

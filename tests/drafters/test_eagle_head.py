@@ -14,7 +14,7 @@ from doubles import decode
 from drafters.eagle_reference import reference_head
 from families import build, prompt_ids
 from oracle import oracle_generate
-from slipstream.confidence import ConfidenceScale
+from slipstream.core.confidence import ConfidenceScale
 from slipstream.drafters import build_drafter
 from slipstream.drafters.eagle_checkpoint import load_head, save_head
 from slipstream.drafters.eagle_head import EagleHead, HeadSizes, additive_mask

@@ -13,7 +13,8 @@ from drafters.eagle_reference import true_features
 from drafters.hydra_reference import reference_draft, reference_prefix
 from families import CONTEXT, build, prompt_ids
 from oracle import oracle_generate
-from slipstream.confidence import ConfidenceScale
+from slipstream.core.confidence import ConfidenceScale
+from slipstream.core.sampling import SamplingSettings
 from slipstream.drafters import METHODS, build_drafter
 from slipstream.drafters.auto_shape import AutoShape
 from slipstream.drafters.base import Drafting, Run
@@ -25,7 +26,6 @@ from slipstream.drafters.medusa_trees import published_tree
 from slipstream.drafters.static_tree import StaticTree
 from slipstream.engine import Engine
 from slipstream.errors import InputError
-from slipstream.sampling import SamplingSettings
 from slipstream.target import Target
 
 FAMILIES = ("llama", "qwen2", "gemma2", "mistral", "gpt2", "longrope", "opt", "mixtral")

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from drafters.hydra_reference import reference_head, reference_logits, reference_prefix
 from families import build
-from slipstream.confidence import ConfidenceScale
+from slipstream.core.confidence import ConfidenceScale
 from slipstream.drafters.eagle_head import additive_mask
 from slipstream.drafters.hydra_checkpoint import load_heads, save_heads
 from slipstream.drafters.hydra_heads import HydraHeads, HydraSizes, PrefixSizes

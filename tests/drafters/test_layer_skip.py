@@ -20,6 +20,10 @@ from transformers import DynamicCache, PreTrainedModel
 
 from families import VOCAB_SIZE
 from random_trees import path_to, token_paths
+from slipstream.core.logits import ProcessingSettings
+from slipstream.core.rules import DecodingRule, make_rule
+from slipstream.core.sampling import SamplingSettings
+from slipstream.core.tree import DraftTree, chain
 from slipstream.drafters.base import Observed, Run
 from slipstream.drafters.exit_threshold import AdaptiveThreshold, ChainSettings
 from slipstream.drafters.growth import TreeShape
@@ -27,13 +31,9 @@ from slipstream.drafters.layer_skip import LayerSkipDrafter
 from slipstream.drafters.plain import PlainDrafter
 from slipstream.engine import Engine, Request
 from slipstream.errors import InputError
-from slipstream.logits import ProcessingSettings
-from slipstream.rules import DecodingRule, make_rule
-from slipstream.sampling import SamplingSettings
 from slipstream.skipping.plan import SkipPlan
 from slipstream.skipping.sublayers import SubLayers
 from slipstream.target import Target
-from slipstream.tree import DraftTree, chain
 
 PROMPT = [5, 17, 3, 40, 22, 9, 61, 17, 3]
 SKIP = {"attention": [1], "mlp": [0]}

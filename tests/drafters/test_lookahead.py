@@ -14,13 +14,13 @@ from doubles import Decoded, decode, request
 from families import CONTEXT, build, prompt_ids
 from oracle import oracle_generate
 from random_trees import token_paths
+from slipstream.core.tree import DraftTree
 from slipstream.drafters import build_drafter
 from slipstream.drafters.base import Drafter, Drafting, Observed, Run, Scouts
 from slipstream.drafters.lookahead import LookaheadDrafter, LookaheadSettings, NgramPool, Window
 from slipstream.engine import Engine
 from slipstream.errors import InputError
 from slipstream.target import Target
-from slipstream.tree import DraftTree
 
 PROMPT = prompt_ids(6, seed=1) * 3
 SIZES = {"published": (7, 5, 7), "small": (3, 4, 2), "narrow": (1, 3, 1), "long": (2, 7, 3)}
@@ -272,7 +272,7 @@ def test_a_sampled_window_meets_the_sampled_target_more_often_than_a_greedy_one(
         )
 
     sampled = num_accepted()
-    monkeypatch.setattr("slipstream.rules.CoupledRule.guess", lambda rule, logits, depth: logits.argmax(dim=-1))
+    monkeypatch.setattr("slipstream.core.rules.CoupledRule.guess", lambda rule, logits, depth: logits.argmax(dim=-1))
     assert sampled > 1.5 * num_accepted()
 
 

@@ -11,6 +11,8 @@ from doubles import decode, request
 from drafters.medusa_reference import cycling_pair, reference_draft
 from families import CONTEXT, prompt_ids
 from oracle import oracle_generate
+from slipstream.core.sampling import SamplingSettings
+from slipstream.core.tree import DraftTree
 from slipstream.drafters import METHODS, build_drafter
 from slipstream.drafters.auto_shape import AutoShape
 from slipstream.drafters.base import Drafting, Run
@@ -23,9 +25,7 @@ from slipstream.drafters.medusa_trees import TREES, expand, published_tree
 from slipstream.drafters.static_tree import StaticTree
 from slipstream.engine import Engine
 from slipstream.errors import InputError
-from slipstream.sampling import SamplingSettings
 from slipstream.target import Target
-from slipstream.tree import DraftTree
 
 FAMILIES = ("llama", "qwen2", "gemma2", "mistral", "gpt2", "longrope", "opt", "mixtral", "cohere")
 PROMPT = prompt_ids(7, seed=4) * 3

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from random_trees import token_paths
+from slipstream.core.rules import GreedyRule
+from slipstream.core.tree import DraftTree
 from slipstream.drafters.base import Drafting, Run
 from slipstream.drafters.prompt_lookup import (
     NgramIndex,
@@ -19,9 +21,7 @@ from slipstream.drafters.prompt_lookup import (
 )
 from slipstream.errors import InputError
 from slipstream.kv_cache import KVCache
-from slipstream.rules import GreedyRule
 from slipstream.target import Target
-from slipstream.tree import DraftTree
 
 texts = st.lists(st.integers(0, 2), min_size=1, max_size=20)
 

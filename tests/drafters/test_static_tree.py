@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from slipstream.core.rules import Candidates
+from slipstream.core.tree import DraftTree
 from slipstream.drafters.growth import Frontier, TreeShape, grow
 from slipstream.drafters.static_tree import EAGLE_1, StaticTree
 from slipstream.errors import InputError
-from slipstream.rules import Candidates
-from slipstream.tree import DraftTree
 
 CPU = torch.device("cpu")
 VOCAB = 50

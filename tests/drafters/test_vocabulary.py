@@ -14,7 +14,7 @@ import slipstream
 from doubles import decode
 from families import REFUSED, build, prompt_ids
 from oracle import oracle_generate
-from slipstream.confidence import ConfidenceScale
+from slipstream.core.confidence import ConfidenceScale
 from slipstream.drafters import METHODS, build_drafter
 from slipstream.drafters.auto_shape import AutoShape
 from slipstream.drafters.draft_checkpoint import load_draft

@@ -15,15 +15,15 @@ import slipstream
 from doubles import decode
 from families import build, prompt_ids
 from oracle import oracle_generate
+from slipstream.core.logits import ProcessingSettings
+from slipstream.core.rules import GreedyRule
+from slipstream.core.sampling import SamplingSettings
 from slipstream.drafters.base import Run
 from slipstream.drafters.exit_threshold import ChainSettings
 from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.layer_skip import LayerSkipDrafter
 from slipstream.engine import Engine, Request
 from slipstream.errors import InputError
-from slipstream.logits import ProcessingSettings
-from slipstream.rules import GreedyRule
-from slipstream.sampling import SamplingSettings
 from slipstream.skipping.adaptive import AdaptiveSkipSet, AdaptSettings, TrialResult
 from slipstream.skipping.costs import CostTable, PassCost
 from slipstream.skipping.effects import Effects

@@ -11,15 +11,15 @@ from transformers import PreTrainedModel
 
 from doubles import decode
 from families import prompt_ids
+from slipstream.core.logits import ProcessingSettings
+from slipstream.core.rules import DecodingRule, GreedyRule, make_rule
+from slipstream.core.sampling import SamplingSettings
 from slipstream.drafters.base import Run
 from slipstream.drafters.exit_threshold import ChainSettings
 from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.layer_skip import LayerSkipDrafter
 from slipstream.drafters.plain import PlainDrafter
 from slipstream.engine import Engine
-from slipstream.logits import ProcessingSettings
-from slipstream.rules import DecodingRule, GreedyRule, make_rule
-from slipstream.sampling import SamplingSettings
 from slipstream.skipping import agreement as agreement_module
 from slipstream.skipping.agreement import Answers, Sample
 from slipstream.skipping.modelled import accepted_of_chain, accepted_of_tree, visited

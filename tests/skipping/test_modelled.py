@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slipstream.core.rules import Candidates
 from slipstream.drafters.exit_threshold import ChainSettings
 from slipstream.drafters.growth import Frontier, TreeShape, grow
-from slipstream.rules import Candidates
 from slipstream.skipping.agreement import Agreement
 from slipstream.skipping.costs import CostTable, PassCost
 from slipstream.skipping.modelled import accepted_of_chain, accepted_of_tree, modelled_speed, visited

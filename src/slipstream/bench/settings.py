@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from slipstream.core.sampling import VERIFICATIONS
 from slipstream.errors import InputError, unknown_choice
-from slipstream.sampling import VERIFICATIONS
 
 PLAIN = "plain"
 Judge = Literal["auto", "float64", "none"]

@@ -14,8 +14,8 @@ from slipstream.certify.distribution import LawTest, choose_subject, run_law_tes
 from slipstream.certify.identity import Comparison, compare
 from slipstream.certify.judgement import judge
 from slipstream.certify.requests import GREEDY, Warping, make_request
+from slipstream.core.sampling import VERIFICATIONS, SamplingSettings
 from slipstream.errors import InputError, unknown_choice
-from slipstream.sampling import VERIFICATIONS, SamplingSettings
 
 if TYPE_CHECKING:
     from slipstream import Model

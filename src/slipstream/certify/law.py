@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from slipstream.certify.chi_square import LEAST_EXPECTED
+from slipstream.core.logits import LogitsPipeline
 from slipstream.engine import Request
-from slipstream.logits import LogitsPipeline
 from slipstream.target import Target
 
 NUM_TOKENS = 3

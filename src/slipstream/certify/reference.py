@@ -27,9 +27,9 @@ from torch import Tensor
 
 from slipstream.certify.distances import distance
 from slipstream.certify.recording import PassShape
+from slipstream.core.logits import LogitsPipeline
+from slipstream.core.sampling import gumbel_rows
 from slipstream.engine import FinishReason, Request
-from slipstream.logits import LogitsPipeline
-from slipstream.sampling import gumbel_rows
 from slipstream.target import Features, Target, TargetOutput
 
 _HIDDEN = Features(last_hidden=True)

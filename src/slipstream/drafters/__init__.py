@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from slipstream.confidence import ConfidenceScale
+from slipstream.core.confidence import ConfidenceScale
 from slipstream.drafters.artefact_files import check_kind
 from slipstream.drafters.base import Drafter
 from slipstream.errors import InputError, unknown_choice

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from slipstream.clock import Part
-from slipstream.confidence import ConfidenceScale
+from slipstream.core.confidence import ConfidenceScale
+from slipstream.core.rules import DecodingRule
+from slipstream.core.tree import DraftTree
 from slipstream.kv_cache import KVCache
-from slipstream.rules import DecodingRule
 from slipstream.target import Features, Target
-from slipstream.tree import DraftTree
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from slipstream.confidence import ConfidenceScale
+from slipstream.core.confidence import ConfidenceScale
 from slipstream.drafters.artefact_files import PROVENANCE, recorded, recorded_confidence, save_tensors
 from slipstream.drafters.vocabulary import check_same_vocabulary
 from slipstream.errors import ArtifactWarning, InputError, UnsupportedTargetError

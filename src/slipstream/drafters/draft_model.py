@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from slipstream.clock import Part
+from slipstream.core.rules import Candidates, GreedyRule
+from slipstream.core.tree import DraftTree, empty_tree
 from slipstream.drafters.auto_shape import AutoShape, ShapeInUse
 from slipstream.drafters.base import Drafter, Drafting, Observed, Run
 from slipstream.drafters.draft_checkpoint import confidence_of
@@ -29,10 +31,8 @@ from slipstream.drafters.growth import Frontier, TreeShape, grow
 from slipstream.drafters.vocabulary import fit_logits
 from slipstream.errors import unknown_choice
 from slipstream.kv_cache import KVCache
-from slipstream.rules import Candidates, GreedyRule
 from slipstream.runtime import Costs, measure_costs
 from slipstream.target import Target
-from slipstream.tree import DraftTree, empty_tree
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from slipstream.core.rules import DecodingRule
+from slipstream.core.tree import DraftTree, chain
 from slipstream.errors import InputError
-from slipstream.rules import DecodingRule
-from slipstream.tree import DraftTree, chain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

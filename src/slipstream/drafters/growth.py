@@ -21,9 +21,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from slipstream.core.rules import Candidates
+from slipstream.core.tree import DraftTree, select_nodes
 from slipstream.errors import InputError
-from slipstream.rules import Candidates
-from slipstream.tree import DraftTree, select_nodes
 
 LIMITS = {"width": 256, "depth": 256, "total": 65536}
 """Largest dynamic tree: a level holds width * width nodes."""

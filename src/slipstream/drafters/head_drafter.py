@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from slipstream.core.rules import GreedyRule
+from slipstream.core.tree import empty_tree
 from slipstream.drafters.auto_shape import AutoShape
 from slipstream.drafters.base import Drafter, Drafting, Observed, Run
 from slipstream.drafters.eagle_shape import default_shape
@@ -17,10 +19,8 @@ from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.medusa_trees import DEFAULT, TREES, published_tree
 from slipstream.drafters.static_tree import StaticTree
 from slipstream.errors import InputError, unknown_choice
-from slipstream.rules import GreedyRule
 from slipstream.runtime import Costs, measure_costs
 from slipstream.target import Target
-from slipstream.tree import empty_tree
 
 
 class HeadDrafter(Drafter):

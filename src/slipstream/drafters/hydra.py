@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from slipstream.clock import Part
+from slipstream.core.rules import Candidates
+from slipstream.core.tree import DraftTree, empty_tree
 from slipstream.drafters.auto_shape import AutoShape, ShapeInUse
 from slipstream.drafters.base import Drafting, Observed, Run
 from slipstream.drafters.eagle_head import additive_mask
@@ -29,9 +31,7 @@ from slipstream.drafters.growth import Frontier, TreeShape, grow
 from slipstream.drafters.head_drafter import HeadDrafter
 from slipstream.drafters.hydra_heads import HydraHeads
 from slipstream.drafters.static_tree import StaticTree
-from slipstream.rules import Candidates
 from slipstream.target import Features, Target
-from slipstream.tree import DraftTree, empty_tree
 
 
 class HydraDrafter(HeadDrafter):

@@ -26,7 +26,7 @@ from transformers import LlamaConfig
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
-from slipstream.confidence import ConfidenceScale
+from slipstream.core.confidence import ConfidenceScale
 from slipstream.drafters.eagle_head import HeadSizes
 from slipstream.errors import InputError, unknown_choice
 from slipstream.kv_cache import KVCache

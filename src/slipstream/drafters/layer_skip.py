@@ -17,19 +17,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from slipstream.confidence import ConfidenceScale
+from slipstream.core.confidence import ConfidenceScale
+from slipstream.core.rules import Candidates
+from slipstream.core.tree import DraftTree
 from slipstream.drafters.base import Drafter, Drafting, Observed, Run
 from slipstream.drafters.exit_threshold import AdaptiveThreshold, ChainSettings, draft_chain
 from slipstream.drafters.growth import Frontier, TreeShape, grow
 from slipstream.errors import unknown_choice
-from slipstream.rules import Candidates
 from slipstream.skipping.adaptive import AdaptiveSkipSet, AdaptSettings
 from slipstream.skipping.costs import measure_costs
 from slipstream.skipping.skip_set import SkipSet, SkipSetLike, resolve_skip_set
 from slipstream.skipping.sublayers import SubLayers
 from slipstream.skipping.trial import Trials
 from slipstream.target import Target
-from slipstream.tree import DraftTree
 
 TREES = ("dynamic", "chain")
 _TIMED_PREFIX = 64  # tokens in the cache while costs are measured

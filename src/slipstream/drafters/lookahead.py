@@ -23,10 +23,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slipstream.core.tree import DraftTree
 from slipstream.drafters.base import Drafter, Drafting, Observed, Run, Scouts
 from slipstream.drafters.prompt_lookup import Trie
 from slipstream.errors import InputError
-from slipstream.tree import DraftTree
 
 LIMITS = {"window": (1, 256), "level": (3, 64), "guesses": (1, 256)}
 """Smallest and largest sizes. With fewer than 3 levels there would be no row to iterate on."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from slipstream.confidence import ConfidenceScale
+from slipstream.core.confidence import ConfidenceScale
 from slipstream.drafters.own_lm_heads import lm_head_to_copy
 from slipstream.errors import InputError
 from slipstream.target import Target

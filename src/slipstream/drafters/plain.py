@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from slipstream.core.tree import DraftTree, empty_tree
 from slipstream.drafters.base import Drafter, Drafting, Run
-from slipstream.tree import DraftTree, empty_tree
 
 
 class PlainDrafter(Drafter):

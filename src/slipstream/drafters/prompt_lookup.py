@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
+from slipstream.core.tree import DraftTree
 from slipstream.drafters.base import Drafter, Drafting, Run
 from slipstream.errors import InputError
-from slipstream.tree import DraftTree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

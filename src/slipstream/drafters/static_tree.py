@@ -12,8 +12,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from slipstream.core.tree import DraftTree, select_nodes
 from slipstream.errors import InputError
-from slipstream.tree import DraftTree, select_nodes
 
 Path = tuple[int, ...]
 

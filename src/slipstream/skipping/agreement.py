@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slipstream.core.rules import DecodingRule, GreedyRule
 from slipstream.kv_cache import KVCache
-from slipstream.rules import DecodingRule, GreedyRule
 from slipstream.skipping.plan import SkipPlan
 from slipstream.target import Target
 

@@ -9,13 +9,13 @@ from functools import reduce
 from operator import add
 from typing import Any, Protocol
 
+from slipstream.core.logits import ProcessingSettings, resolve
+from slipstream.core.rules import DecodingRule, make_rule
+from slipstream.core.sampling import SamplingSettings
 from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.layer_skip import LayerSkipDrafter
-from slipstream.logits import ProcessingSettings, resolve
 from slipstream.model import Model
 from slipstream.output import Output, Stats
-from slipstream.rules import DecodingRule, make_rule
-from slipstream.sampling import SamplingSettings
 from slipstream.skipping.agreement import Answers, Sample
 from slipstream.skipping.costs import CostTable, undisturbed_clock
 from slipstream.skipping.modelled import children, cycle_seconds, depth, modelled_speed

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slipstream.confidence import ConfidenceScale, log_confidence, negative_log_likelihood
+from slipstream.core.confidence import ConfidenceScale, log_confidence, negative_log_likelihood
 from slipstream.errors import InputError
 
 positive = st.floats(0.01, 5)

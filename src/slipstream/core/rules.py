@@ -16,11 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from slipstream.confidence import ConfidenceScale, log_confidence
-from slipstream.logits import ProcessingSettings, warp
-from slipstream.sampling import GumbelNoise, SamplingSettings
-from slipstream.tree import DraftTree
-from slipstream.verify import choose_chain, choose_coupled, choose_greedy, choose_one_hot, draw
+from slipstream.core.confidence import ConfidenceScale, log_confidence
+from slipstream.core.logits import ProcessingSettings, warp
+from slipstream.core.sampling import GumbelNoise, SamplingSettings
+from slipstream.core.tree import DraftTree
+from slipstream.core.verify import choose_chain, choose_coupled, choose_greedy, choose_one_hot, draw
 
 _UNCALIBRATED = ConfidenceScale()
 

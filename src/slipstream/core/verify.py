@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from slipstream.tree import DraftTree, ancestor_mask, earlier_siblings
+from slipstream.core.tree import DraftTree, ancestor_mask, earlier_siblings
 
 
 class Walk(NamedTuple):

@@ -15,8 +15,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from slipstream.core.logits import warp, warping
 from slipstream.errors import InputError
-from slipstream.logits import warp, warping
 
 
 def transformers_warp(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:

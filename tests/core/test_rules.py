@@ -8,12 +8,12 @@ from scipy import stats
 from torch import Tensor
 
 from random_trees import make_tree
-from slipstream.confidence import ConfidenceScale
-from slipstream.logits import ProcessingSettings, warp
-from slipstream.rules import CoupledRule, DecodingRule, GreedyRule, RejectionRule, make_rule
-from slipstream.sampling import SamplingSettings, gumbel_rows
-from slipstream.tree import DraftTree, ancestor_mask, chain
-from slipstream.verify import walk
+from slipstream.core.confidence import ConfidenceScale
+from slipstream.core.logits import ProcessingSettings, warp
+from slipstream.core.rules import CoupledRule, DecodingRule, GreedyRule, RejectionRule, make_rule
+from slipstream.core.sampling import SamplingSettings, gumbel_rows
+from slipstream.core.tree import DraftTree, ancestor_mask, chain
+from slipstream.core.verify import walk
 
 CPU = torch.device("cpu")
 VOCAB = 11

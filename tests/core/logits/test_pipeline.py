@@ -18,8 +18,8 @@ from transformers.generation.logits_process import (
     SequenceBiasLogitsProcessor,
 )
 
+from slipstream.core.logits import LogitsPipeline, resolve
 from slipstream.errors import InputError
-from slipstream.logits import LogitsPipeline, resolve
 
 VOCAB, EOS, MAX_NEW = 24, (1, 5), 9
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from slipstream.core.logits.settings import LIMITS, ProcessingSettings
 from slipstream.errors import InputError, UnsupportedSettingError, unknown_choice
-from slipstream.logits.settings import LIMITS, ProcessingSettings
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig

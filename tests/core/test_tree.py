@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from random_trees import make_tree, path_to, token_paths, trees
-from slipstream.tree import DraftTree, ancestor_mask, chain, earlier_siblings, empty_tree, select_nodes
+from slipstream.core.tree import DraftTree, ancestor_mask, chain, earlier_siblings, empty_tree, select_nodes
 
 
 def naive_ancestor_mask(parents: list[int]) -> list[list[bool]]:

@@ -11,9 +11,9 @@ from scipy import stats
 from torch import Tensor
 
 import oracle
+from slipstream.core.sampling import GumbelNoise, SamplingSettings, gumbel_from_bits, gumbel_rows, philox
+from slipstream.core.verify import choose_coupled
 from slipstream.errors import InputError
-from slipstream.sampling import GumbelNoise, SamplingSettings, gumbel_from_bits, gumbel_rows, philox
-from slipstream.verify import choose_coupled
 
 NUM_SEEDS = 120_000
 LEAST_P = 1e-3  # seeds are fixed, so a p-value below this is a fault, not bad luck

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from slipstream.logits.settings import ProcessingSettings
+from slipstream.core.logits.settings import ProcessingSettings
 
 _FILTERED = -float("inf")
 

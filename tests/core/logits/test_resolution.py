@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from transformers import GenerationConfig
 
+from slipstream.core.logits import SETTING_NAMES, ProcessingSettings, resolve
 from slipstream.errors import InputError, UnsupportedSettingError
-from slipstream.logits import SETTING_NAMES, ProcessingSettings, resolve
 
 
 def resolved(config: dict[str, Any] | None = None, **overrides: Any) -> ProcessingSettings:

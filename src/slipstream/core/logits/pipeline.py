@@ -8,9 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from slipstream.errors import InputError
-from slipstream.logits.settings import ProcessingSettings
-from slipstream.logits.steps import (
+from slipstream.core.logits.settings import ProcessingSettings
+from slipstream.core.logits.steps import (
     BannedTokens,
     CountPenalties,
     EveryDepth,
@@ -20,7 +19,8 @@ from slipstream.logits.steps import (
     Rows,
     Step,
 )
-from slipstream.logits.warping import warp
+from slipstream.core.logits.warping import warp
+from slipstream.errors import InputError
 
 
 class LogitsPipeline:
