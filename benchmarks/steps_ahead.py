@@ -43,8 +43,8 @@ from records import (
 from slipstream.bench.comparison import VERDICTS, Answer, Comparison
 from slipstream.drafters import build_drafter
 from slipstream.drafters.eagle import EagleDrafter
-from slipstream.loading import load_model
-from slipstream.target import Target
+from slipstream.target.loading import load_model
+from slipstream.target.target import Target
 from slipstream.training import encoded
 from slipstream.training.calibration import calibrate_artefact
 from slipstream.training.demo import WEIGHTS, DemoSettings

@@ -20,7 +20,7 @@ from slipstream.core.tree import DraftTree, empty_tree
 from slipstream.drafters import METHODS, build_drafter
 from slipstream.drafters.base import Drafter, Drafting, Observed, Run
 from slipstream.engine import Engine, Request, Step
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 Path = list[int]  # the tokens from the root's child to a node
 Script = Callable[[Run, Sequence[int]], list[Path]]

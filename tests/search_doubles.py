@@ -15,7 +15,7 @@ from slipstream.drafters.plain import PlainDrafter
 from slipstream.model import Model
 from slipstream.skipping.search import SkipSearch
 from slipstream.skipping.search_settings import SearchSettings
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 PROMPTS: list[Any] = [[{"role": "user", "content": text}] for text in ("one", "two")]
 ALL_LAYERS = {"keep_first": 0, "keep_last": 0}  # 4096 sets: more than a test can try

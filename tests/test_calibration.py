@@ -18,7 +18,7 @@ from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.layer_skip import LayerSkipDrafter
 from slipstream.drafters.plain import PlainDrafter
 from slipstream.errors import InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 PROMPTS = [prompt_ids(6, seed) for seed in range(4)]
 

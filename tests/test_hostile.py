@@ -32,7 +32,7 @@ from slipstream.drafters import METHODS
 from slipstream.drafters.base import Drafter
 from slipstream.drafters.plain import PlainDrafter
 from slipstream.engine import Engine
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 PROMPT = prompt_ids(20)
 SEED = 19  # of the sampled answers: one whose first tokens all differ, so that a token marks its place

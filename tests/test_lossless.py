@@ -22,9 +22,9 @@ from slipstream.drafters.base import Drafter
 from slipstream.drafters.plain import PlainDrafter
 from slipstream.engine import Engine
 from slipstream.errors import UnsupportedTargetError
-from slipstream.kv_cache import KVCache
-from slipstream.probe import probe
-from slipstream.target import Features, Target
+from slipstream.target.cache import KVCache
+from slipstream.target.probe import probe
+from slipstream.target.target import Features, Target
 
 PROMPT = prompt_ids(7, seed=4) * 3
 NUM_TOKENS = 14
@@ -205,7 +205,7 @@ def test_a_drafter_sees_every_committed_token_once_with_its_features(name, famil
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "deepseek_v3"])
 def test_growing_the_cache_keeps_what_it_holds(name, family_model, monkeypatch):
-    monkeypatch.setattr("slipstream.kv_cache._FIRST_CAPACITY", 3)
+    monkeypatch.setattr("slipstream.target.cache._FIRST_CAPACITY", 3)
     model = family_model(name)
     expected = oracle_generate(model, PROMPT[:2], max_new_tokens=40)
     engine = Engine(Target(model), Scripted(random_tree, expected))
@@ -230,7 +230,7 @@ def shift_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 def leak_siblings(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node sees all nodes drafted before it, not its ancestors alone. The walk still knows who is whose parent."""
     monkeypatch.setattr("slipstream.engine.ancestor_mask", everything_before)
-    monkeypatch.setattr("slipstream.probe.ancestor_mask", everything_before)
+    monkeypatch.setattr("slipstream.target.probe.ancestor_mask", everything_before)
     monkeypatch.setattr("slipstream.engine.walk", lambda tree, choice, ancestors: walk(tree, choice))
 
 

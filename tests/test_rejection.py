@@ -31,8 +31,8 @@ from slipstream.core.verify import choose_one_hot, draw
 from slipstream.drafters import build_drafter
 from slipstream.drafters.layer_skip import _ChainDrafting
 from slipstream.engine import Engine, Step
-from slipstream.kv_cache import KVCache
-from slipstream.target import Target, replaced_forward
+from slipstream.target.cache import KVCache
+from slipstream.target.target import Target, replaced_forward
 
 VOCAB, NUM_NEW = 5, 3
 PROMPT = [1, 2, 3, 1, 4, 1]  # a text in which the last token was followed by two others before

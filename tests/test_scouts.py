@@ -18,7 +18,7 @@ from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree
 from slipstream.drafters.base import Drafting, Observed, Run, Scouts
 from slipstream.engine import Engine
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 PROMPT = prompt_ids(7, seed=4) * 3
 NUM_TOKENS = 14

@@ -23,7 +23,7 @@ from slipstream.core.tree import DraftTree
 from slipstream.drafters.base import Drafter, Drafting, ForwardingDrafting, Observed, Run
 from slipstream.engine import Engine, Request
 from slipstream.errors import InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 TEMPERATURES = (0.0, 0.5, 0.75, 1.0, 1.5)
 SCALES = torch.logspace(-1.5, 1.0, 61, dtype=torch.float64)

@@ -23,8 +23,8 @@ from slipstream.core.tree import DraftTree, ancestor_mask, empty_tree
 from slipstream.core.verify import walk
 from slipstream.drafters.base import Drafter, Observed, Run, Scouts
 from slipstream.errors import ContextLengthError, InputError
-from slipstream.kv_cache import KVCache
-from slipstream.target import Target, TargetOutput
+from slipstream.target.cache import KVCache
+from slipstream.target.target import Target, TargetOutput
 
 FinishReason = Literal["eos", "stop", "length", "context"]
 """Why a generation ended: an end-of-sequence token, a stop string, the token budget, or the context limit."""

@@ -18,12 +18,12 @@ from slipstream.drafters import build_drafter, find_method
 from slipstream.drafters.base import Drafter
 from slipstream.engine import Engine, Request, Step
 from slipstream.errors import ArtifactError, InputError, unknown_choice
-from slipstream.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
 from slipstream.output import Output, Stats
-from slipstream.probe import probe
 from slipstream.skipping.library import is_name
 from slipstream.skipping.skip_set import SkipSet
-from slipstream.target import Target
+from slipstream.target.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
+from slipstream.target.probe import probe
+from slipstream.target.target import Target
 from slipstream.text import AnswerText, decode
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]

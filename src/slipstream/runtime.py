@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from slipstream.core.tree import ancestor_mask
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 _ROUNDS = 5
 _PREFIX = 64  # tokens in the cache while verification is timed

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from slipstream.drafters.eagle_checkpoint import save_head
 from slipstream.drafters.eagle_head import EagleHead, HeadSizes
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks"
 NUM_QUESTIONS, NUM_TOKENS = 2, 6

@@ -16,7 +16,7 @@ from slipstream.bench.peers import PEERS, _answer, peer
 from slipstream.core.logits import LogitsPipeline, resolve
 from slipstream.drafters.draft_checkpoint import PROVENANCE
 from slipstream.errors import ContextLengthError, InputError, UnsupportedTargetError
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 PROMPT = prompt_ids(9, seed=2) * 3
 

@@ -31,7 +31,7 @@ from slipstream.core.verify import walk
 from slipstream.drafters.growth import grow
 from slipstream.drafters.static_tree import EAGLE_1, StaticTree
 from slipstream.engine import Engine
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 PROMPT = prompt_ids(7, seed=4) * 3
 

@@ -21,7 +21,7 @@ from slipstream.certify.requests import make_request
 from slipstream.drafters.base import Drafter
 from slipstream.engine import Request
 from slipstream.model import Model
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NUM_NEW = 14

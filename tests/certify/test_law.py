@@ -15,7 +15,7 @@ from slipstream.certify.law import NUM_TOKENS, cells_of
 from slipstream.certify.requests import Warping
 from slipstream.drafters import build_drafter
 from slipstream.errors import InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 from test_rejection import DRAFTERS, PROMPT, VOCAB, draw_rejected_children_again, recover_from_p, remembered
 
 NUM_SAMPLES = 250

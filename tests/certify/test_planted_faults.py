@@ -19,9 +19,9 @@ from slipstream.certify.requests import make_request
 from slipstream.core.tree import ancestor_mask, earlier_siblings
 from slipstream.core.verify import walk
 from slipstream.engine import _Generation
-from slipstream.kv_cache import SlotLayer
 from slipstream.model import Model
-from slipstream.target import Target
+from slipstream.target.cache import SlotLayer
+from slipstream.target.target import Target
 
 PROMPT = prompt_ids(19)
 

@@ -16,9 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from slipstream.drafters.eagle_checkpoint import save_head
 from slipstream.drafters.eagle_head import EagleHead, HeadSizes
-from slipstream.loading import load_model
 from slipstream.skipping.skip_set import SkipSet
-from slipstream.target import Target
+from slipstream.target.loading import load_model
+from slipstream.target.target import Target
 
 CONTEXT, NUM_LAYERS = 64, 3
 

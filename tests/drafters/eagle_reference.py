@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 
 def reference_head(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from drafters.eagle_reference import rotate, true_features
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 PREFIX = "prefix_embeding_layer."
 

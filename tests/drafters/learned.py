@@ -22,7 +22,7 @@ from slipstream.drafters.draft_checkpoint import save_draft
 from slipstream.drafters.eagle_checkpoint import save_head
 from slipstream.drafters.hydra_checkpoint import save_heads as save_hydra
 from slipstream.drafters.medusa_checkpoint import save_heads as save_medusa
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 _WIDE = {"width": 20, "depth": 3, "total": 60}
 

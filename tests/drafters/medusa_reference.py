@@ -13,7 +13,7 @@ from torch import Tensor
 from drafters.eagle_reference import true_features
 from families import build
 from slipstream.drafters.medusa_heads import MedusaHeads, MedusaSizes
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 
 def reference_head(

@@ -33,7 +33,7 @@ from slipstream.drafters.medusa import MedusaDrafter
 from slipstream.engine import Engine
 from slipstream.errors import InputError
 from slipstream.runtime import Costs, fastest, measure_verification, typical_s
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 LARGEST = TreeShape(width=4, depth=4, total=12)
 

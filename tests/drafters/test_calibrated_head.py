@@ -16,7 +16,7 @@ from slipstream.drafters import build_drafter
 from slipstream.drafters.eagle_checkpoint import save_head
 from slipstream.drafters.eagle_head import EagleHead, HeadSizes
 from slipstream.errors import ArtifactError, InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 SCALE = ConfidenceScale(floor=0.3, slope=0.9, greedy=0.4)
 

@@ -21,7 +21,7 @@ from slipstream.drafters.draft_model import DraftChainSettings, DraftLength, Dra
 from slipstream.drafters.growth import TreeShape
 from slipstream.engine import Engine
 from slipstream.errors import InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 from test_rejection import NUM_NEW, VOCAB, Memory, law, p_value, remembered
 from test_rejection import PROMPT as REJECTION_PROMPT
 

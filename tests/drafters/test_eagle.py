@@ -24,7 +24,7 @@ from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.static_tree import EAGLE_1, StaticTree
 from slipstream.engine import Engine
 from slipstream.errors import InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 FAMILIES = ("llama", "qwen2", "gemma2", "mistral", "gpt2", "longrope", "gemma", "granite", "opt")
 PROMPT = prompt_ids(7, seed=4) * 3

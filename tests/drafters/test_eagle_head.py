@@ -20,7 +20,7 @@ from slipstream.drafters.eagle_checkpoint import load_head, save_head
 from slipstream.drafters.eagle_head import EagleHead, HeadSizes, additive_mask
 from slipstream.engine import Engine
 from slipstream.errors import ArtifactError, ArtifactWarning
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 H, HEADS, HEAD_DIM, MLP, VOCAB = 32, 4, 8, 48, 64
 

@@ -18,7 +18,7 @@ from slipstream.drafters.eagle_head import additive_mask
 from slipstream.drafters.hydra_checkpoint import load_heads, save_heads
 from slipstream.drafters.hydra_heads import HydraHeads, HydraSizes, PrefixSizes
 from slipstream.errors import ArtifactError, ArtifactWarning
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 H, HEADS, KV, HEAD_DIM, MLP, VOCAB, NUM = 32, 4, 2, 8, 48, 64, 3
 PREFIX = "prefix_embeding_layer."

@@ -33,7 +33,7 @@ from slipstream.engine import Engine, Request
 from slipstream.errors import InputError
 from slipstream.skipping.plan import SkipPlan
 from slipstream.skipping.sublayers import SubLayers
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 PROMPT = [5, 17, 3, 40, 22, 9, 61, 17, 3]
 SKIP = {"attention": [1], "mlp": [0]}

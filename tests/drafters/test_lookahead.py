@@ -20,7 +20,7 @@ from slipstream.drafters.base import Drafter, Drafting, Observed, Run, Scouts
 from slipstream.drafters.lookahead import LookaheadDrafter, LookaheadSettings, NgramPool, Window
 from slipstream.engine import Engine
 from slipstream.errors import InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 PROMPT = prompt_ids(6, seed=1) * 3
 SIZES = {"published": (7, 5, 7), "small": (3, 4, 2), "narrow": (1, 3, 1), "long": (2, 7, 3)}

@@ -25,7 +25,7 @@ from slipstream.drafters.medusa_trees import TREES, expand, published_tree
 from slipstream.drafters.static_tree import StaticTree
 from slipstream.engine import Engine
 from slipstream.errors import InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 FAMILIES = ("llama", "qwen2", "gemma2", "mistral", "gpt2", "longrope", "opt", "mixtral", "cohere")
 PROMPT = prompt_ids(7, seed=4) * 3

@@ -16,7 +16,7 @@ from families import VOCAB_SIZE, build
 from slipstream.drafters.medusa_checkpoint import PICKLE, load_heads, save_heads
 from slipstream.drafters.medusa_heads import MedusaHeads
 from slipstream.errors import ArtifactError, ArtifactWarning, InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 H = 32
 

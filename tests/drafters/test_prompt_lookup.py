@@ -20,8 +20,8 @@ from slipstream.drafters.prompt_lookup import (
     continuation,
 )
 from slipstream.errors import InputError
-from slipstream.kv_cache import KVCache
-from slipstream.target import Target
+from slipstream.target.cache import KVCache
+from slipstream.target.target import Target
 
 texts = st.lists(st.integers(0, 2), min_size=1, max_size=20)
 

@@ -23,7 +23,7 @@ from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.vocabulary import check_same_vocabulary, fit_logits
 from slipstream.engine import Engine
 from slipstream.errors import ArtifactError, ArtifactWarning, InputError, UnsupportedTargetError
-from slipstream.target import Target
+from slipstream.target.target import Target
 from slipstream.training.tokenizer import save_tokenizer, train_tokenizer
 
 WORDS = [f"w{number}" for number in range(60)]

@@ -30,7 +30,7 @@ from slipstream.skipping.effects import Effects
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.skipping.sublayers import SubLayers
 from slipstream.skipping.trial import try_set
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 NUM_LAYERS = 4
 IDLE_ATTENTION, IDLE_MLP = (1, 2), (2,)

@@ -24,7 +24,7 @@ from slipstream.skipping import agreement as agreement_module
 from slipstream.skipping.agreement import Answers, Sample
 from slipstream.skipping.modelled import accepted_of_chain, accepted_of_tree, visited
 from slipstream.skipping.sublayers import SubLayers
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 SKIP = {"attention": [1], "mlp": [0]}
 NUM_NEW = 14

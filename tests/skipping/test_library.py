@@ -12,7 +12,7 @@ from slipstream.drafters import build_drafter
 from slipstream.errors import InputError, SkipSetError
 from slipstream.skipping import library
 from slipstream.skipping.skip_set import SkipSet
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from slipstream.skipping.search_prompts import TASKS, read_prompts, task_prompts
 from slipstream.skipping.search_settings import SearchSettings, make_shape
 from slipstream.skipping.search_space import Space, greedy, uniform
 from slipstream.skipping.skip_set import SkipSet
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 pytest.importorskip("optuna", reason="the search needs optuna")
 

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from slipstream.cli import train
 from slipstream.errors import InputError
-from slipstream.loading import load_model
 from slipstream.skipping.skip_set import SkipSet
-from slipstream.target import Target
+from slipstream.target.loading import load_model
+from slipstream.target.target import Target
 from slipstream.training.corpus import Source
 from slipstream.training.demo import DemoSettings, demo_pipeline
 from slipstream.training.draft_text import DraftTextSettings

@@ -10,7 +10,7 @@ import torch
 
 from families import build
 from slipstream.errors import ArtifactError, InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 from slipstream.training.corpus import Example
 from slipstream.training.dialogues import (
     Dialogue,

@@ -10,7 +10,7 @@ import torch
 
 from families import build
 from slipstream.errors import InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 from slipstream.training.corpus import PROMPT_BIT, Source
 from slipstream.training.draft_text import DraftTextSettings, draft_text
 from slipstream.training.encoded import Corpus, prepare

@@ -20,7 +20,7 @@ from slipstream.drafters.eagle_head import EagleHead, HeadSizes
 from slipstream.drafters.growth import TreeShape
 from slipstream.engine import Engine
 from slipstream.errors import InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 from slipstream.training.batches import collate
 from slipstream.training.dialogues import Dialogue
 from slipstream.training.eagle import EagleRun, train_eagle

@@ -21,7 +21,7 @@ from slipstream.drafters.hydra_checkpoint import load_heads, published_names
 from slipstream.drafters.hydra_heads import HydraHeads
 from slipstream.engine import Engine
 from slipstream.errors import InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 from slipstream.training.batches import collate
 from slipstream.training.dialogues import Dialogue
 from slipstream.training.hydra import HydraRun, TeacherLoss, new_heads, train_hydra

@@ -21,7 +21,7 @@ from slipstream.drafters.medusa_checkpoint import load_heads
 from slipstream.drafters.medusa_heads import MedusaHeads
 from slipstream.engine import Engine
 from slipstream.errors import InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 from slipstream.training.batches import collate
 from slipstream.training.dialogues import Dialogue
 from slipstream.training.eagle import EagleRun

@@ -12,7 +12,7 @@ from torch import nn
 
 from families import build, prompt_ids
 from slipstream.errors import InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 from slipstream.training.dialogues import Dialogue
 from slipstream.training.recipe import Batch, Optimisation, Report, Score, StepLosses
 from slipstream.training.run import LOG, STATE, HeadRun

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import slipstream
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 
 def provenance(target: Target, model: str, arguments: Sequence[str]) -> dict[str, Any]:

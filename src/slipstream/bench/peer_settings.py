@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from slipstream.core.logits import resolve
 from slipstream.errors import ContextLengthError, UnsupportedSettingError
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 _WARPERS = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _OWN_DRAFTING: Mapping[str, Any] = {  # a model's config may ask for these; which of them runs is the peer's choice here

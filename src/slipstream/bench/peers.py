@@ -34,7 +34,7 @@ from slipstream.bench.peer_settings import eos_token_ids, generation_config_of, 
 from slipstream.drafters.draft_checkpoint import load_draft
 from slipstream.errors import InputError, SlipstreamError, UnsupportedTargetError, unknown_choice
 from slipstream.runtime import synchronize
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from slipstream.certify.requests import Warping, make_request
 from slipstream.core.sampling import SamplingSettings
 from slipstream.drafters.base import Drafter
 from slipstream.engine import Engine, Request
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 ALPHA = 1e-3
 """The probability that a certificate of a sound engine calls any of its tests a fault."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from slipstream.certify.chi_square import LEAST_EXPECTED
 from slipstream.core.logits import LogitsPipeline
 from slipstream.engine import Request
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 NUM_TOKENS = 3
 """Tokens of the joint law: two drafted ones and the one that follows."""

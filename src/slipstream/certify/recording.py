@@ -13,7 +13,7 @@ from torch import Tensor
 
 from slipstream.drafters.base import Drafter, Drafting, ForwardingDrafting, Observed, Run, Scouts
 from slipstream.engine import Engine, FinishReason, Request
-from slipstream.target import Features, Target
+from slipstream.target.target import Features, Target
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from slipstream.skipping.search_prompts import Messages
     from slipstream.skipping.search_settings import SearchSettings
     from slipstream.skipping.skip_set import SkipSet
-    from slipstream.target import Target
+    from slipstream.target.target import Target
 
 DRAFT, SEARCH, LIMITS = "The draft that the set is for", "The search", "What must be kept"
 

@@ -12,7 +12,7 @@ import typer
 from slipstream.cli.answering import note
 
 if TYPE_CHECKING:
-    from slipstream.target import Target
+    from slipstream.target.target import Target
     from slipstream.training.corpus import Example
     from slipstream.training.dialogues import Dialogue
 
@@ -43,8 +43,8 @@ def load_target(model: str, dtype: str | None, device: str | None) -> tuple[Targ
 
     from slipstream.cli.loading import hide_progress_bars
     from slipstream.errors import InputError
-    from slipstream.loading import load_model, load_tokenizer
-    from slipstream.target import Target
+    from slipstream.target.loading import load_model, load_tokenizer
+    from slipstream.target.target import Target
 
     if device not in (None, "cpu", "cuda"):
         raise InputError(f"--device is {device!r}; use cpu or cuda, and choose among GPUs with CUDA_VISIBLE_DEVICES")

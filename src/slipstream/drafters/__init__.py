@@ -13,7 +13,7 @@ from slipstream.core.confidence import ConfidenceScale
 from slipstream.drafters.artefact_files import check_kind
 from slipstream.drafters.base import Drafter
 from slipstream.errors import InputError, unknown_choice
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from slipstream.core.confidence import ConfidenceScale
 from slipstream.errors import ArtifactError, ArtifactWarning, InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 CONFIG, SAFETENSORS = "config.json", "model.safetensors"
 PROVENANCE = "slipstream"

@@ -18,8 +18,8 @@ from slipstream.clock import Part
 from slipstream.core.confidence import ConfidenceScale
 from slipstream.core.rules import DecodingRule
 from slipstream.core.tree import DraftTree
-from slipstream.kv_cache import KVCache
-from slipstream.target import Features, Target
+from slipstream.target.cache import KVCache
+from slipstream.target.target import Features, Target
 
 
 @dataclass(slots=True)

@@ -15,9 +15,9 @@ from slipstream.core.confidence import ConfidenceScale
 from slipstream.drafters.artefact_files import PROVENANCE, recorded, recorded_confidence, save_tensors
 from slipstream.drafters.vocabulary import check_same_vocabulary
 from slipstream.errors import ArtifactWarning, InputError, UnsupportedTargetError
-from slipstream.loading import load_model, load_tokenizer
-from slipstream.probe import probe
-from slipstream.target import Target
+from slipstream.target.loading import load_model, load_tokenizer
+from slipstream.target.probe import probe
+from slipstream.target.target import Target
 
 
 def provenance(draft: Target) -> Mapping[str, Any]:

@@ -30,9 +30,9 @@ from slipstream.drafters.exit_threshold import AdaptiveThreshold, ChainSettings,
 from slipstream.drafters.growth import Frontier, TreeShape, grow
 from slipstream.drafters.vocabulary import fit_logits
 from slipstream.errors import unknown_choice
-from slipstream.kv_cache import KVCache
 from slipstream.runtime import Costs, measure_costs
-from slipstream.target import Target
+from slipstream.target.cache import KVCache
+from slipstream.target.target import Target
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from slipstream.drafters.eagle_head import EagleHead, additive_mask
 from slipstream.drafters.growth import Frontier, TreeShape, grow
 from slipstream.drafters.head_drafter import HeadDrafter
 from slipstream.drafters.static_tree import StaticTree
-from slipstream.target import Features, Target
+from slipstream.target.target import Features, Target
 
 
 class EagleDrafter(HeadDrafter):

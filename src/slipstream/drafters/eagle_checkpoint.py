@@ -29,7 +29,7 @@ from slipstream.drafters.artefact_files import (
 )
 from slipstream.drafters.eagle_head import PROJECTIONS, EagleHead, HeadSizes
 from slipstream.errors import ArtifactError, InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 _FILES = (SAFETENSORS, "pytorch_model.bin")
 _WHAT = "EAGLE heads"

@@ -26,8 +26,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 
 from slipstream.core.confidence import ConfidenceScale
 from slipstream.errors import InputError
-from slipstream.kv_cache import KVCache
-from slipstream.target import Target
+from slipstream.target.cache import KVCache
+from slipstream.target.target import Target
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _FIXED_ROPE = ("default", "linear", "llama3", "yarn")  # rolling ones would depend on the longest pass

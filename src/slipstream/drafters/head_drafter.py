@@ -20,7 +20,7 @@ from slipstream.drafters.medusa_trees import DEFAULT, TREES, published_tree
 from slipstream.drafters.static_tree import StaticTree
 from slipstream.errors import InputError, unknown_choice
 from slipstream.runtime import Costs, measure_costs
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 
 class HeadDrafter(Drafter):

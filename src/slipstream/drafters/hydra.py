@@ -31,7 +31,7 @@ from slipstream.drafters.growth import Frontier, TreeShape, grow
 from slipstream.drafters.head_drafter import HeadDrafter
 from slipstream.drafters.hydra_heads import HydraHeads
 from slipstream.drafters.static_tree import StaticTree
-from slipstream.target import Features, Target
+from slipstream.target.target import Features, Target
 
 
 class HydraDrafter(HeadDrafter):

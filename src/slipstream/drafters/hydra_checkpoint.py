@@ -43,7 +43,7 @@ from slipstream.drafters.artefact_files import (
 )
 from slipstream.drafters.hydra_heads import HydraHeads, HydraSizes, PrefixSizes, rope_like
 from slipstream.errors import ArtifactError, InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 PICKLE = "hydra_lm_head.pt"
 _FILES = (SAFETENSORS, PICKLE)

@@ -29,8 +29,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 from slipstream.core.confidence import ConfidenceScale
 from slipstream.drafters.eagle_head import HeadSizes
 from slipstream.errors import InputError, unknown_choice
-from slipstream.kv_cache import KVCache
-from slipstream.target import Target
+from slipstream.target.cache import KVCache
+from slipstream.target.target import Target
 
 _FIXED_ROPE = ("default", "linear", "llama3", "yarn")  # rolling ones would depend on the longest pass
 

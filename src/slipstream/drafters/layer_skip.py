@@ -29,7 +29,7 @@ from slipstream.skipping.costs import measure_costs
 from slipstream.skipping.skip_set import SkipSet, SkipSetLike, resolve_skip_set
 from slipstream.skipping.sublayers import SubLayers
 from slipstream.skipping.trial import Trials
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 TREES = ("dynamic", "chain")
 _TIMED_PREFIX = 64  # tokens in the cache while costs are measured

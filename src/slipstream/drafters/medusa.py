@@ -29,7 +29,7 @@ from slipstream.drafters.growth import Frontier, TreeShape, grow
 from slipstream.drafters.head_drafter import HeadDrafter
 from slipstream.drafters.medusa_heads import MedusaHeads
 from slipstream.drafters.static_tree import StaticTree
-from slipstream.target import Features, Target
+from slipstream.target.target import Features, Target
 
 
 class MedusaDrafter(HeadDrafter):

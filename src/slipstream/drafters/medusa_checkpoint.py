@@ -35,7 +35,7 @@ from slipstream.drafters.artefact_files import (
 )
 from slipstream.drafters.medusa_heads import MedusaHeads, MedusaSizes
 from slipstream.errors import ArtifactError
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 PICKLE = "medusa_lm_head.pt"
 _FILES = (PICKLE, "medusa_lm_head.safetensors", SAFETENSORS)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from slipstream.core.confidence import ConfidenceScale
 from slipstream.drafters.own_lm_heads import lm_head_to_copy
 from slipstream.errors import InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

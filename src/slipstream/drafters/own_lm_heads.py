@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from slipstream.errors import InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 
 def lm_head_to_copy(target: Target) -> tuple[Tensor, Tensor | None]:

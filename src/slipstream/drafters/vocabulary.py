@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from slipstream.errors import ArtifactWarning, InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 _SPECIAL = ("bos_token_id", "eos_token_id")
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from slipstream.core.rules import DecodingRule, GreedyRule
-from slipstream.kv_cache import KVCache
 from slipstream.skipping.plan import SkipPlan
-from slipstream.target import Target
+from slipstream.target.cache import KVCache
+from slipstream.target.target import Target
 
 _PACK_SLOTS = {"cpu": 1}
 _DEVICE_PACK_SLOTS = 4096

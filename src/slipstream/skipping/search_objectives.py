@@ -23,7 +23,7 @@ from slipstream.skipping.search_prompts import Messages
 from slipstream.skipping.search_settings import SearchSettings
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.skipping.sublayers import SubLayers
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from slipstream.calibration import Calibration, calibrate
 from slipstream.drafters import build_drafter
 from slipstream.errors import InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 from slipstream.training.dialogues import Dialogue
 from slipstream.training.encoded import write_atomically
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from slipstream.skipping.demo_sets import DEMO_TASKS, SETTINGS, find_demo_sets
 from slipstream.skipping.search import Trial
 from slipstream.skipping.search_settings import SearchSettings
-from slipstream.target import Target
+from slipstream.target.target import Target
 from slipstream.training import encoded
 from slipstream.training.calibration import calibrate_artefact
 from slipstream.training.dialogues import Dialogue
@@ -214,7 +214,7 @@ class _Place:
 
     def load_target(self) -> Target:
         """The exported target in the dtype that it ships in."""
-        from slipstream.loading import load_model
+        from slipstream.target.loading import load_model
 
         folder = self.out / "target"
         return Target(load_model(folder, dtype="bfloat16", device=self.device, attention=None))

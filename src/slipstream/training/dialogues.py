@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from slipstream.errors import ArtifactError, InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 from slipstream.training.corpus import Example
 
 logger = logging.getLogger(__name__)

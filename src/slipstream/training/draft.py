@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from slipstream.drafters.draft_checkpoint import own_tokenizer, save_draft
-from slipstream.target import Target
+from slipstream.target.target import Target
 from slipstream.training.dialogues import Dialogue
 from slipstream.training.draft_settings import DraftSettings
 from slipstream.training.recipe import Batch, Optimisation, Score, StepLosses

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from slipstream.errors import InputError
-from slipstream.target import Target
+from slipstream.target.target import Target
 from slipstream.training.corpus import PROMPT_BIT, Tokens
 from slipstream.training.dialogues import Dialogue, RegenerateSettings, answer_prompts, usable_dialogues
 from slipstream.training.encoded import Corpus

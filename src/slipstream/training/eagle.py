@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from slipstream.drafters.eagle_checkpoint import save_head
 from slipstream.drafters.eagle_head import EagleHead, HeadSizes
-from slipstream.target import Target
+from slipstream.target.target import Target
 from slipstream.training.dialogues import Dialogue
 from slipstream.training.eagle_settings import EagleSettings
 from slipstream.training.losses import Losses, RolloutLoss

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from slipstream.drafters.hydra_checkpoint import save_heads
 from slipstream.drafters.hydra_heads import HydraHeads, HydraSizes, PrefixSizes
 from slipstream.drafters.own_lm_heads import lm_head_to_copy
-from slipstream.target import Target
+from slipstream.target.target import Target
 from slipstream.training.dialogues import Dialogue
 from slipstream.training.hydra_settings import HydraSettings
 from slipstream.training.recipe import Batch, Optimisation, Score, StepLosses

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from slipstream.drafters.eagle_head import EagleHead
-from slipstream.target import Target
+from slipstream.target.target import Target
 from slipstream.training.features import passes
 
 _MAX_LOGITS = 1 << 26  # logits held at once: larger batches are taken in parts and recomputed in the backward pass

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from slipstream.drafters.medusa_checkpoint import save_heads
 from slipstream.drafters.medusa_heads import MedusaHeads
-from slipstream.target import Target
+from slipstream.target.target import Target
 from slipstream.training.dialogues import Dialogue
 from slipstream.training.losses import in_parts
 from slipstream.training.medusa_settings import MedusaSettings

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from slipstream.errors import ArtifactError, InputError, SlipstreamError
-from slipstream.target import Target
+from slipstream.target.target import Target
 from slipstream.training.batches import Order, collate, split
 from slipstream.training.dialogues import Dialogue
 from slipstream.training.encoded import write_atomically

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from slipstream.errors import UnsupportedTargetError
-from slipstream.kv_cache import KVCache
+from slipstream.target.cache import KVCache
 
 _FULL = "full_attention"
 

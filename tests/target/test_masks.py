@@ -11,8 +11,8 @@ from torch import Tensor
 from random_trees import make_tree, path_to, trees
 from slipstream.core.tree import DraftTree, ancestor_mask
 from slipstream.errors import UnsupportedTargetError
-from slipstream.kv_cache import KVCache
-from slipstream.masks import MaskPlan, Reach, layer_reaches
+from slipstream.target.cache import KVCache
+from slipstream.target.masks import MaskPlan, Reach, layer_reaches
 
 CPU = torch.device("cpu")
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from families import FAMILIES, prompt_ids
-from slipstream.target import Features, Target
+from slipstream.target.target import Features, Target
 
 
 @pytest.mark.parametrize("name", FAMILIES)

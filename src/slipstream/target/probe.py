@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slipstream.core.tree import ancestor_mask
 from slipstream.errors import UnsupportedTargetError
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 # Largest deviation of a tree's logits from per-path decoding that rounding explains, in standard deviations of the
 # logits: several times what was seen on working models, far below what a leak or a shifted position makes. (Float64

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slipstream.errors import UnsupportedTargetError
-from slipstream.kv_cache import KVCache
-from slipstream.masks import MaskPlan
-from slipstream.support import context_length, refuse_unsupported
+from slipstream.target.cache import KVCache
+from slipstream.target.families import context_length, refuse_unsupported
+from slipstream.target.masks import MaskPlan
 
 _ROLLING_ROPE = ("longrope", "dynamic")  # their frequencies depend on the largest position of a pass
 

@@ -16,8 +16,8 @@ from families import DYNAMIC_ROPE, FAMILIES, ORIGINAL_CONTEXT, REFUSED, prompt_i
 from oracle import oracle_generate
 from slipstream.engine import Engine
 from slipstream.errors import UnsupportedTargetError
-from slipstream.probe import probe
-from slipstream.target import Target
+from slipstream.target.probe import probe
+from slipstream.target.target import Target
 
 # Longer than every window; the rolling RoPEs cross their original length (32) in the middle of the answer.
 PROMPT = prompt_ids(6, seed=1) * 2 + prompt_ids(12)
@@ -89,7 +89,7 @@ def test_families_that_cannot_be_verified_are_refused_with_the_reason(name):
 @pytest.mark.parametrize("name", ["mpt", "gpt_neo", "bloom", "falcon-alibi", "rwkv"])
 def test_the_probe_alone_would_find_the_fault(name, monkeypatch):
     """The list of known models only words the reason; a model nobody thought of is caught by the probe."""
-    monkeypatch.setattr("slipstream.target.refuse_unsupported", lambda model: None)
+    monkeypatch.setattr("slipstream.target.target.refuse_unsupported", lambda model: None)
     with pytest.raises(UnsupportedTargetError, match="draft tree"):
         probe(Target(REFUSED[name][0]()))
 

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from families import VOCAB_SIZE
 from random_trees import make_tree, path_to, trees
 from slipstream.core.tree import DraftTree, ancestor_mask
-from slipstream.kv_cache import KVCache, SlotLayer
-from slipstream.target import Target
+from slipstream.target.cache import KVCache, SlotLayer
+from slipstream.target.target import Target
 
 CPU = torch.device("cpu")
 NUM_LAYERS, HEADS, KEY_WIDTH, VALUE_WIDTH = 2, 3, 4, 6
