@@ -27,7 +27,7 @@ import slipstream
 from slipstream.bench.prompts import load_prompts
 from slipstream.bench.watching import Cycle, WatchedDrafter
 from slipstream.model import Model
-from slipstream.runtime import Costs
+from slipstream.runtime.costs import Costs
 from slipstream.skipping.theory import best_values, chain_tokens, tree_tokens
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 12)

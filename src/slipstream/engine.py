@@ -15,7 +15,6 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from slipstream.clock import CycleClock
 from slipstream.core.logits import LogitsPipeline, ProcessingSettings
 from slipstream.core.rules import make_rule
 from slipstream.core.sampling import SamplingSettings
@@ -23,6 +22,7 @@ from slipstream.core.tree import DraftTree, ancestor_mask, empty_tree
 from slipstream.core.verify import walk
 from slipstream.drafters.base import Drafter, Observed, Run, Scouts
 from slipstream.errors import ContextLengthError, InputError
+from slipstream.runtime.clock import CycleClock
 from slipstream.target.cache import KVCache
 from slipstream.target.target import Target, TargetOutput
 
@@ -64,7 +64,7 @@ class Step:
     prefill_s: float = 0.0
     """Seconds spent on the prompt; not 0 only in the first step."""
     draft_s: float = 0.0
-    """Seconds of the cycle in the drafter (for all five parts: `slipstream.clock`)."""
+    """Seconds of the cycle in the drafter (for all five parts: `slipstream.runtime.clock`)."""
     build_s: float = 0.0
     """Seconds to build the rows, positions and masks of the target's pass."""
     verify_s: float = 0.0

@@ -10,9 +10,9 @@ from slipstream.bench.journal import Journal, read_answers
 from slipstream.bench.record import build_record, json_text, write_record
 from slipstream.bench.run_files import JOURNAL_FILE, SETTINGS_FILE, read_run
 from slipstream.bench.spec_bench import write_answers
-from slipstream.clock import PARTS
 from slipstream.errors import ArtifactError
 from slipstream.report.record import load_record
+from slipstream.runtime.clock import PARTS
 
 NO_TIME = dict.fromkeys(PARTS, 0.0)
 

@@ -16,10 +16,8 @@ from drafters.test_hydra import random_heads as hydra_heads
 from drafters.test_medusa import random_heads as medusa_heads
 from families import build
 from oracle import oracle_generate
-from slipstream import runtime
 from slipstream.bench.watching import WatchedDrafter
 from slipstream.certify import recording
-from slipstream.clock import PARTS, Part
 from slipstream.core.rules import Candidates, GreedyRule
 from slipstream.core.tree import DraftTree, empty_tree
 from slipstream.drafters import build_drafter
@@ -32,7 +30,9 @@ from slipstream.drafters.hydra import HydraDrafter
 from slipstream.drafters.medusa import MedusaDrafter
 from slipstream.engine import Engine
 from slipstream.errors import InputError
-from slipstream.runtime import Costs, fastest, measure_verification, typical_s
+from slipstream.runtime import costs as runtime
+from slipstream.runtime.clock import PARTS, Part
+from slipstream.runtime.costs import Costs, fastest, measure_verification, typical_s
 from slipstream.target.target import Target
 
 LARGEST = TreeShape(width=4, depth=4, total=12)

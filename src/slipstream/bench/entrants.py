@@ -15,7 +15,7 @@ from slipstream.drafters import METHODS, packaged_artefact
 from slipstream.errors import InputError
 from slipstream.model import Model
 from slipstream.output import Stats
-from slipstream.runtime import synchronize
+from slipstream.runtime.costs import synchronize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

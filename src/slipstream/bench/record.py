@@ -20,8 +20,8 @@ from slipstream.bench.run_files import JOURNAL_FILE, RECORD_FILE, read_run
 from slipstream.bench.settings import PLAIN
 from slipstream.bench.tasks import TASKS
 from slipstream.bench.tree_statistics import TreeTally
-from slipstream.clock import PARTS
 from slipstream.errors import ArtifactError
+from slipstream.runtime.clock import PARTS
 
 ALL = "all"
 """The task that stands for all of them together."""

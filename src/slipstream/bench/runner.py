@@ -31,7 +31,7 @@ from slipstream.bench.tree_statistics import TreeTally
 from slipstream.bench.truncation import Encoded, encode_within
 from slipstream.errors import ArtifactError, InputError
 from slipstream.model import Model
-from slipstream.runtime import measure_verification
+from slipstream.runtime.costs import measure_verification
 
 _WARM_UP_TOKENS = 8
 _COST_ROWS = 64

@@ -223,7 +223,7 @@ def _prepare(
     from slipstream.bench.settings import PLAIN, BenchSettings
     from slipstream.bench.tasks import questions_hash
     from slipstream.cli.loading import load
-    from slipstream.cli.threads import check_threads
+    from slipstream.runtime.threads import check_threads
 
     check_threads(loading["threads"])
     tasks, questions, sources = _read_tasks(folder, data, datasets, task_names, prompts_per_task, resume)

@@ -26,14 +26,14 @@ from typing import Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from slipstream.clock import Part
 from slipstream.core.rules import DecodingRule
 from slipstream.core.tree import DraftTree
 from slipstream.drafters.base import Observed
 from slipstream.drafters.growth import TreeShape, rerank
 from slipstream.drafters.static_tree import StaticTree
 from slipstream.errors import InputError
-from slipstream.runtime import Costs, Fastest, fastest
+from slipstream.runtime.clock import Part
+from slipstream.runtime.costs import Costs, Fastest, fastest
 
 _FIRST_ROUNDS = 3  # at the start
 _INTERVAL = 32  # cycles from one round to the next; doubled while plain decoding stays best

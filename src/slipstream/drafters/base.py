@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from slipstream.clock import Part
 from slipstream.core.confidence import ConfidenceScale
 from slipstream.core.rules import DecodingRule
 from slipstream.core.tree import DraftTree
+from slipstream.runtime.clock import Part
 from slipstream.target.cache import KVCache
 from slipstream.target.target import Features, Target
 

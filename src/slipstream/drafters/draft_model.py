@@ -20,7 +20,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from slipstream.clock import Part
 from slipstream.core.rules import Candidates, GreedyRule
 from slipstream.core.tree import DraftTree, empty_tree
 from slipstream.drafters.auto_shape import AutoShape, ShapeInUse
@@ -30,7 +29,8 @@ from slipstream.drafters.exit_threshold import AdaptiveThreshold, ChainSettings,
 from slipstream.drafters.growth import Frontier, TreeShape, grow
 from slipstream.drafters.vocabulary import fit_logits
 from slipstream.errors import unknown_choice
-from slipstream.runtime import Costs, measure_costs
+from slipstream.runtime.clock import Part
+from slipstream.runtime.costs import Costs, measure_costs
 from slipstream.target.cache import KVCache
 from slipstream.target.target import Target
 

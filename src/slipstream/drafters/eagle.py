@@ -16,7 +16,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from slipstream.clock import Part
 from slipstream.core.rules import Candidates
 from slipstream.core.tree import DraftTree, empty_tree
 from slipstream.drafters.auto_shape import AutoShape, ShapeInUse
@@ -25,6 +24,7 @@ from slipstream.drafters.eagle_head import EagleHead, additive_mask
 from slipstream.drafters.growth import Frontier, TreeShape, grow
 from slipstream.drafters.head_drafter import HeadDrafter
 from slipstream.drafters.static_tree import StaticTree
+from slipstream.runtime.clock import Part
 from slipstream.target.target import Features, Target
 
 

@@ -19,7 +19,7 @@ from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.medusa_trees import DEFAULT, TREES, published_tree
 from slipstream.drafters.static_tree import StaticTree
 from slipstream.errors import InputError, unknown_choice
-from slipstream.runtime import Costs, measure_costs
+from slipstream.runtime.costs import Costs, measure_costs
 from slipstream.target.target import Target
 
 

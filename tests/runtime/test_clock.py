@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 
-from slipstream.clock import PARTS, CycleClock
+from slipstream.runtime.clock import PARTS, CycleClock
 
 CPU = torch.device("cpu")
 
