@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 from pass_cost import ROWS, costs
-from records import provenance, write_record
 
 import slipstream
-from slipstream.bench.prompts import load_prompts
+from records import provenance, write_record
 from slipstream.bench.watching import Cycle, WatchedDrafter
 from slipstream.model import Model
+from slipstream.prompts import load_prompts
 from slipstream.runtime.costs import Costs
 from slipstream.skipping.theory import best_values, chain_tokens, tree_tokens
 

@@ -11,12 +11,12 @@ import typer
 
 import slipstream
 from slipstream.bench.comparison import PLAIN, Answer, Comparison
-from slipstream.bench.prompts import Prompt, load_prompts
 from slipstream.cli import options
 from slipstream.cli.answering import note
 from slipstream.cli.demo_report import DemoRun, show
 from slipstream.cli.loading import load
 from slipstream.errors import InputError, LosslessnessError
+from slipstream.prompts import Prompt, load_prompts
 
 if TYPE_CHECKING:
     from slipstream import Model

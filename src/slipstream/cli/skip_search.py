@@ -264,7 +264,7 @@ def _digest(target: Target, settings: SearchSettings, messages: list[Messages]) 
     """Names a study by all that its costs and agreements depend on."""
     import torch
 
-    from slipstream.bench.machine import hardware
+    from slipstream.records.machine import hardware
 
     machine = [hardware(target.device), torch.get_num_threads(), str(target.dtype)]
     record = json.dumps([machine, settings.defining(), messages[: settings.num_prompts]], sort_keys=True)

@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
-from slipstream.bench.machine import hardware, versions
 from slipstream.calibration import calibrate
 from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.layer_skip import LayerSkipDrafter
 from slipstream.errors import ArtifactError, InputError
 from slipstream.model import Model
+from slipstream.records.machine import hardware, versions
 from slipstream.skipping.agreement import Sample
 from slipstream.skipping.costs import CostTable, measure_costs
 from slipstream.skipping.modelled import widths

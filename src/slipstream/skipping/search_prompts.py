@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from slipstream.bench.prompts import KINDS, load_prompts
 from slipstream.errors import InputError, unknown_choice
+from slipstream.prompts import KINDS, load_prompts
 from slipstream.skipping.library import DEFAULT, canonical
 
 Messages = list[dict[str, str]]

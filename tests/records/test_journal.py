@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from slipstream.bench.journal import Journal, read_answers
 from slipstream.errors import ArtifactError
+from slipstream.records.journal import Journal, read_answers
 
 
 @pytest.fixture

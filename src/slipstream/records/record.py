@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from slipstream.errors import InputError
-from slipstream.report.shapes import read
+from slipstream.records.shapes import read
 
 FORMAT = 1
 FILE = "record.json"

@@ -12,7 +12,7 @@ from slipstream.errors import ArtifactError
 SETTINGS_FILE = "run.json"
 """What is run, and on what."""
 JOURNAL_FILE = "answers.jsonl"
-"""All answers (`slipstream.bench.journal`)."""
+"""All answers (`slipstream.records.journal`)."""
 RECORD_FILE = "record.json"
 """The figures (`slipstream.bench.record`)."""
 SPEC_BENCH_FOLDER = "spec-bench"

@@ -8,7 +8,7 @@ import pytest
 
 from report.record_factory import make_record, make_tree
 from slipstream.errors import InputError
-from slipstream.report.record import load_record, parse_record
+from slipstream.records.record import load_record, parse_record
 
 
 def test_a_record_is_read_from_its_folder_and_from_its_file(tmp_path):

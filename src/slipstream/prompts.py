@@ -31,7 +31,7 @@ class Prompt:
 
 def load_prompts() -> list[Prompt]:
     """All shipped prompts. Kinds take turns, so any first few are mixed."""
-    text = resources.files("slipstream.bench").joinpath("prompts.jsonl").read_text(encoding="utf-8")
+    text = resources.files("slipstream").joinpath("prompts.jsonl").read_text(encoding="utf-8")
     return [_parse(line, None, f"shipped prompt {number}") for number, line in enumerate(text.splitlines(), 1)]
 
 

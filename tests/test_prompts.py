@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from slipstream.bench.prompts import KINDS, load_prompts
+from slipstream.prompts import KINDS, load_prompts
 
 
 def test_at_least_six_prompts_of_each_kind():
