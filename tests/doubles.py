@@ -18,7 +18,7 @@ from slipstream.core.logits import ProcessingSettings
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree, empty_tree
 from slipstream.drafters import METHODS, build_drafter
-from slipstream.drafters.base import Drafter, Drafting, Observed, Run
+from slipstream.drafting.base import Drafter, Drafting, Observed, Run
 from slipstream.engine import Engine, Request, Step
 from slipstream.target.target import Target
 

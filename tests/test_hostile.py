@@ -29,8 +29,8 @@ from drafters.learned import LEARNED, learned, save_artefacts
 from families import CONTEXT, build, prompt_ids
 from oracle import oracle_generate
 from slipstream.drafters import METHODS
-from slipstream.drafters.base import Drafter
 from slipstream.drafters.plain import PlainDrafter
+from slipstream.drafting.base import Drafter
 from slipstream.engine import Engine
 from slipstream.target.target import Target
 

@@ -18,8 +18,8 @@ from oracle import oracle_generate
 from slipstream.core.rules import CoupledRule
 from slipstream.core.tree import DraftTree
 from slipstream.core.verify import walk
-from slipstream.drafters.base import Drafter
 from slipstream.drafters.plain import PlainDrafter
+from slipstream.drafting.base import Drafter
 from slipstream.engine import Engine
 from slipstream.errors import UnsupportedTargetError
 from slipstream.target.cache import KVCache

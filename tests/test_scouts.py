@@ -16,7 +16,7 @@ from families import VOCAB_SIZE, prompt_ids
 from oracle import next_logits, oracle_generate
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree
-from slipstream.drafters.base import Drafting, Observed, Run, Scouts
+from slipstream.drafting.base import Drafting, Observed, Run, Scouts
 from slipstream.engine import Engine
 from slipstream.target.target import Target
 

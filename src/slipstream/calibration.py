@@ -20,7 +20,7 @@ from slipstream.core.logits import ProcessingSettings
 from slipstream.core.rules import Candidates, DecodingRule
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree
-from slipstream.drafters.base import Drafter, Drafting, ForwardingDrafting, Observed, Run
+from slipstream.drafting.base import Drafter, Drafting, ForwardingDrafting, Observed, Run
 from slipstream.engine import Engine, Request
 from slipstream.errors import InputError
 from slipstream.target.target import Target

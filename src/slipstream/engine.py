@@ -20,7 +20,7 @@ from slipstream.core.rules import make_rule
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree, ancestor_mask, empty_tree
 from slipstream.core.verify import walk
-from slipstream.drafters.base import Drafter, Observed, Run, Scouts
+from slipstream.drafting.base import Drafter, Observed, Run, Scouts
 from slipstream.errors import ContextLengthError, InputError
 from slipstream.runtime.clock import CycleClock
 from slipstream.target.cache import KVCache

@@ -28,8 +28,8 @@ from slipstream.bench.watching import Cycle, WatchedDrafter
 from slipstream.core.rules import Candidates
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.verify import walk
-from slipstream.drafters.growth import grow
-from slipstream.drafters.static_tree import EAGLE_1, StaticTree
+from slipstream.drafting.growth import grow
+from slipstream.drafting.static_tree import EAGLE_1, StaticTree
 from slipstream.engine import Engine
 from slipstream.target.target import Target
 

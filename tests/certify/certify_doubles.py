@@ -17,7 +17,7 @@ from slipstream.certify import Certificate, Certification, CertifySettings
 from slipstream.certify.recording import ONE_ROW
 from slipstream.certify.reference import Reference
 from slipstream.certify.requests import make_request
-from slipstream.drafters.base import Drafter
+from slipstream.drafting.base import Drafter
 from slipstream.engine import Request
 from slipstream.model import Model
 from slipstream.prompts import Prompt

@@ -23,7 +23,7 @@ from random_trees import distributions, make_tree, path_to, rows, token_paths, t
 from slipstream.core.rules import Candidates
 from slipstream.core.tree import DraftTree, ancestor_mask, chain
 from slipstream.core.verify import choose_chain, choose_coupled, choose_greedy, choose_one_hot, draw, walk
-from slipstream.drafters.growth import Frontier, TreeShape, grow
+from slipstream.drafting.growth import Frontier, TreeShape, grow
 
 ALMOST_ONE = 1.0 - 2.0**-53  # the largest uniform
 TOLERANCE = 1e-12

@@ -17,11 +17,11 @@ from drafters.test_eagle import random_head as eagle_head
 from drafters.test_hydra import random_heads as hydra_heads
 from drafters.test_medusa import random_heads as medusa_heads
 from slipstream.drafters import METHODS, build_drafter
-from slipstream.drafters.base import Drafter
 from slipstream.drafters.draft_checkpoint import save_draft
 from slipstream.drafters.eagle_checkpoint import save_head
 from slipstream.drafters.hydra_checkpoint import save_heads as save_hydra
 from slipstream.drafters.medusa_checkpoint import save_heads as save_medusa
+from slipstream.drafting.base import Drafter
 from slipstream.target.target import Target
 
 _WIDE = {"width": 20, "depth": 3, "total": 60}

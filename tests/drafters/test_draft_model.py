@@ -15,10 +15,10 @@ from drafters.learned import near as near_model
 from families import VOCAB_SIZE, build, prompt_ids
 from oracle import oracle_generate
 from slipstream.core.sampling import SamplingSettings
-from slipstream.drafters.auto_shape import AutoShape
-from slipstream.drafters.base import Drafting, Run
 from slipstream.drafters.draft_model import DraftChainSettings, DraftLength, DraftModelDrafter, tree_costs
-from slipstream.drafters.growth import TreeShape
+from slipstream.drafting.auto_shape import AutoShape
+from slipstream.drafting.base import Drafting, Run
+from slipstream.drafting.growth import TreeShape
 from slipstream.engine import Engine
 from slipstream.errors import InputError
 from slipstream.target.target import Target

@@ -15,13 +15,13 @@ from families import build, prompt_ids
 from oracle import oracle_generate
 from slipstream.core.sampling import SamplingSettings
 from slipstream.drafters import METHODS, build_drafter
-from slipstream.drafters.base import Drafting, Run
 from slipstream.drafters.eagle import EagleDrafter, EagleDrafting
 from slipstream.drafters.eagle_checkpoint import save_head
 from slipstream.drafters.eagle_head import EagleHead, HeadSizes, additive_mask
-from slipstream.drafters.eagle_shape import default_shape
-from slipstream.drafters.growth import TreeShape
-from slipstream.drafters.static_tree import EAGLE_1, StaticTree
+from slipstream.drafting.base import Drafting, Run
+from slipstream.drafting.default_shape import default_shape
+from slipstream.drafting.growth import TreeShape
+from slipstream.drafting.static_tree import EAGLE_1, StaticTree
 from slipstream.engine import Engine
 from slipstream.errors import InputError
 from slipstream.target.target import Target

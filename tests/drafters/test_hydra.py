@@ -16,14 +16,14 @@ from oracle import oracle_generate
 from slipstream.core.confidence import ConfidenceScale
 from slipstream.core.sampling import SamplingSettings
 from slipstream.drafters import METHODS, build_drafter
-from slipstream.drafters.auto_shape import AutoShape
-from slipstream.drafters.base import Drafting, Run
-from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.hydra import HydraDrafter, HydraDrafting
 from slipstream.drafters.hydra_checkpoint import published_names, save_heads
 from slipstream.drafters.hydra_heads import HydraHeads, HydraSizes, PrefixSizes
-from slipstream.drafters.medusa_trees import published_tree
-from slipstream.drafters.static_tree import StaticTree
+from slipstream.drafting.auto_shape import AutoShape
+from slipstream.drafting.base import Drafting, Run
+from slipstream.drafting.growth import TreeShape
+from slipstream.drafting.medusa_trees import published_tree
+from slipstream.drafting.static_tree import StaticTree
 from slipstream.engine import Engine
 from slipstream.errors import InputError
 from slipstream.target.target import Target

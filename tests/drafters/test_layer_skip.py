@@ -24,11 +24,11 @@ from slipstream.core.logits import ProcessingSettings
 from slipstream.core.rules import DecodingRule, make_rule
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree, chain
-from slipstream.drafters.base import Observed, Run
-from slipstream.drafters.exit_threshold import AdaptiveThreshold, ChainSettings
-from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.layer_skip import LayerSkipDrafter
 from slipstream.drafters.plain import PlainDrafter
+from slipstream.drafting.base import Observed, Run
+from slipstream.drafting.exit_threshold import AdaptiveThreshold, ChainSettings
+from slipstream.drafting.growth import TreeShape
 from slipstream.engine import Engine, Request
 from slipstream.errors import InputError
 from slipstream.skipping.plan import SkipPlan

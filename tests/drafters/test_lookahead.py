@@ -16,8 +16,8 @@ from oracle import oracle_generate
 from random_trees import token_paths
 from slipstream.core.tree import DraftTree
 from slipstream.drafters import build_drafter
-from slipstream.drafters.base import Drafter, Drafting, Observed, Run, Scouts
 from slipstream.drafters.lookahead import LookaheadDrafter, LookaheadSettings, NgramPool, Window
+from slipstream.drafting.base import Drafter, Drafting, Observed, Run, Scouts
 from slipstream.engine import Engine
 from slipstream.errors import InputError
 from slipstream.target.target import Target

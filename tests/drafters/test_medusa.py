@@ -14,15 +14,15 @@ from oracle import oracle_generate
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree
 from slipstream.drafters import METHODS, build_drafter
-from slipstream.drafters.auto_shape import AutoShape
-from slipstream.drafters.base import Drafting, Run
-from slipstream.drafters.growth import TreeShape
-from slipstream.drafters.head_drafter import choose_shape
 from slipstream.drafters.medusa import MedusaDrafter, MedusaDrafting
 from slipstream.drafters.medusa_checkpoint import save_heads
 from slipstream.drafters.medusa_heads import MedusaHeads, MedusaSizes
-from slipstream.drafters.medusa_trees import TREES, expand, published_tree
-from slipstream.drafters.static_tree import StaticTree
+from slipstream.drafting.auto_shape import AutoShape
+from slipstream.drafting.base import Drafting, Run
+from slipstream.drafting.growth import TreeShape
+from slipstream.drafting.head_drafter import choose_shape
+from slipstream.drafting.medusa_trees import TREES, expand, published_tree
+from slipstream.drafting.static_tree import StaticTree
 from slipstream.engine import Engine
 from slipstream.errors import InputError
 from slipstream.target.target import Target

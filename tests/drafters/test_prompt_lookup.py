@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from random_trees import token_paths
 from slipstream.core.rules import GreedyRule
 from slipstream.core.tree import DraftTree
-from slipstream.drafters.base import Drafting, Run
 from slipstream.drafters.prompt_lookup import (
     NgramIndex,
     PromptLookupDrafter,
@@ -19,6 +18,7 @@ from slipstream.drafters.prompt_lookup import (
     Trie,
     continuation,
 )
+from slipstream.drafting.base import Drafting, Run
 from slipstream.errors import InputError
 from slipstream.target.cache import KVCache
 from slipstream.target.target import Target

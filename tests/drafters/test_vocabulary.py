@@ -16,11 +16,11 @@ from families import REFUSED, build, prompt_ids
 from oracle import oracle_generate
 from slipstream.core.confidence import ConfidenceScale
 from slipstream.drafters import METHODS, build_drafter
-from slipstream.drafters.auto_shape import AutoShape
 from slipstream.drafters.draft_checkpoint import load_draft
 from slipstream.drafters.draft_model import DraftModelDrafter
-from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.vocabulary import check_same_vocabulary, fit_logits
+from slipstream.drafting.auto_shape import AutoShape
+from slipstream.drafting.growth import TreeShape
 from slipstream.engine import Engine
 from slipstream.errors import ArtifactError, ArtifactWarning, InputError, UnsupportedTargetError
 from slipstream.target.target import Target

@@ -18,10 +18,10 @@ from oracle import oracle_generate
 from slipstream.core.logits import ProcessingSettings
 from slipstream.core.rules import GreedyRule
 from slipstream.core.sampling import SamplingSettings
-from slipstream.drafters.base import Run
-from slipstream.drafters.exit_threshold import ChainSettings
-from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.layer_skip import LayerSkipDrafter
+from slipstream.drafting.base import Run
+from slipstream.drafting.exit_threshold import ChainSettings
+from slipstream.drafting.growth import TreeShape
 from slipstream.engine import Engine, Request
 from slipstream.errors import InputError
 from slipstream.skipping.adaptive import AdaptiveSkipSet, AdaptSettings, TrialResult

@@ -14,11 +14,11 @@ from families import prompt_ids
 from slipstream.core.logits import ProcessingSettings
 from slipstream.core.rules import DecodingRule, GreedyRule, make_rule
 from slipstream.core.sampling import SamplingSettings
-from slipstream.drafters.base import Run
-from slipstream.drafters.exit_threshold import ChainSettings
-from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.layer_skip import LayerSkipDrafter
 from slipstream.drafters.plain import PlainDrafter
+from slipstream.drafting.base import Run
+from slipstream.drafting.exit_threshold import ChainSettings
+from slipstream.drafting.growth import TreeShape
 from slipstream.engine import Engine
 from slipstream.skipping import agreement as agreement_module
 from slipstream.skipping.agreement import Answers, Sample

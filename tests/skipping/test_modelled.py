@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slipstream.core.rules import Candidates
-from slipstream.drafters.exit_threshold import ChainSettings
-from slipstream.drafters.growth import Frontier, TreeShape, grow
+from slipstream.drafting.exit_threshold import ChainSettings
+from slipstream.drafting.growth import Frontier, TreeShape, grow
 from slipstream.skipping.agreement import Agreement
 from slipstream.skipping.costs import CostTable, PassCost
 from slipstream.skipping.modelled import accepted_of_chain, accepted_of_tree, modelled_speed, visited

@@ -17,7 +17,7 @@ from oracle import oracle_generate
 from slipstream.drafters import build_drafter
 from slipstream.drafters.draft_checkpoint import load_draft
 from slipstream.drafters.draft_model import DraftModelDrafter
-from slipstream.drafters.growth import TreeShape
+from slipstream.drafting.growth import TreeShape
 from slipstream.engine import Engine
 from slipstream.errors import InputError
 from slipstream.target.target import Target

@@ -17,7 +17,7 @@ from oracle import oracle_generate
 from slipstream.drafters.eagle import EagleDrafter
 from slipstream.drafters.eagle_checkpoint import load_head
 from slipstream.drafters.eagle_head import EagleHead, HeadSizes
-from slipstream.drafters.growth import TreeShape
+from slipstream.drafting.growth import TreeShape
 from slipstream.engine import Engine
 from slipstream.errors import InputError
 from slipstream.target.target import Target

@@ -15,10 +15,10 @@ from drafters.eagle_reference import true_features
 from drafters.hydra_reference import reference_head, reference_logits, reference_prefix
 from families import build, prompt_ids
 from oracle import oracle_generate
-from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.hydra import HydraDrafter
 from slipstream.drafters.hydra_checkpoint import load_heads, published_names
 from slipstream.drafters.hydra_heads import HydraHeads
+from slipstream.drafting.growth import TreeShape
 from slipstream.engine import Engine
 from slipstream.errors import InputError
 from slipstream.target.target import Target

@@ -15,10 +15,10 @@ from drafters.eagle_reference import true_features
 from drafters.medusa_reference import cycling_pair
 from families import prompt_ids
 from oracle import oracle_generate
-from slipstream.drafters.growth import TreeShape
 from slipstream.drafters.medusa import MedusaDrafter
 from slipstream.drafters.medusa_checkpoint import load_heads
 from slipstream.drafters.medusa_heads import MedusaHeads
+from slipstream.drafting.growth import TreeShape
 from slipstream.engine import Engine
 from slipstream.errors import InputError
 from slipstream.target.target import Target

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from slipstream.core.tree import DraftTree
-from slipstream.drafters.base import Drafter, Drafting, ForwardingDrafting, Observed, Run
+from slipstream.drafting.base import Drafter, Drafting, ForwardingDrafting, Observed, Run
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from slipstream.certify.chi_square import p_value, smallest_bias
 from slipstream.certify.law import NUM_TOKENS, Cells, Text, target_cells
 from slipstream.certify.requests import Warping, make_request
 from slipstream.core.sampling import SamplingSettings
-from slipstream.drafters.base import Drafter
+from slipstream.drafting.base import Drafter
 from slipstream.engine import Engine, Request
 from slipstream.target.target import Target
 

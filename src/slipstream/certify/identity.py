@@ -13,7 +13,7 @@ from slipstream.certify.distances import distance
 from slipstream.certify.recording import ONE_ROW, RecordedAnswer, record
 from slipstream.certify.reference import Floor, Picked, Reference
 from slipstream.certify.transformers_reference import TransformersAnswer, transformers_answer
-from slipstream.drafters.base import Drafter
+from slipstream.drafting.base import Drafter
 from slipstream.engine import Request
 from slipstream.target.target import Target
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from slipstream.core.confidence import ConfidenceScale
-from slipstream.drafters.artefact_files import check_kind
-from slipstream.drafters.base import Drafter
+from slipstream.drafting.artefact_files import check_kind
+from slipstream.drafting.base import Drafter
 from slipstream.errors import InputError, unknown_choice
 from slipstream.target.target import Target
 
@@ -92,9 +92,9 @@ def _lookahead(target: Target, options: Mapping[str, Any]) -> Drafter:
 
 
 def _layer_skip(target: Target, options: Mapping[str, Any]) -> Drafter:
-    from slipstream.drafters.exit_threshold import ChainSettings
-    from slipstream.drafters.growth import TreeShape
     from slipstream.drafters.layer_skip import LayerSkipDrafter
+    from slipstream.drafting.exit_threshold import ChainSettings
+    from slipstream.drafting.growth import TreeShape
     from slipstream.skipping.adaptive import adapt_settings
 
     adapt = adapt_settings(options)
@@ -111,11 +111,11 @@ def _layer_skip(target: Target, options: Mapping[str, Any]) -> Drafter:
 def _eagle2(target: Target, options: Mapping[str, Any]) -> Drafter:
     from dataclasses import replace
 
-    from slipstream.drafters.auto_shape import AutoShape
     from slipstream.drafters.eagle import EagleDrafter
     from slipstream.drafters.eagle_checkpoint import load_head
-    from slipstream.drafters.eagle_shape import default_shape
-    from slipstream.drafters.growth import TreeShape
+    from slipstream.drafting.auto_shape import AutoShape
+    from slipstream.drafting.default_shape import default_shape
+    from slipstream.drafting.growth import TreeShape
 
     given = _pick(TreeShape, options)
     by_cost = given.get("total", "auto") == "auto" and given.keys() <= {"width", "depth", "total"}
@@ -129,7 +129,7 @@ def _eagle2(target: Target, options: Mapping[str, Any]) -> Drafter:
 def _eagle(target: Target, options: Mapping[str, Any]) -> Drafter:
     from slipstream.drafters.eagle import EagleDrafter
     from slipstream.drafters.eagle_checkpoint import load_head
-    from slipstream.drafters.static_tree import EAGLE_1, StaticTree
+    from slipstream.drafting.static_tree import EAGLE_1, StaticTree
 
     paths = (path for path in EAGLE_1 if max(path) < target.vocab_size)
     head = load_head(_draft("eagle", target, options), target)
@@ -137,10 +137,10 @@ def _eagle(target: Target, options: Mapping[str, Any]) -> Drafter:
 
 
 def _draft_model(target: Target, options: Mapping[str, Any]) -> Drafter:
-    from slipstream.drafters.auto_shape import AutoShape
     from slipstream.drafters.draft_checkpoint import load_draft
     from slipstream.drafters.draft_model import DraftChainSettings, DraftModelDrafter
-    from slipstream.drafters.growth import TreeShape
+    from slipstream.drafting.auto_shape import AutoShape
+    from slipstream.drafting.growth import TreeShape
 
     tree, sizes, chain = options.get("tree", "dynamic"), _pick(TreeShape, options), _pick(DraftChainSettings, options)
     if idle := chain if tree == "dynamic" else sizes:
@@ -158,10 +158,10 @@ def _draft_model(target: Target, options: Mapping[str, Any]) -> Drafter:
 
 
 def _medusa(target: Target, options: Mapping[str, Any]) -> Drafter:
-    from slipstream.drafters.growth import TreeShape
-    from slipstream.drafters.head_drafter import choose_shape
     from slipstream.drafters.medusa import MedusaDrafter
     from slipstream.drafters.medusa_checkpoint import load_heads
+    from slipstream.drafting.growth import TreeShape
+    from slipstream.drafting.head_drafter import choose_shape
 
     heads = load_heads(_draft("medusa", target, options), target)
     given = _pick(TreeShape, options)
@@ -171,10 +171,10 @@ def _medusa(target: Target, options: Mapping[str, Any]) -> Drafter:
 
 
 def _hydra(target: Target, options: Mapping[str, Any]) -> Drafter:
-    from slipstream.drafters.growth import TreeShape
-    from slipstream.drafters.head_drafter import choose_shape
     from slipstream.drafters.hydra import HydraDrafter
     from slipstream.drafters.hydra_checkpoint import load_heads
+    from slipstream.drafting.growth import TreeShape
+    from slipstream.drafting.head_drafter import choose_shape
 
     heads = load_heads(_draft("hydra", target, options), target)
     given = _pick(TreeShape, options)

@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from slipstream.core.confidence import ConfidenceScale
-from slipstream.drafters.artefact_files import PROVENANCE, recorded, recorded_confidence, save_tensors
 from slipstream.drafters.vocabulary import check_same_vocabulary
+from slipstream.drafting.artefact_files import PROVENANCE, recorded, recorded_confidence, save_tensors
 from slipstream.errors import ArtifactWarning, InputError, UnsupportedTargetError
 from slipstream.target.loading import load_model, load_tokenizer
 from slipstream.target.probe import probe

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from slipstream.core.rules import Candidates, GreedyRule
 from slipstream.core.tree import DraftTree, empty_tree
-from slipstream.drafters.auto_shape import AutoShape, ShapeInUse
-from slipstream.drafters.base import Drafter, Drafting, Observed, Run
 from slipstream.drafters.draft_checkpoint import confidence_of
-from slipstream.drafters.exit_threshold import AdaptiveThreshold, ChainSettings, draft_chain
-from slipstream.drafters.growth import Frontier, TreeShape, grow
 from slipstream.drafters.vocabulary import fit_logits
+from slipstream.drafting.auto_shape import AutoShape, ShapeInUse
+from slipstream.drafting.base import Drafter, Drafting, Observed, Run
+from slipstream.drafting.exit_threshold import AdaptiveThreshold, ChainSettings, draft_chain
+from slipstream.drafting.growth import Frontier, TreeShape, grow
 from slipstream.errors import unknown_choice
 from slipstream.runtime.clock import Part
 from slipstream.runtime.costs import Costs, measure_costs

@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from slipstream.drafters.artefact_files import (
+from slipstream.drafters.eagle_head import PROJECTIONS, EagleHead, HeadSizes
+from slipstream.drafting.artefact_files import (
     CONFIG,
     PROVENANCE,
     SAFETENSORS,
@@ -27,7 +28,6 @@ from slipstream.drafters.artefact_files import (
     save_tensors,
     warn_of_other_target,
 )
-from slipstream.drafters.eagle_head import PROJECTIONS, EagleHead, HeadSizes
 from slipstream.errors import ArtifactError, InputError
 from slipstream.target.target import Target
 

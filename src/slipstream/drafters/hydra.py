@@ -23,13 +23,13 @@ from torch import Tensor
 
 from slipstream.core.rules import Candidates
 from slipstream.core.tree import DraftTree, empty_tree
-from slipstream.drafters.auto_shape import AutoShape, ShapeInUse
-from slipstream.drafters.base import Drafting, Observed, Run
 from slipstream.drafters.eagle_head import additive_mask
-from slipstream.drafters.growth import Frontier, TreeShape, grow
-from slipstream.drafters.head_drafter import HeadDrafter
 from slipstream.drafters.hydra_heads import HydraHeads
-from slipstream.drafters.static_tree import StaticTree
+from slipstream.drafting.auto_shape import AutoShape, ShapeInUse
+from slipstream.drafting.base import Drafting, Observed, Run
+from slipstream.drafting.growth import Frontier, TreeShape, grow
+from slipstream.drafting.head_drafter import HeadDrafter
+from slipstream.drafting.static_tree import StaticTree
 from slipstream.runtime.clock import Part
 from slipstream.target.target import Features, Target
 

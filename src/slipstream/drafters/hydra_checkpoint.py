@@ -28,7 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slipstream.drafters.artefact_files import (
+from slipstream.drafters.hydra_heads import HydraHeads, HydraSizes, PrefixSizes, rope_like
+from slipstream.drafting.artefact_files import (
     CONFIG,
     PROVENANCE,
     SAFETENSORS,
@@ -41,7 +42,6 @@ from slipstream.drafters.artefact_files import (
     save_tensors,
     warn_of_other_target,
 )
-from slipstream.drafters.hydra_heads import HydraHeads, HydraSizes, PrefixSizes, rope_like
 from slipstream.errors import ArtifactError, InputError
 from slipstream.target.target import Target
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from slipstream.core.confidence import ConfidenceScale
 from slipstream.core.rules import Candidates
 from slipstream.core.tree import DraftTree
-from slipstream.drafters.base import Drafter, Drafting, Observed, Run
-from slipstream.drafters.exit_threshold import AdaptiveThreshold, ChainSettings, draft_chain
-from slipstream.drafters.growth import Frontier, TreeShape, grow
+from slipstream.drafting.base import Drafter, Drafting, Observed, Run
+from slipstream.drafting.exit_threshold import AdaptiveThreshold, ChainSettings, draft_chain
+from slipstream.drafting.growth import Frontier, TreeShape, grow
 from slipstream.errors import unknown_choice
 from slipstream.skipping.adaptive import AdaptiveSkipSet, AdaptSettings
 from slipstream.skipping.costs import measure_costs

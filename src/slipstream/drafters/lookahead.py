@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from slipstream.core.tree import DraftTree
-from slipstream.drafters.base import Drafter, Drafting, Observed, Run, Scouts
 from slipstream.drafters.prompt_lookup import Trie
+from slipstream.drafting.base import Drafter, Drafting, Observed, Run, Scouts
 from slipstream.errors import InputError
 
 LIMITS = {"window": (1, 256), "level": (3, 64), "guesses": (1, 256)}

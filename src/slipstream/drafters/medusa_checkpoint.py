@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slipstream.drafters.artefact_files import (
+from slipstream.drafters.medusa_heads import MedusaHeads, MedusaSizes
+from slipstream.drafting.artefact_files import (
     CONFIG,
     PROVENANCE,
     SAFETENSORS,
@@ -33,7 +34,6 @@ from slipstream.drafters.artefact_files import (
     recorded_confidence,
     warn_of_other_target,
 )
-from slipstream.drafters.medusa_heads import MedusaHeads, MedusaSizes
 from slipstream.errors import ArtifactError
 from slipstream.target.target import Target
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.core.confidence import ConfidenceScale
-from slipstream.drafters.own_lm_heads import lm_head_to_copy
+from slipstream.drafting.own_lm_heads import lm_head_to_copy
 from slipstream.errors import InputError
 from slipstream.target.target import Target
 

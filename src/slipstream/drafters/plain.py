@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slipstream.core.tree import DraftTree, empty_tree
-from slipstream.drafters.base import Drafter, Drafting, Run
+from slipstream.drafting.base import Drafter, Drafting, Run
 
 
 class PlainDrafter(Drafter):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from slipstream.core.tree import DraftTree
-from slipstream.drafters.base import Drafter, Drafting, Run
+from slipstream.drafting.base import Drafter, Drafting, Run
 from slipstream.errors import InputError
 
 

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slipstream.drafters.exit_threshold import ChainSettings
-from slipstream.drafters.growth import TreeShape
+from slipstream.drafting.exit_threshold import ChainSettings
+from slipstream.drafting.growth import TreeShape
 from slipstream.skipping.agreement import Agreement
 from slipstream.skipping.costs import CostTable
 from slipstream.skipping.skip_set import SkipSet

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from slipstream.drafters.exit_threshold import ChainSettings
-from slipstream.drafters.growth import TreeShape
+from slipstream.drafting.exit_threshold import ChainSettings
+from slipstream.drafting.growth import TreeShape
 from slipstream.errors import InputError, unknown_choice
 
 TREES = ("dynamic", "chain")

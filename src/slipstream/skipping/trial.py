@@ -21,7 +21,7 @@ from slipstream.skipping.skip_set import SkipSet
 from slipstream.skipping.sublayers import SubLayers
 
 if TYPE_CHECKING:
-    from slipstream.drafters.base import Run
+    from slipstream.drafting.base import Run
 
 _PER_WINDOW = 4  # candidates tried on the same tokens
 _MISSED = -6.0  # a token of lower log-probability is not drafted, however low

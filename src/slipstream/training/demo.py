@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from slipstream.drafting.recipe import Report as HeadReport
+from slipstream.drafting.run_settings import RunSettings
 from slipstream.skipping.demo_sets import DEMO_TASKS, SETTINGS, find_demo_sets
 from slipstream.skipping.search import Trial
 from slipstream.skipping.search_settings import SearchSettings
@@ -30,9 +32,7 @@ from slipstream.training.hydra_settings import HydraSettings
 from slipstream.training.medusa import MedusaRun
 from slipstream.training.medusa_settings import MedusaSettings
 from slipstream.training.pipeline import Pipeline, Step
-from slipstream.training.recipe import Report as HeadReport
 from slipstream.training.run import HeadRun
-from slipstream.training.run_settings import RunSettings
 from slipstream.training.settings import Budget, TargetSettings
 from slipstream.training.target import Report as TargetReport
 from slipstream.training.target import TargetRun, export

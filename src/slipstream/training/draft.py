@@ -17,10 +17,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from slipstream.drafters.draft_checkpoint import own_tokenizer, save_draft
+from slipstream.drafting.recipe import Batch, Optimisation, Score, StepLosses
 from slipstream.target.target import Target
 from slipstream.training.dialogues import Dialogue
 from slipstream.training.draft_settings import DraftSettings
-from slipstream.training.recipe import Batch, Optimisation, Score, StepLosses
 from slipstream.training.run import HeadRun
 
 _MAX_LOGITS = 1 << 26  # logits held at once: larger batches are taken in parts and recomputed in the backward pass

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from slipstream.drafters.eagle_checkpoint import save_head
 from slipstream.drafters.eagle_head import EagleHead, HeadSizes
+from slipstream.drafting.recipe import Batch, Optimisation, Score, StepLosses
 from slipstream.target.target import Target
 from slipstream.training.dialogues import Dialogue
 from slipstream.training.eagle_settings import EagleSettings
 from slipstream.training.losses import Losses, RolloutLoss
-from slipstream.training.recipe import Batch, Optimisation, Score, StepLosses
 from slipstream.training.run import HeadRun
 
 

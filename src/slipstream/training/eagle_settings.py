@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from slipstream.training.run_settings import RunSettings
+from slipstream.drafting.run_settings import RunSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,11 +21,11 @@ from torch.utils.checkpoint import checkpoint
 
 from slipstream.drafters.hydra_checkpoint import save_heads
 from slipstream.drafters.hydra_heads import HydraHeads, HydraSizes, PrefixSizes
-from slipstream.drafters.own_lm_heads import lm_head_to_copy
+from slipstream.drafting.own_lm_heads import lm_head_to_copy
+from slipstream.drafting.recipe import Batch, Optimisation, Score, StepLosses
 from slipstream.target.target import Target
 from slipstream.training.dialogues import Dialogue
 from slipstream.training.hydra_settings import HydraSettings
-from slipstream.training.recipe import Batch, Optimisation, Score, StepLosses
 from slipstream.training.run import HeadRun
 
 _MAX_LOGITS = 1 << 26  # logits held at once: larger batches are taken in parts and recomputed in the backward pass

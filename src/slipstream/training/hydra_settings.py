@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from slipstream.drafting.run_settings import RunSettings
 from slipstream.errors import InputError, unknown_choice
-from slipstream.training.run_settings import RunSettings
 
 STORAGE = ("fp32", "bf16")
 

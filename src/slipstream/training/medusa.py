@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from slipstream.drafters.medusa_checkpoint import save_heads
 from slipstream.drafters.medusa_heads import MedusaHeads
+from slipstream.drafting.recipe import Batch, Optimisation, Score, StepLosses
 from slipstream.target.target import Target
 from slipstream.training.dialogues import Dialogue
 from slipstream.training.losses import in_parts
 from slipstream.training.medusa_settings import MedusaSettings
-from slipstream.training.recipe import Batch, Optimisation, Score, StepLosses
 from slipstream.training.run import HeadRun
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from families import build
 from slipstream.drafters.medusa_heads import MedusaHeads
-from slipstream.drafters.own_lm_heads import lm_head_to_copy
+from slipstream.drafting.own_lm_heads import lm_head_to_copy
 from slipstream.errors import InputError
 from slipstream.target.target import Target
 from slipstream.training.hydra import new_heads

@@ -21,13 +21,13 @@ from slipstream.certify import recording
 from slipstream.core.rules import Candidates, GreedyRule
 from slipstream.core.tree import DraftTree, empty_tree
 from slipstream.drafters import build_drafter
-from slipstream.drafters.auto_shape import AutoShape, CycleTimes, ShapeInUse, SizeChooser
-from slipstream.drafters.base import Drafting, ForwardingDrafting, Observed
 from slipstream.drafters.eagle import EagleDrafter
 from slipstream.drafters.eagle_checkpoint import save_head
-from slipstream.drafters.growth import Frontier, TreeShape, grow
 from slipstream.drafters.hydra import HydraDrafter
 from slipstream.drafters.medusa import MedusaDrafter
+from slipstream.drafting.auto_shape import AutoShape, CycleTimes, ShapeInUse, SizeChooser
+from slipstream.drafting.base import Drafting, ForwardingDrafting, Observed
+from slipstream.drafting.growth import Frontier, TreeShape, grow
 from slipstream.engine import Engine
 from slipstream.errors import InputError
 from slipstream.runtime import costs as runtime

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slipstream.drafters.growth import TreeShape
+from slipstream.drafting.growth import TreeShape
 
 _PAPER = ((30e9, 48), (10e9, 50), (3e9, 60))  # parameters from which on, drafted tokens (arXiv 2406.16858, section 4)
 

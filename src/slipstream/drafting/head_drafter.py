@@ -12,12 +12,12 @@ import torch
 
 from slipstream.core.rules import GreedyRule
 from slipstream.core.tree import empty_tree
-from slipstream.drafters.auto_shape import AutoShape
-from slipstream.drafters.base import Drafter, Drafting, Observed, Run
-from slipstream.drafters.eagle_shape import default_shape
-from slipstream.drafters.growth import TreeShape
-from slipstream.drafters.medusa_trees import DEFAULT, TREES, published_tree
-from slipstream.drafters.static_tree import StaticTree
+from slipstream.drafting.auto_shape import AutoShape
+from slipstream.drafting.base import Drafter, Drafting, Observed, Run
+from slipstream.drafting.default_shape import default_shape
+from slipstream.drafting.growth import TreeShape
+from slipstream.drafting.medusa_trees import DEFAULT, TREES, published_tree
+from slipstream.drafting.static_tree import StaticTree
 from slipstream.errors import InputError, unknown_choice
 from slipstream.runtime.costs import Costs, measure_costs
 from slipstream.target.target import Target

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from random_trees import token_paths
 from slipstream.core.rules import Candidates
 from slipstream.core.tree import DraftTree, ancestor_mask, chain
-from slipstream.drafters.growth import Frontier, TreeShape, grow, rerank
+from slipstream.drafting.growth import Frontier, TreeShape, grow, rerank
 from slipstream.errors import InputError
 
 Path = tuple[int, ...]

@@ -7,8 +7,8 @@ import torch
 
 from slipstream.core.rules import Candidates
 from slipstream.core.tree import DraftTree
-from slipstream.drafters.growth import Frontier, TreeShape, grow
-from slipstream.drafters.static_tree import EAGLE_1, StaticTree
+from slipstream.drafting.growth import Frontier, TreeShape, grow
+from slipstream.drafting.static_tree import EAGLE_1, StaticTree
 from slipstream.errors import InputError
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ word the root's), `A` is ten, zeros at the end of a word are left out. The names
 
 from __future__ import annotations
 
-from slipstream.drafters.static_tree import Path
+from slipstream.drafting.static_tree import Path
 from slipstream.errors import unknown_choice
 
 DEFAULT = "mc_sim_7b_63"

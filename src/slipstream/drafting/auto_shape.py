@@ -28,9 +28,9 @@ from torch import Tensor
 
 from slipstream.core.rules import DecodingRule
 from slipstream.core.tree import DraftTree
-from slipstream.drafters.base import Observed
-from slipstream.drafters.growth import TreeShape, rerank
-from slipstream.drafters.static_tree import StaticTree
+from slipstream.drafting.base import Observed
+from slipstream.drafting.growth import TreeShape, rerank
+from slipstream.drafting.static_tree import StaticTree
 from slipstream.errors import InputError
 from slipstream.runtime.clock import Part
 from slipstream.runtime.costs import Costs, Fastest, fastest

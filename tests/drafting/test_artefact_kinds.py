@@ -9,7 +9,7 @@ import pytest
 
 import slipstream
 from slipstream.drafters import METHODS
-from slipstream.drafters.artefact_files import KINDS, artefact_kind
+from slipstream.drafting.artefact_files import KINDS, artefact_kind
 from slipstream.errors import ArtifactError
 
 DEMO = Path(slipstream.__file__).parent / "demo"
