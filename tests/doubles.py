@@ -19,7 +19,7 @@ from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree, empty_tree
 from slipstream.drafters import METHODS, build_drafter
 from slipstream.drafting.base import Drafter, Drafting, Observed, Run
-from slipstream.engine import Engine, Request, Step
+from slipstream.engine.engine import Engine, Request, Step
 from slipstream.target.target import Target
 
 Path = list[int]  # the tokens from the root's child to a node

@@ -20,7 +20,7 @@ from slipstream.core.tree import DraftTree
 from slipstream.core.verify import walk
 from slipstream.drafters.plain import PlainDrafter
 from slipstream.drafting.base import Drafter
-from slipstream.engine import Engine
+from slipstream.engine.engine import Engine
 from slipstream.errors import UnsupportedTargetError
 from slipstream.target.cache import KVCache
 from slipstream.target.probe import probe
@@ -229,9 +229,9 @@ def shift_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def leak_siblings(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node sees all nodes drafted before it, not its ancestors alone. The walk still knows who is whose parent."""
-    monkeypatch.setattr("slipstream.engine.ancestor_mask", everything_before)
+    monkeypatch.setattr("slipstream.engine.engine.ancestor_mask", everything_before)
     monkeypatch.setattr("slipstream.target.probe.ancestor_mask", everything_before)
-    monkeypatch.setattr("slipstream.engine.walk", lambda tree, choice, ancestors: walk(tree, choice))
+    monkeypatch.setattr("slipstream.engine.engine.walk", lambda tree, choice, ancestors: walk(tree, choice))
 
 
 def everything_before(parents: torch.Tensor) -> torch.Tensor:

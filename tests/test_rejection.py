@@ -30,7 +30,7 @@ from slipstream.core.tree import DraftTree
 from slipstream.core.verify import choose_one_hot, draw
 from slipstream.drafters import build_drafter
 from slipstream.drafters.layer_skip import _ChainDrafting
-from slipstream.engine import Engine, Step
+from slipstream.engine.engine import Engine, Step
 from slipstream.target.cache import KVCache
 from slipstream.target.target import Target, replaced_forward
 

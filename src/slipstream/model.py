@@ -16,7 +16,7 @@ from slipstream.core.logits import resolve
 from slipstream.core.sampling import VERIFICATIONS, SamplingSettings, draw_seed
 from slipstream.drafters import build_drafter, find_method
 from slipstream.drafting.base import Drafter
-from slipstream.engine import Engine, Request, Step
+from slipstream.engine.engine import Engine, Request, Step
 from slipstream.errors import ArtifactError, InputError, unknown_choice
 from slipstream.output import Output, Stats
 from slipstream.skipping.library import is_name

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from slipstream.engine import FinishReason, Step
+from slipstream.engine.engine import FinishReason, Step
 from slipstream.runtime.clock import PARTS
 
 _PART_NAMES = tuple(f"{part}_s" for part in PARTS)

@@ -30,7 +30,7 @@ from slipstream.core.sampling import SamplingSettings
 from slipstream.core.verify import walk
 from slipstream.drafting.growth import grow
 from slipstream.drafting.static_tree import EAGLE_1, StaticTree
-from slipstream.engine import Engine
+from slipstream.engine.engine import Engine
 from slipstream.target.target import Target
 
 PROMPT = prompt_ids(7, seed=4) * 3

@@ -18,7 +18,7 @@ from families import prompt_ids
 from slipstream.certify.requests import make_request
 from slipstream.core.tree import ancestor_mask, earlier_siblings
 from slipstream.core.verify import walk
-from slipstream.engine import _Generation
+from slipstream.engine.engine import _Generation
 from slipstream.model import Model
 from slipstream.target.cache import SlotLayer
 from slipstream.target.target import Target
@@ -54,8 +54,8 @@ def sibling_leak(monkeypatch):
         visible[1:, 1:] |= earlier_siblings(parents)
         return visible
 
-    monkeypatch.setattr("slipstream.engine.ancestor_mask", leaky)
-    monkeypatch.setattr("slipstream.engine.walk", lambda tree, choice, ancestors: walk(tree, choice))
+    monkeypatch.setattr("slipstream.engine.engine.ancestor_mask", leaky)
+    monkeypatch.setattr("slipstream.engine.engine.walk", lambda tree, choice, ancestors: walk(tree, choice))
 
 
 def stale_row(monkeypatch):

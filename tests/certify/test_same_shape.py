@@ -16,7 +16,7 @@ from slipstream.certify.reference import Reference
 from slipstream.certify.requests import GREEDY, Warping, make_request
 from slipstream.core.sampling import SamplingSettings
 from slipstream.drafters.plain import PlainDrafter
-from slipstream.engine import Engine
+from slipstream.engine.engine import Engine
 
 PROMPT = prompt_ids(21)
 SEEDED = Warping().settings()

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 import slipstream
 from slipstream.cli.app import app
 from slipstream.drafters import METHODS
-from slipstream.engine import Step
+from slipstream.engine.engine import Step
 from slipstream.errors import InputError, unknown_choice
 from slipstream.output import Output, Stats
 

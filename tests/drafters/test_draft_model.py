@@ -19,7 +19,7 @@ from slipstream.drafters.draft_model import DraftChainSettings, DraftLength, Dra
 from slipstream.drafting.auto_shape import AutoShape
 from slipstream.drafting.base import Drafting, Run
 from slipstream.drafting.growth import TreeShape
-from slipstream.engine import Engine
+from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
 from slipstream.target.target import Target
 from test_rejection import NUM_NEW, VOCAB, Memory, law, p_value, remembered

@@ -22,7 +22,7 @@ from slipstream.drafting.base import Drafting, Run
 from slipstream.drafting.default_shape import default_shape
 from slipstream.drafting.growth import TreeShape
 from slipstream.drafting.static_tree import EAGLE_1, StaticTree
-from slipstream.engine import Engine
+from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
 from slipstream.target.target import Target
 

@@ -18,7 +18,7 @@ from slipstream.core.confidence import ConfidenceScale
 from slipstream.drafters import build_drafter
 from slipstream.drafters.eagle_checkpoint import load_head, save_head
 from slipstream.drafters.eagle_head import EagleHead, HeadSizes, additive_mask
-from slipstream.engine import Engine
+from slipstream.engine.engine import Engine
 from slipstream.errors import ArtifactError, ArtifactWarning
 from slipstream.target.target import Target
 

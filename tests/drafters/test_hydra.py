@@ -24,7 +24,7 @@ from slipstream.drafting.base import Drafting, Run
 from slipstream.drafting.growth import TreeShape
 from slipstream.drafting.medusa_trees import published_tree
 from slipstream.drafting.static_tree import StaticTree
-from slipstream.engine import Engine
+from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
 from slipstream.target.target import Target
 

@@ -29,7 +29,7 @@ from slipstream.drafters.plain import PlainDrafter
 from slipstream.drafting.base import Observed, Run
 from slipstream.drafting.exit_threshold import AdaptiveThreshold, ChainSettings
 from slipstream.drafting.growth import TreeShape
-from slipstream.engine import Engine, Request
+from slipstream.engine.engine import Engine, Request
 from slipstream.errors import InputError
 from slipstream.skipping.plan import SkipPlan
 from slipstream.skipping.sublayers import SubLayers

@@ -18,7 +18,7 @@ from slipstream.core.tree import DraftTree
 from slipstream.drafters import build_drafter
 from slipstream.drafters.lookahead import LookaheadDrafter, LookaheadSettings, NgramPool, Window
 from slipstream.drafting.base import Drafter, Drafting, Observed, Run, Scouts
-from slipstream.engine import Engine
+from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
 from slipstream.target.target import Target
 

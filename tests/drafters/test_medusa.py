@@ -23,7 +23,7 @@ from slipstream.drafting.growth import TreeShape
 from slipstream.drafting.head_drafter import choose_shape
 from slipstream.drafting.medusa_trees import TREES, expand, published_tree
 from slipstream.drafting.static_tree import StaticTree
-from slipstream.engine import Engine
+from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
 from slipstream.target.target import Target
 

@@ -21,7 +21,7 @@ from slipstream.drafters.draft_model import DraftModelDrafter
 from slipstream.drafters.vocabulary import check_same_vocabulary, fit_logits
 from slipstream.drafting.auto_shape import AutoShape
 from slipstream.drafting.growth import TreeShape
-from slipstream.engine import Engine
+from slipstream.engine.engine import Engine
 from slipstream.errors import ArtifactError, ArtifactWarning, InputError, UnsupportedTargetError
 from slipstream.target.target import Target
 from slipstream.training.tokenizer import save_tokenizer, train_tokenizer

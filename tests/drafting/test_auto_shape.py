@@ -28,7 +28,7 @@ from slipstream.drafters.medusa import MedusaDrafter
 from slipstream.drafting.auto_shape import AutoShape, CycleTimes, ShapeInUse, SizeChooser
 from slipstream.drafting.base import Drafting, ForwardingDrafting, Observed
 from slipstream.drafting.growth import Frontier, TreeShape, grow
-from slipstream.engine import Engine
+from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
 from slipstream.runtime import costs as runtime
 from slipstream.runtime.clock import PARTS, Part

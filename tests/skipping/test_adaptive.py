@@ -22,7 +22,7 @@ from slipstream.drafters.layer_skip import LayerSkipDrafter
 from slipstream.drafting.base import Run
 from slipstream.drafting.exit_threshold import ChainSettings
 from slipstream.drafting.growth import TreeShape
-from slipstream.engine import Engine, Request
+from slipstream.engine.engine import Engine, Request
 from slipstream.errors import InputError
 from slipstream.skipping.adaptive import AdaptiveSkipSet, AdaptSettings, TrialResult
 from slipstream.skipping.costs import CostTable, PassCost

@@ -19,7 +19,7 @@ from slipstream.drafters.plain import PlainDrafter
 from slipstream.drafting.base import Run
 from slipstream.drafting.exit_threshold import ChainSettings
 from slipstream.drafting.growth import TreeShape
-from slipstream.engine import Engine
+from slipstream.engine.engine import Engine
 from slipstream.skipping import agreement as agreement_module
 from slipstream.skipping.agreement import Answers, Sample
 from slipstream.skipping.modelled import accepted_of_chain, accepted_of_tree, visited

@@ -14,7 +14,7 @@ import slipstream
 from doubles import CONFIGURATIONS, Scripted, configured, decode, random_tree, right_behind_wrong
 from families import DYNAMIC_ROPE, FAMILIES, ORIGINAL_CONTEXT, REFUSED, prompt_ids, transformers_greedy
 from oracle import oracle_generate
-from slipstream.engine import Engine
+from slipstream.engine.engine import Engine
 from slipstream.errors import UnsupportedTargetError
 from slipstream.target.probe import probe
 from slipstream.target.target import Target

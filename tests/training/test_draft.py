@@ -18,7 +18,7 @@ from slipstream.drafters import build_drafter
 from slipstream.drafters.draft_checkpoint import load_draft
 from slipstream.drafters.draft_model import DraftModelDrafter
 from slipstream.drafting.growth import TreeShape
-from slipstream.engine import Engine
+from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
 from slipstream.target.target import Target
 from slipstream.training.batches import collate

@@ -18,7 +18,7 @@ from slipstream.drafters.eagle import EagleDrafter
 from slipstream.drafters.eagle_checkpoint import load_head
 from slipstream.drafters.eagle_head import EagleHead, HeadSizes
 from slipstream.drafting.growth import TreeShape
-from slipstream.engine import Engine
+from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
 from slipstream.target.target import Target
 from slipstream.training.batches import collate

@@ -19,7 +19,7 @@ from slipstream.drafters.hydra import HydraDrafter
 from slipstream.drafters.hydra_checkpoint import load_heads, published_names
 from slipstream.drafters.hydra_heads import HydraHeads
 from slipstream.drafting.growth import TreeShape
-from slipstream.engine import Engine
+from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
 from slipstream.target.target import Target
 from slipstream.training.batches import collate

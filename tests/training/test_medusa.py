@@ -19,7 +19,7 @@ from slipstream.drafters.medusa import MedusaDrafter
 from slipstream.drafters.medusa_checkpoint import load_heads
 from slipstream.drafters.medusa_heads import MedusaHeads
 from slipstream.drafting.growth import TreeShape
-from slipstream.engine import Engine
+from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
 from slipstream.target.target import Target
 from slipstream.training.batches import collate

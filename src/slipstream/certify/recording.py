@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from slipstream.drafting.base import Drafter, Drafting, ForwardingDrafting, Observed, Run, Scouts
-from slipstream.engine import Engine, FinishReason, Request
+from slipstream.engine.engine import Engine, FinishReason, Request
 from slipstream.target.target import Features, Target
 
 

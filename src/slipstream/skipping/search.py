@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from slipstream.calibration import calibrate
 from slipstream.drafters.layer_skip import LayerSkipDrafter
 from slipstream.drafting.growth import TreeShape
+from slipstream.engine.calibration import calibrate
 from slipstream.errors import ArtifactError, InputError
 from slipstream.model import Model
 from slipstream.records.machine import hardware, versions

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from slipstream.calibration import Calibration, calibrate
 from slipstream.drafters import build_drafter
+from slipstream.engine.calibration import Calibration, calibrate
 from slipstream.errors import InputError
 from slipstream.target.target import Target
 from slipstream.training.dialogues import Dialogue

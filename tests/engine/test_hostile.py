@@ -31,7 +31,7 @@ from oracle import oracle_generate
 from slipstream.drafters import METHODS
 from slipstream.drafters.plain import PlainDrafter
 from slipstream.drafting.base import Drafter
-from slipstream.engine import Engine
+from slipstream.engine.engine import Engine
 from slipstream.target.target import Target
 
 PROMPT = prompt_ids(20)

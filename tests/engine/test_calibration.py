@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from families import prompt_ids
-from slipstream.calibration import SCALES, Calibration, calibrate, fit
 from slipstream.core.confidence import ConfidenceScale
 from slipstream.drafters.layer_skip import LayerSkipDrafter
 from slipstream.drafters.plain import PlainDrafter
 from slipstream.drafting.growth import TreeShape
+from slipstream.engine.calibration import SCALES, Calibration, calibrate, fit
 from slipstream.errors import InputError
 from slipstream.target.target import Target
 

@@ -21,7 +21,7 @@ from slipstream.core.rules import Candidates, DecodingRule
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree
 from slipstream.drafting.base import Drafter, Drafting, ForwardingDrafting, Observed, Run
-from slipstream.engine import Engine, Request
+from slipstream.engine.engine import Engine, Request
 from slipstream.errors import InputError
 from slipstream.target.target import Target
 

@@ -17,7 +17,7 @@ from oracle import next_logits, oracle_generate
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree
 from slipstream.drafting.base import Drafting, Observed, Run, Scouts
-from slipstream.engine import Engine
+from slipstream.engine.engine import Engine
 from slipstream.target.target import Target
 
 PROMPT = prompt_ids(7, seed=4) * 3
