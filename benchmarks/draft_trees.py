@@ -52,8 +52,8 @@ from slipstream.bench.repetition import NGRAM
 from slipstream.bench.tree_picture import described
 from slipstream.bench.tree_statistics import NUM_BINS, POSITIONS
 from slipstream.bench.watching import Cycle, WatchedDrafter
-from slipstream.drafters.eagle import EagleDrafter
 from slipstream.drafting.base import Drafter
+from slipstream.methods.eagle.drafter import EagleDrafter
 from slipstream.prompts import Prompt
 
 PUBLISHED = {"width": 10, "depth": 6, "total": 60}

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from families import build
-from slipstream.drafters.plain import PlainDrafter
 from slipstream.drafting.growth import TreeShape
+from slipstream.methods.plain import PlainDrafter
 from slipstream.model import Model
 from slipstream.skipping.search import SkipSearch
 from slipstream.skipping.search_settings import SearchSettings

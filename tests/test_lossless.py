@@ -18,10 +18,10 @@ from oracle import oracle_generate
 from slipstream.core.rules import CoupledRule
 from slipstream.core.tree import DraftTree
 from slipstream.core.verify import walk
-from slipstream.drafters.plain import PlainDrafter
 from slipstream.drafting.base import Drafter
 from slipstream.engine.engine import Engine
 from slipstream.errors import UnsupportedTargetError
+from slipstream.methods.plain import PlainDrafter
 from slipstream.target.cache import KVCache
 from slipstream.target.probe import probe
 from slipstream.target.target import Features, Target

@@ -28,9 +28,9 @@ from oracle import next_logits, warpers
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree
 from slipstream.core.verify import choose_one_hot, draw
-from slipstream.drafters import build_drafter
-from slipstream.drafters.layer_skip import _ChainDrafting
 from slipstream.engine.engine import Engine, Step
+from slipstream.methods.layer_skip.drafter import _ChainDrafting
+from slipstream.methods.registry import build_drafter
 from slipstream.target.cache import KVCache
 from slipstream.target.target import Target, replaced_forward
 

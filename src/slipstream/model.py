@@ -14,10 +14,10 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from slipstream.core.logits import resolve
 from slipstream.core.sampling import VERIFICATIONS, SamplingSettings, draw_seed
-from slipstream.drafters import build_drafter, find_method
 from slipstream.drafting.base import Drafter
 from slipstream.engine.engine import Engine, Request, Step
 from slipstream.errors import ArtifactError, InputError, unknown_choice
+from slipstream.methods.registry import build_drafter, find_method
 from slipstream.output import Output, Stats
 from slipstream.skipping.library import is_name
 from slipstream.skipping.skip_set import SkipSet

@@ -13,8 +13,8 @@ from slipstream.certify.certificate import Certificate
 from slipstream.certify.distribution import choose_subject, run_law_test
 from slipstream.certify.law import NUM_TOKENS, cells_of
 from slipstream.certify.requests import Warping
-from slipstream.drafters import build_drafter
 from slipstream.errors import InputError
+from slipstream.methods.registry import build_drafter
 from slipstream.target.target import Target
 from test_rejection import DRAFTERS, PROMPT, VOCAB, draw_rejected_children_again, recover_from_p, remembered
 

@@ -14,8 +14,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from slipstream.drafters.eagle_checkpoint import save_head
-from slipstream.drafters.eagle_head import EagleHead, HeadSizes
+from slipstream.methods.eagle.checkpoint import save_head
+from slipstream.methods.eagle.head import EagleHead, HeadSizes
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.target.loading import load_model
 from slipstream.target.target import Target

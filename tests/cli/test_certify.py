@@ -11,7 +11,7 @@ import slipstream
 from certify.certify_doubles import NUMBERS, target_of
 from families import prompt_ids
 from slipstream.cli import certify as command
-from slipstream.drafters import build_drafter
+from slipstream.methods.registry import build_drafter
 from slipstream.model import Model
 from slipstream.target.cache import SlotLayer
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from slipstream.drafters import METHODS
+from slipstream.methods.registry import METHODS
 from slipstream.prompts import load_prompts
 
 

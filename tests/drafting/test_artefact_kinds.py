@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import slipstream
-from slipstream.drafters import METHODS
 from slipstream.drafting.artefact_files import KINDS, artefact_kind
 from slipstream.errors import ArtifactError
+from slipstream.methods.registry import METHODS
 
 DEMO = Path(slipstream.__file__).parent / "demo"
 PAIRS = [(method, kind) for method, kind in itertools.product(METHODS, KINDS) if METHODS[method].artefact is not None]

@@ -11,25 +11,25 @@ import pytest
 import torch
 
 from doubles import decode, request
-from drafters.test_eagle import PROMPT, exact_pair, random_head
-from drafters.test_hydra import random_heads as hydra_heads
-from drafters.test_medusa import random_heads as medusa_heads
 from families import build
+from methods.eagle.test_eagle import PROMPT, exact_pair, random_head
+from methods.hydra.test_hydra import random_heads as hydra_heads
+from methods.medusa.test_medusa import random_heads as medusa_heads
 from oracle import oracle_generate
 from slipstream.bench.watching import WatchedDrafter
 from slipstream.certify import recording
 from slipstream.core.rules import Candidates, GreedyRule
 from slipstream.core.tree import DraftTree, empty_tree
-from slipstream.drafters import build_drafter
-from slipstream.drafters.eagle import EagleDrafter
-from slipstream.drafters.eagle_checkpoint import save_head
-from slipstream.drafters.hydra import HydraDrafter
-from slipstream.drafters.medusa import MedusaDrafter
 from slipstream.drafting.auto_shape import AutoShape, CycleTimes, ShapeInUse, SizeChooser
 from slipstream.drafting.base import Drafting, ForwardingDrafting, Observed
 from slipstream.drafting.growth import Frontier, TreeShape, grow
 from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
+from slipstream.methods.eagle.checkpoint import save_head
+from slipstream.methods.eagle.drafter import EagleDrafter
+from slipstream.methods.hydra.drafter import HydraDrafter
+from slipstream.methods.medusa.drafter import MedusaDrafter
+from slipstream.methods.registry import build_drafter
 from slipstream.runtime import costs as runtime
 from slipstream.runtime.clock import PARTS, Part
 from slipstream.runtime.costs import Costs, fastest, measure_verification, typical_s

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from families import build
-from slipstream.drafters.medusa_heads import MedusaHeads
 from slipstream.drafting.own_lm_heads import lm_head_to_copy
 from slipstream.errors import InputError
+from slipstream.methods.hydra.recipe import new_heads
+from slipstream.methods.hydra.settings import HydraSettings
+from slipstream.methods.medusa.head import MedusaHeads
 from slipstream.target.target import Target
-from slipstream.training.hydra import new_heads
-from slipstream.training.hydra_settings import HydraSettings
 
 
 def packed(target: Target, shape: tuple[int, ...], dtype: torch.dtype) -> Target:

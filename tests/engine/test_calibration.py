@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 
 from families import prompt_ids
 from slipstream.core.confidence import ConfidenceScale
-from slipstream.drafters.layer_skip import LayerSkipDrafter
-from slipstream.drafters.plain import PlainDrafter
 from slipstream.drafting.growth import TreeShape
 from slipstream.engine.calibration import SCALES, Calibration, calibrate, fit
 from slipstream.errors import InputError
+from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
+from slipstream.methods.plain import PlainDrafter
 from slipstream.target.target import Target
 
 PROMPTS = [prompt_ids(6, seed) for seed in range(4)]

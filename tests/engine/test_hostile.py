@@ -25,13 +25,13 @@ from doubles import (
     proposing,
     random_tree,
 )
-from drafters.learned import LEARNED, learned, save_artefacts
 from families import CONTEXT, build, prompt_ids
+from methods.learned import LEARNED, learned, save_artefacts
 from oracle import oracle_generate
-from slipstream.drafters import METHODS
-from slipstream.drafters.plain import PlainDrafter
 from slipstream.drafting.base import Drafter
 from slipstream.engine.engine import Engine
+from slipstream.methods.plain import PlainDrafter
+from slipstream.methods.registry import METHODS
 from slipstream.target.target import Target
 
 PROMPT = prompt_ids(20)

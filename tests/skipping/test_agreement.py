@@ -14,12 +14,12 @@ from families import prompt_ids
 from slipstream.core.logits import ProcessingSettings
 from slipstream.core.rules import DecodingRule, GreedyRule, make_rule
 from slipstream.core.sampling import SamplingSettings
-from slipstream.drafters.layer_skip import LayerSkipDrafter
-from slipstream.drafters.plain import PlainDrafter
 from slipstream.drafting.base import Run
 from slipstream.drafting.exit_threshold import ChainSettings
 from slipstream.drafting.growth import TreeShape
 from slipstream.engine.engine import Engine
+from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
+from slipstream.methods.plain import PlainDrafter
 from slipstream.skipping import agreement as agreement_module
 from slipstream.skipping.agreement import Answers, Sample
 from slipstream.skipping.modelled import accepted_of_chain, accepted_of_tree, visited

@@ -16,9 +16,9 @@ import pytest
 import families
 import search_doubles
 from search_doubles import ALL_LAYERS, PROMPTS, small_search, tiny_model
-from slipstream.drafters.plain import PlainDrafter
 from slipstream.drafting.exit_threshold import ChainSettings
 from slipstream.errors import ArtifactError, InputError, LayerSkipUnsupportedError, SkipSetError
+from slipstream.methods.plain import PlainDrafter
 from slipstream.model import Model
 from slipstream.skipping.modelled import modelled_speed
 from slipstream.skipping.search import SkipSearch

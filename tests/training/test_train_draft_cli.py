@@ -74,7 +74,7 @@ def test_the_commands_defaults_are_the_settings():
     from inspect import signature
 
     from slipstream.cli.train_draft import draft
-    from slipstream.training.draft_settings import DraftSettings
+    from slipstream.methods.draft_model.settings import DraftSettings
 
     settings, parameters = DraftSettings(), signature(draft).parameters
     names = set(settings.__dataclass_fields__) & set(parameters)

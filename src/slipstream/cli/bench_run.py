@@ -316,8 +316,8 @@ def _parse_methods(texts: list[str], artefacts: dict[str, str]) -> list[EntrantS
 
 def _parse_draft(text: str) -> tuple[str, str]:
     from slipstream.bench.peers import PEERS
-    from slipstream.drafters import METHODS
     from slipstream.errors import unknown_choice
+    from slipstream.methods.registry import METHODS
 
     name, equals, path = text.partition("=")
     if not (name and equals and path):

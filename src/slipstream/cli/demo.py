@@ -90,7 +90,7 @@ def _chosen_prompts(number: int | None) -> list[Prompt]:
 
 def _chosen_methods(text: str | None) -> list[str]:
     """Plain first, then as given, or all methods for which the package ships what they need."""
-    from slipstream.drafters import METHODS, find_method
+    from slipstream.methods.registry import METHODS, find_method
 
     if text is None:
         names = [name for name, method in METHODS.items() if method.runs_on_demo]

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from slipstream.drafters.layer_skip import LayerSkipDrafter
 from slipstream.drafting.growth import TreeShape
 from slipstream.engine.calibration import calibrate
 from slipstream.errors import ArtifactError, InputError
+from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
 from slipstream.model import Model
 from slipstream.records.machine import hardware, versions
 from slipstream.skipping.agreement import Sample
@@ -268,6 +268,6 @@ class SkipSearch:
 
 
 def _plain() -> Any:
-    from slipstream.drafters.plain import PlainDrafter
+    from slipstream.methods.plain import PlainDrafter
 
     return PlainDrafter()

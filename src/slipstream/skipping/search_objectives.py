@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from slipstream.core.logits import ProcessingSettings, resolve
 from slipstream.core.rules import DecodingRule, make_rule
 from slipstream.core.sampling import SamplingSettings
-from slipstream.drafters.layer_skip import LayerSkipDrafter
 from slipstream.drafting.growth import TreeShape
+from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
 from slipstream.model import Model
 from slipstream.output import Output, Stats
 from slipstream.skipping.agreement import Answers, Sample

@@ -15,6 +15,14 @@ from pathlib import Path
 
 from slipstream.drafting.recipe import Report as HeadReport
 from slipstream.drafting.run_settings import RunSettings
+from slipstream.methods.draft_model.recipe import DraftRun
+from slipstream.methods.draft_model.settings import DraftSettings
+from slipstream.methods.eagle.recipe import EagleRun
+from slipstream.methods.eagle.settings import EagleSettings
+from slipstream.methods.hydra.recipe import HydraRun
+from slipstream.methods.hydra.settings import HydraSettings
+from slipstream.methods.medusa.recipe import MedusaRun
+from slipstream.methods.medusa.settings import MedusaSettings
 from slipstream.skipping.demo_sets import DEMO_TASKS, SETTINGS, find_demo_sets
 from slipstream.skipping.search import Trial
 from slipstream.skipping.search_settings import SearchSettings
@@ -22,15 +30,7 @@ from slipstream.target.target import Target
 from slipstream.training import encoded
 from slipstream.training.calibration import calibrate_artefact
 from slipstream.training.dialogues import Dialogue
-from slipstream.training.draft import DraftRun
-from slipstream.training.draft_settings import DraftSettings
 from slipstream.training.draft_text import DraftTextSettings, draft_text
-from slipstream.training.eagle import EagleRun
-from slipstream.training.eagle_settings import EagleSettings
-from slipstream.training.hydra import HydraRun
-from slipstream.training.hydra_settings import HydraSettings
-from slipstream.training.medusa import MedusaRun
-from slipstream.training.medusa_settings import MedusaSettings
 from slipstream.training.pipeline import Pipeline, Step
 from slipstream.training.run import HeadRun
 from slipstream.training.settings import Budget, TargetSettings
