@@ -13,8 +13,8 @@ from families import build
 from slipstream.drafting.growth import TreeShape
 from slipstream.methods.plain import PlainDrafter
 from slipstream.model import Model
-from slipstream.skipping.search import SkipSearch
-from slipstream.skipping.search_settings import SearchSettings
+from slipstream.search.search import SkipSearch
+from slipstream.search.settings import SearchSettings
 from slipstream.target.target import Target
 
 PROMPTS: list[Any] = [[{"role": "user", "content": text}] for text in ("one", "two")]

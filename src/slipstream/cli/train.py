@@ -21,7 +21,7 @@ from slipstream.cli.train_medusa import medusa
 
 if TYPE_CHECKING:
     from slipstream.drafting.recipe import Report as HeadReport
-    from slipstream.skipping.search import Trial
+    from slipstream.search.search import Trial
     from slipstream.training.demo import DemoSettings
     from slipstream.training.held_out import TaskBits
     from slipstream.training.settings import TargetSettings
@@ -142,7 +142,7 @@ def _demo_progress() -> Iterator[Callable[[str, Report | HeadReport | Trial], No
     """The progress of each step, one bar after the other; a search shows its best set now and then."""
     from slipstream.cli.training_progress import progress
     from slipstream.drafting.recipe import Report as HeadReport
-    from slipstream.skipping.search import Trial
+    from slipstream.search.search import Trial
 
     with ExitStack() as shown:
         bars: dict[str, Callable[[Any], None]] = {}

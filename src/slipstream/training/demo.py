@@ -23,9 +23,9 @@ from slipstream.methods.hydra.recipe import HydraRun
 from slipstream.methods.hydra.settings import HydraSettings
 from slipstream.methods.medusa.recipe import MedusaRun
 from slipstream.methods.medusa.settings import MedusaSettings
-from slipstream.skipping.demo_sets import DEMO_TASKS, SETTINGS, find_demo_sets
-from slipstream.skipping.search import Trial
-from slipstream.skipping.search_settings import SearchSettings
+from slipstream.search.demo_sets import DEMO_TASKS, SETTINGS, find_demo_sets
+from slipstream.search.search import Trial
+from slipstream.search.settings import SearchSettings
 from slipstream.target.target import Target
 from slipstream.training import encoded
 from slipstream.training.calibration import calibrate_artefact

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from slipstream.drafting.exit_threshold import ChainSettings
 from slipstream.drafting.growth import TreeShape
-from slipstream.skipping.agreement import Agreement
+from slipstream.search.agreement import Agreement
 from slipstream.skipping.costs import CostTable
 from slipstream.skipping.skip_set import SkipSet
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import slipstream
+from slipstream.search.prompts import task_prompts
+from slipstream.search.search import SkipSearch, Trial
+from slipstream.search.settings import SearchSettings
 from slipstream.skipping.library import DEFAULT
-from slipstream.skipping.search import SkipSearch, Trial
-from slipstream.skipping.search_prompts import task_prompts
-from slipstream.skipping.search_settings import SearchSettings
 
 DEMO_TASKS = (DEFAULT, "code", "summarisation")
 SETTINGS = SearchSettings(trials=200)

@@ -26,20 +26,20 @@ from slipstream.errors import ArtifactError, InputError
 from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
 from slipstream.model import Model
 from slipstream.records.machine import hardware, versions
-from slipstream.skipping.agreement import Sample
-from slipstream.skipping.costs import CostTable, measure_costs
-from slipstream.skipping.modelled import widths
-from slipstream.skipping.search_objectives import (
+from slipstream.search.agreement import Sample
+from slipstream.search.modelled import widths
+from slipstream.search.objectives import (
     MeasuredSpeed,
     ModelledSpeed,
     Objective,
     answer,
     with_overhead,
 )
-from slipstream.skipping.search_prompts import Messages
-from slipstream.skipping.search_settings import SearchSettings
-from slipstream.skipping.search_space import Bits, Space, starting_points, uniform
-from slipstream.skipping.search_study import Study, best_sets, trial_bits
+from slipstream.search.prompts import Messages
+from slipstream.search.settings import SearchSettings
+from slipstream.search.space import Bits, Space, starting_points, uniform
+from slipstream.search.study import Study, best_sets, trial_bits
+from slipstream.skipping.costs import CostTable, measure_costs
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.skipping.sublayers import SubLayers
 

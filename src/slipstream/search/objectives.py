@@ -16,11 +16,11 @@ from slipstream.drafting.growth import TreeShape
 from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
 from slipstream.model import Model
 from slipstream.output import Output, Stats
-from slipstream.skipping.agreement import Answers, Sample
+from slipstream.search.agreement import Answers, Sample
+from slipstream.search.modelled import children, cycle_seconds, depth, modelled_speed
+from slipstream.search.prompts import Messages
+from slipstream.search.settings import SearchSettings
 from slipstream.skipping.costs import CostTable, undisturbed_clock
-from slipstream.skipping.modelled import children, cycle_seconds, depth, modelled_speed
-from slipstream.skipping.search_prompts import Messages
-from slipstream.skipping.search_settings import SearchSettings
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.skipping.sublayers import SubLayers
 from slipstream.target.target import Target

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slipstream.errors import ArtifactError, InputError
-from slipstream.skipping.search_space import Bits, Space
+from slipstream.search.space import Bits, Space
 
 if TYPE_CHECKING:
     import optuna

@@ -20,12 +20,12 @@ from slipstream.drafting.exit_threshold import ChainSettings
 from slipstream.errors import ArtifactError, InputError, LayerSkipUnsupportedError, SkipSetError
 from slipstream.methods.plain import PlainDrafter
 from slipstream.model import Model
-from slipstream.skipping.modelled import modelled_speed
-from slipstream.skipping.search import SkipSearch
-from slipstream.skipping.search_plots import write_plots
-from slipstream.skipping.search_prompts import TASKS, read_prompts, task_prompts
-from slipstream.skipping.search_settings import SearchSettings, make_shape
-from slipstream.skipping.search_space import Space, greedy, uniform
+from slipstream.search.modelled import modelled_speed
+from slipstream.search.plots import write_plots
+from slipstream.search.prompts import TASKS, read_prompts, task_prompts
+from slipstream.search.search import SkipSearch
+from slipstream.search.settings import SearchSettings, make_shape
+from slipstream.search.space import Space, greedy, uniform
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.target.target import Target
 

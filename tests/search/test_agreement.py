@@ -20,9 +20,9 @@ from slipstream.drafting.growth import TreeShape
 from slipstream.engine.engine import Engine
 from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
 from slipstream.methods.plain import PlainDrafter
-from slipstream.skipping import agreement as agreement_module
-from slipstream.skipping.agreement import Answers, Sample
-from slipstream.skipping.modelled import accepted_of_chain, accepted_of_tree, visited
+from slipstream.search import agreement as agreement_module
+from slipstream.search.agreement import Answers, Sample
+from slipstream.search.modelled import accepted_of_chain, accepted_of_tree, visited
 from slipstream.skipping.sublayers import SubLayers
 from slipstream.target.target import Target
 

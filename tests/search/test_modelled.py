@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from slipstream.core.rules import Candidates
 from slipstream.drafting.exit_threshold import ChainSettings
 from slipstream.drafting.growth import Frontier, TreeShape, grow
-from slipstream.skipping.agreement import Agreement
+from slipstream.search.agreement import Agreement
+from slipstream.search.modelled import accepted_of_chain, accepted_of_tree, modelled_speed, visited
 from slipstream.skipping.costs import CostTable, PassCost
-from slipstream.skipping.modelled import accepted_of_chain, accepted_of_tree, modelled_speed, visited
 from slipstream.skipping.skip_set import SkipSet
 
 
