@@ -47,11 +47,11 @@ from slipstream.methods.eagle.settings import EagleSettings
 from slipstream.methods.registry import build_drafter
 from slipstream.target.loading import load_model
 from slipstream.target.target import Target
-from slipstream.training import encoded
 from slipstream.training.calibration import calibrate_artefact
+from slipstream.training.data import encoded
+from slipstream.training.data.dialogues import Dialogue, usable_dialogues
+from slipstream.training.data.draft_text import draft_text
 from slipstream.training.demo import WEIGHTS, DemoSettings
-from slipstream.training.dialogues import Dialogue, usable_dialogues
-from slipstream.training.draft_text import draft_text
 
 DEMO = Path(__file__).resolve().parents[1] / "src" / "slipstream" / "demo" / "target"
 TREES: Methods = {"eagle2-60": ("eagle2", PUBLISHED), "eagle2-25": ("eagle2", LIKE_EAGLE), "eagle": ("eagle", {})}

@@ -23,8 +23,8 @@ from slipstream.methods.draft_model.recipe import DistillationLoss, DraftRun, bu
 from slipstream.methods.draft_model.settings import DraftSettings
 from slipstream.methods.registry import build_drafter
 from slipstream.target.target import Target
-from slipstream.training.batches import collate
-from slipstream.training.dialogues import Dialogue
+from slipstream.training.data.batches import collate
+from slipstream.training.data.dialogues import Dialogue
 
 QUICK = DraftSettings(
     hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_size=24,

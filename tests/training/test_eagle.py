@@ -24,9 +24,9 @@ from slipstream.methods.eagle.losses import RolloutLoss, rollout_mask
 from slipstream.methods.eagle.recipe import EagleRun, train_eagle
 from slipstream.methods.eagle.settings import EagleSettings
 from slipstream.target.target import Target
-from slipstream.training.batches import collate
-from slipstream.training.dialogues import Dialogue
-from slipstream.training.features import FeatureSource, passes
+from slipstream.training.data.batches import collate
+from slipstream.training.data.dialogues import Dialogue
+from slipstream.training.data.features import FeatureSource, passes
 
 QUICK = EagleSettings(
     steps=100, batch_size=8, learning_rate=3e-3, warmup_steps=5, noise=0.02, report_every=50, measured_depth=3

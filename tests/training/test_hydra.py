@@ -24,8 +24,8 @@ from slipstream.methods.hydra.head import HydraHeads
 from slipstream.methods.hydra.recipe import HydraRun, TeacherLoss, new_heads, train_hydra
 from slipstream.methods.hydra.settings import HydraSettings
 from slipstream.target.target import Target
-from slipstream.training.batches import collate
-from slipstream.training.dialogues import Dialogue
+from slipstream.training.data.batches import collate
+from slipstream.training.data.dialogues import Dialogue
 
 QUICK = HydraSettings(
     steps=100,

@@ -26,8 +26,8 @@ from slipstream.methods.medusa.head import MedusaHeads
 from slipstream.methods.medusa.recipe import MedusaLoss, MedusaRun, train_medusa
 from slipstream.methods.medusa.settings import MedusaSettings
 from slipstream.target.target import Target
-from slipstream.training.batches import collate
-from slipstream.training.dialogues import Dialogue
+from slipstream.training.data.batches import collate
+from slipstream.training.data.dialogues import Dialogue
 
 QUICK = MedusaSettings(
     steps=100, batch_size=8, learning_rate=1e-2, warmup_steps=5, num_heads=3, own_lm_heads=False, report_every=50

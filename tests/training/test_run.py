@@ -15,7 +15,7 @@ from slipstream.drafting.recipe import Batch, Optimisation, Report, Score, StepL
 from slipstream.drafting.run_settings import RunSettings
 from slipstream.errors import InputError
 from slipstream.target.target import Target
-from slipstream.training.dialogues import Dialogue
+from slipstream.training.data.dialogues import Dialogue
 from slipstream.training.run import LOG, STATE, HeadRun
 
 

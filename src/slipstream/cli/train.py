@@ -22,8 +22,8 @@ from slipstream.cli.train_medusa import medusa
 if TYPE_CHECKING:
     from slipstream.drafting.recipe import Report as HeadReport
     from slipstream.search.search import Trial
+    from slipstream.training.data.held_out import TaskBits
     from slipstream.training.demo import DemoSettings
-    from slipstream.training.held_out import TaskBits
     from slipstream.training.settings import TargetSettings
     from slipstream.training.target import Report
 
@@ -181,7 +181,7 @@ def pack(
 
     Example: slipstream train pack --data corpus/ --work runs/target --out corpus.tar.xz
     """
-    from slipstream.training import encoded, transfer
+    from slipstream.training.data import encoded, transfer
 
     settings = _settings(0)
     encoded.prepare(data, work, settings.vocab_size, settings.context)

@@ -10,8 +10,8 @@ from slipstream.engine.calibration import Calibration, calibrate
 from slipstream.errors import InputError
 from slipstream.methods.registry import build_drafter
 from slipstream.target.target import Target
-from slipstream.training.dialogues import Dialogue
-from slipstream.training.encoded import write_atomically
+from slipstream.training.data.dialogues import Dialogue
+from slipstream.training.data.encoded import write_atomically
 
 
 def calibrate_artefact(

@@ -27,10 +27,10 @@ from slipstream.search.demo_sets import DEMO_TASKS, SETTINGS, find_demo_sets
 from slipstream.search.search import Trial
 from slipstream.search.settings import SearchSettings
 from slipstream.target.target import Target
-from slipstream.training import encoded
 from slipstream.training.calibration import calibrate_artefact
-from slipstream.training.dialogues import Dialogue
-from slipstream.training.draft_text import DraftTextSettings, draft_text
+from slipstream.training.data import encoded
+from slipstream.training.data.dialogues import Dialogue
+from slipstream.training.data.draft_text import DraftTextSettings, draft_text
 from slipstream.training.pipeline import Pipeline, Step
 from slipstream.training.run import HeadRun
 from slipstream.training.settings import Budget, TargetSettings

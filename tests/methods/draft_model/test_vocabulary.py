@@ -24,7 +24,7 @@ from slipstream.methods.draft_model.drafter import DraftModelDrafter
 from slipstream.methods.draft_model.vocabulary import check_same_vocabulary, fit_logits
 from slipstream.methods.registry import METHODS, build_drafter
 from slipstream.target.target import Target
-from slipstream.training.tokenizer import save_tokenizer, train_tokenizer
+from slipstream.training.data.tokenizer import save_tokenizer, train_tokenizer
 
 WORDS = [f"w{number}" for number in range(60)]
 TALK = [f"the bird number {n} sings over the river and {n} more follow" for n in range(40)]

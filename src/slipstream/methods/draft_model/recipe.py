@@ -20,7 +20,7 @@ from slipstream.drafting.recipe import Batch, Optimisation, Score, StepLosses
 from slipstream.methods.draft_model.checkpoint import own_tokenizer, save_draft
 from slipstream.methods.draft_model.settings import DraftSettings
 from slipstream.target.target import Target
-from slipstream.training.dialogues import Dialogue
+from slipstream.training.data.dialogues import Dialogue
 from slipstream.training.run import HeadRun
 
 _MAX_LOGITS = 1 << 26  # logits held at once: larger batches are taken in parts and recomputed in the backward pass

@@ -25,7 +25,7 @@ from transformers import DynamicCache
 
 from slipstream.methods.eagle.head import EagleHead
 from slipstream.target.target import Target
-from slipstream.training.features import passes
+from slipstream.training.data.features import passes
 
 _MAX_LOGITS = 1 << 26  # logits held at once: larger batches are taken in parts and recomputed in the backward pass
 

@@ -21,7 +21,7 @@ from slipstream.methods.eagle.head import EagleHead, HeadSizes
 from slipstream.methods.eagle.losses import Losses, RolloutLoss
 from slipstream.methods.eagle.settings import EagleSettings
 from slipstream.target.target import Target
-from slipstream.training.dialogues import Dialogue
+from slipstream.training.data.dialogues import Dialogue
 from slipstream.training.run import HeadRun
 
 

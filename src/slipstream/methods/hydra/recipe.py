@@ -25,7 +25,7 @@ from slipstream.methods.hydra.checkpoint import save_heads
 from slipstream.methods.hydra.head import HydraHeads, HydraSizes, PrefixSizes
 from slipstream.methods.hydra.settings import HydraSettings
 from slipstream.target.target import Target
-from slipstream.training.dialogues import Dialogue
+from slipstream.training.data.dialogues import Dialogue
 from slipstream.training.run import HeadRun
 
 _MAX_LOGITS = 1 << 26  # logits held at once: larger batches are taken in parts and recomputed in the backward pass

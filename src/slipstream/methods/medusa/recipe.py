@@ -24,7 +24,7 @@ from slipstream.methods.medusa.checkpoint import save_heads
 from slipstream.methods.medusa.head import MedusaHeads
 from slipstream.methods.medusa.settings import MedusaSettings
 from slipstream.target.target import Target
-from slipstream.training.dialogues import Dialogue
+from slipstream.training.data.dialogues import Dialogue
 from slipstream.training.run import HeadRun
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from slipstream.errors import ArtifactError, InputError
-from slipstream.training.corpus import Documents
+from slipstream.training.data.corpus import Documents
 
 MIB = 1024 * 1024
 _XZ: list[dict[str, Any]] = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 64 * MIB, "lc": 3, "lp": 1, "pb": 1}]

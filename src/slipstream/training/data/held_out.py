@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slipstream.training.corpus import PROMPT_BIT, TASKS, Tokens
-from slipstream.training.encoded import Corpus
+from slipstream.training.data.corpus import PROMPT_BIT, TASKS, Tokens
+from slipstream.training.data.encoded import Corpus
 from slipstream.training.next_token import split_rows, token_losses
 
 Ids = NDArray[np.int64]

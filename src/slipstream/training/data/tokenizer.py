@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from slipstream.training.corpus import PROMPT_BIT, Documents, Example, Tokens
+from slipstream.training.data.corpus import PROMPT_BIT, Documents, Example, Tokens
 
 PAD, BOS, USER, ASSISTANT, END = "<|pad|>", "<|bos|>", "<|user|>", "<|assistant|>", "<|end|>"
 SPECIAL_TOKENS = (PAD, BOS, USER, ASSISTANT, END)

@@ -17,7 +17,7 @@ import torch
 
 from slipstream.errors import ArtifactError, InputError
 from slipstream.target.target import Target
-from slipstream.training.corpus import Example
+from slipstream.training.data.corpus import Example
 
 logger = logging.getLogger(__name__)
 

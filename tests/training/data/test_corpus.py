@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from slipstream.errors import InputError
-from slipstream.training.corpus import (
+from slipstream.training.data.corpus import (
     MIX,
     TASKS,
     Documents,

@@ -11,8 +11,8 @@ import torch
 from families import build
 from slipstream.errors import ArtifactError, InputError
 from slipstream.target.target import Target
-from slipstream.training.corpus import Example
-from slipstream.training.dialogues import (
+from slipstream.training.data.corpus import Example
+from slipstream.training.data.dialogues import (
     Dialogue,
     RegenerateSettings,
     encode,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from slipstream.errors import ArtifactError
-from slipstream.training.corpus import PROMPT_BIT, Source, is_held_out, read_examples
-from slipstream.training.encoded import held_out_rows, load, prepare
+from slipstream.training.data.corpus import PROMPT_BIT, Source, is_held_out, read_examples
+from slipstream.training.data.encoded import held_out_rows, load, prepare
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from slipstream.training.corpus import PROMPT_BIT, Example, read_examples
-from slipstream.training.tokenizer import SPECIAL_TOKENS, encode_examples, save_tokenizer, train_tokenizer
+from slipstream.training.data.corpus import PROMPT_BIT, Example, read_examples
+from slipstream.training.data.tokenizer import SPECIAL_TOKENS, encode_examples, save_tokenizer, train_tokenizer
 
 SAMPLE = ["def f(x):\n        return x + 12\n" * 20, "the cat sat on the mat. " * 50]
 TOKENIZER = train_tokenizer(SAMPLE, 320)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from slipstream.target.target import Target
-from slipstream.training.dialogues import Dialogue
+from slipstream.training.data.dialogues import Dialogue
 
 GIB = 1 << 30
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from slipstream.training.dialogues import Dialogue
+from slipstream.training.data.dialogues import Dialogue
 
 
 class Order(torch.utils.data.Sampler[int]):

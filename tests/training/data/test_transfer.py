@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from slipstream.errors import ArtifactError, InputError
-from slipstream.training.corpus import Source
-from slipstream.training.encoded import Corpus, load, prepare
-from slipstream.training.transfer import MIB, pack, shard, unshard
+from slipstream.training.data.corpus import Source
+from slipstream.training.data.encoded import Corpus, load, prepare
+from slipstream.training.data.transfer import MIB, pack, shard, unshard
 
 
 @pytest.fixture(scope="module")

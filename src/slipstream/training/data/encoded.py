@@ -17,8 +17,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from slipstream.errors import ArtifactError
-from slipstream.training import transfer
-from slipstream.training.corpus import (
+from slipstream.training.data import transfer
+from slipstream.training.data.corpus import (
     MIX,
     TASKS,
     Documents,
@@ -29,7 +29,7 @@ from slipstream.training.corpus import (
     read_examples,
     source_paths,
 )
-from slipstream.training.tokenizer import encode_examples, save_tokenizer, train_tokenizer
+from slipstream.training.data.tokenizer import encode_examples, save_tokenizer, train_tokenizer
 
 INDEX = "index.json"
 SPLITS = ("train", "held_out")

@@ -11,9 +11,9 @@ import torch
 from families import build
 from slipstream.errors import InputError
 from slipstream.target.target import Target
-from slipstream.training.corpus import PROMPT_BIT, Source
-from slipstream.training.draft_text import DraftTextSettings, draft_text
-from slipstream.training.encoded import Corpus, prepare
+from slipstream.training.data.corpus import PROMPT_BIT, Source
+from slipstream.training.data.draft_text import DraftTextSettings, draft_text
+from slipstream.training.data.encoded import Corpus, prepare
 
 SETTINGS = DraftTextSettings(num_documents=20, num_answered=5, max_length=24, answer_tokens=6, max_prompt=20)
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from slipstream.errors import InputError
 from slipstream.target.target import Target
-from slipstream.training.corpus import PROMPT_BIT, Tokens
-from slipstream.training.dialogues import Dialogue, RegenerateSettings, answer_prompts, usable_dialogues
-from slipstream.training.encoded import Corpus
+from slipstream.training.data.corpus import PROMPT_BIT, Tokens
+from slipstream.training.data.dialogues import Dialogue, RegenerateSettings, answer_prompts, usable_dialogues
+from slipstream.training.data.encoded import Corpus
 
 logger = logging.getLogger(__name__)
 

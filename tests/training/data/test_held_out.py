@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from slipstream.training.held_out import Trigram, document_nats, overlaps, run_hashes
+from slipstream.training.data.held_out import Trigram, document_nats, overlaps, run_hashes
 from slipstream.training.settings import TargetSettings
 from slipstream.training.target import build_model
 
