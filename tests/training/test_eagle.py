@@ -15,18 +15,19 @@ from families import build, prompt_ids
 from methods.eagle.eagle_reference import reference_head, true_features
 from oracle import oracle_generate
 from slipstream.drafting.growth import TreeShape
+from slipstream.drafting.parts import passes
 from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
 from slipstream.methods.eagle.checkpoint import load_head
 from slipstream.methods.eagle.drafter import EagleDrafter
 from slipstream.methods.eagle.head import EagleHead, HeadSizes
 from slipstream.methods.eagle.losses import RolloutLoss, rollout_mask
-from slipstream.methods.eagle.recipe import EagleRun, train_eagle
 from slipstream.methods.eagle.settings import EagleSettings
 from slipstream.target.target import Target
 from slipstream.training.data.batches import collate
 from slipstream.training.data.dialogues import Dialogue
-from slipstream.training.data.features import FeatureSource, passes
+from slipstream.training.data.features import FeatureSource
+from slipstream.training.runs import EagleRun, train_eagle
 
 QUICK = EagleSettings(
     steps=100, batch_size=8, learning_rate=3e-3, warmup_steps=5, noise=0.02, report_every=50, measured_depth=3
@@ -258,7 +259,7 @@ def test_large_batches_are_taken_in_parts(target, dialogues, monkeypatch):
         return loss.head.fc.weight.grad.clone()
 
     whole = gradient()
-    monkeypatch.setattr("slipstream.methods.eagle.losses._MAX_LOGITS", 5 * target.vocab_size)
+    monkeypatch.setattr("slipstream.drafting.parts._MAX_LOGITS", 5 * target.vocab_size)
     assert torch.allclose(gradient(), whole, atol=1e-6)
     target.model.zero_grad()
 

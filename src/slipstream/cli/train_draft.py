@@ -85,8 +85,8 @@ def draft(
 
     Example: slipstream train draft -m demo --data dialogues.jsonl --out drafts/demo --steps 3000
     """
-    from slipstream.methods.draft_model.recipe import DraftRun
     from slipstream.methods.draft_model.settings import DraftSettings
+    from slipstream.training.runs import DraftRun
 
     settings = DraftSettings(
         hidden_size=hidden_size,

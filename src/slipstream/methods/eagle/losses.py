@@ -15,19 +15,15 @@ Shapes: b batch, n tokens, h hidden size, r = n - 1 rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
+from slipstream.drafting.parts import in_parts, passes
 from slipstream.methods.eagle.head import EagleHead
 from slipstream.target.target import Target
-from slipstream.training.data.features import passes
-
-_MAX_LOGITS = 1 << 26  # logits held at once: larger batches are taken in parts and recomputed in the backward pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,21 +106,6 @@ def _ends(answer: Tensor) -> list[int]:
     places = torch.arange(1, answer.shape[1] + 1, device=answer.device)
     ends: list[int] = (answer * places).amax(dim=1).clamp(min=2).tolist()
     return ends
-
-
-def in_parts(terms: Callable[..., tuple[Tensor, ...]], rows: Sequence[Tensor], width: int) -> tuple[Tensor, ...]:
-    """`terms(*rows)`, which must be sums over rows; many rows are taken in parts and recomputed in the backward pass.
-
-    rows: tensors [m, ..] of the same m. width: logits that a row takes.
-    """
-    per_part = max(1, _MAX_LOGITS // width)
-    if rows[0].shape[0] <= per_part:
-        return terms(*rows)
-    parts = [
-        checkpoint(terms, *(one[first : first + per_part] for one in rows), use_reentrant=False)
-        for first in range(0, rows[0].shape[0], per_part)
-    ]
-    return tuple(torch.stack(sums).sum(dim=0) for sums in zip(*parts, strict=True))
 
 
 def rollout_mask(num_rows: int, step: int, device: torch.device) -> Tensor:

@@ -8,7 +8,7 @@ are the head in the published layout.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +21,6 @@ from slipstream.methods.eagle.head import EagleHead, HeadSizes
 from slipstream.methods.eagle.losses import Losses, RolloutLoss
 from slipstream.methods.eagle.settings import EagleSettings
 from slipstream.target.target import Target
-from slipstream.training.data.dialogues import Dialogue
-from slipstream.training.run import HeadRun
-
-
-def train_eagle(
-    target: Target, dialogues: Sequence[Dialogue], out: Path, settings: EagleSettings | None = None
-) -> EagleHead:
-    """Train a head and save it in `out`; a run that was interrupted there is continued.
-
-    Returns the head on the target's device and in its dtype. Raises InputError for unusable data or settings that
-    differ from those of the run in `out`.
-    """
-    run = EagleRun(target, dialogues, out, settings)
-    run.finish()
-    return run.head.place(target.device, target.dtype).requires_grad_(False).eval()
-
-
-class EagleRun(HeadRun):
-    """One training run of a head in a folder."""
-
-    def __init__(
-        self, target: Target, dialogues: Sequence[Dialogue], out: Path, settings: EagleSettings | None = None
-    ) -> None:
-        settings = settings or EagleSettings()
-        recipe = EagleRecipe(target, settings)
-        self.head = recipe.head
-        super().__init__(target, dialogues, out, settings, recipe)
 
 
 class EagleRecipe:
