@@ -23,18 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from records import (
-    TASKS,
-    ExactModels,
-    Methods,
-    load_methods,
-    missing_task,
-    provenance,
-    read_questions,
-    table,
-    task_names,
-    write_record,
-)
 from tallies import (
     DYNAMIC,
     LITTLE_REPETITION,
@@ -47,14 +35,26 @@ from tallies import (
 )
 
 import slipstream
+from records import (
+    TASKS,
+    ExactModels,
+    Methods,
+    load_methods,
+    missing_task,
+    provenance,
+    read_questions,
+    table,
+    task_names,
+    write_record,
+)
 from slipstream.bench.comparison import PLAIN, Comparison
-from slipstream.bench.prompts import Prompt
 from slipstream.bench.repetition import NGRAM
 from slipstream.bench.tree_picture import described
 from slipstream.bench.tree_statistics import NUM_BINS, POSITIONS
 from slipstream.bench.watching import Cycle, WatchedDrafter
-from slipstream.drafters.base import Drafter
-from slipstream.drafters.eagle import EagleDrafter
+from slipstream.drafting.base import Drafter
+from slipstream.methods.eagle.drafter import EagleDrafter
+from slipstream.prompts import Prompt
 
 PUBLISHED = {"width": 10, "depth": 6, "total": 60}
 LIKE_EAGLE = {"width": 10, "depth": 5, "total": 25}  # EAGLE-1's own budget

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from records import provenance, write_record
 
 import slipstream
-from slipstream.drafters.layer_skip import LayerSkipDrafter
+from records import provenance, write_record
+from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
 
 ROWS = (1, 2, 4, 8, 13, 16, 32, 61)
 REPEATS = 41

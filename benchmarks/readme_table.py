@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from slipstream.errors import InputError
+from slipstream.records.record import ALL, Record, load_record
 from slipstream.report import summary
 from slipstream.report.markdown import markdown, reading
 from slipstream.report.names import temperature_name
-from slipstream.report.record import ALL, Record, load_record
 from slipstream.report.tables import Column, Table, eagle_table, verdicts_text
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"

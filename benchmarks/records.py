@@ -17,9 +17,9 @@ import transformers
 
 import slipstream
 from slipstream.bench.comparison import PLAIN, VERDICTS
-from slipstream.bench.machine import commit, hardware, shown_command
-from slipstream.bench.prompts import Prompt
-from slipstream.target import Target
+from slipstream.prompts import Prompt
+from slipstream.records.machine import commit, hardware, shown_command
+from slipstream.target.target import Target
 
 TASKS = ("mt_bench", "humaneval", "gsm8k", "alpaca", "cnn_dm", "nq")
 Methods = Mapping[str, tuple[str, Mapping[str, Any]]]

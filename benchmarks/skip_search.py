@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from records import ExactModels, load_methods, provenance, read_questions, write_record
 
 import slipstream
+from records import ExactModels, load_methods, provenance, read_questions, write_record
 from slipstream.bench.comparison import PLAIN, Comparison, summarise
-from slipstream.skipping.search import SkipSearch
-from slipstream.skipping.search_objectives import MeasuredSpeed, ModelledSpeed, answer
-from slipstream.skipping.search_settings import SearchSettings
-from slipstream.skipping.search_space import uniform
+from slipstream.search.objectives import MeasuredSpeed, ModelledSpeed, answer
+from slipstream.search.search import SkipSearch
+from slipstream.search.settings import SearchSettings
+from slipstream.search.space import uniform
 from slipstream.skipping.skip_set import SkipSet
 
 TASKS = {"summarisation": "cnn_dm", "code": "humaneval"}

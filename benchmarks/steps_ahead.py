@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from draft_trees import LIKE_EAGLE, PUBLISHED, head_hash
+
 from records import (
     TASKS,
     ExactModels,
@@ -39,19 +40,18 @@ from records import (
     task_names,
     write_record,
 )
-
 from slipstream.bench.comparison import VERDICTS, Answer, Comparison
-from slipstream.drafters import build_drafter
-from slipstream.drafters.eagle import EagleDrafter
-from slipstream.loading import load_model
-from slipstream.target import Target
-from slipstream.training import encoded
+from slipstream.methods.eagle.drafter import EagleDrafter
+from slipstream.methods.eagle.settings import EagleSettings
+from slipstream.methods.registry import build_drafter
+from slipstream.target.loading import load_model
+from slipstream.target.target import Target
 from slipstream.training.calibration import calibrate_artefact
+from slipstream.training.data import encoded
+from slipstream.training.data.dialogues import Dialogue, usable_dialogues
+from slipstream.training.data.draft_text import draft_text
 from slipstream.training.demo import WEIGHTS, DemoSettings
-from slipstream.training.dialogues import Dialogue, usable_dialogues
-from slipstream.training.draft_text import draft_text
-from slipstream.training.eagle import EagleRun
-from slipstream.training.eagle_settings import EagleSettings
+from slipstream.training.runs import EagleRun
 
 DEMO = Path(__file__).resolve().parents[1] / "src" / "slipstream" / "demo" / "target"
 TREES: Methods = {"eagle2-60": ("eagle2", PUBLISHED), "eagle2-25": ("eagle2", LIKE_EAGLE), "eagle": ("eagle", {})}

@@ -21,14 +21,14 @@ from typing import Any
 
 import torch
 from pass_cost import ROWS, costs
-from records import provenance, write_record
 
 import slipstream
-from slipstream.bench.prompts import load_prompts
+from records import provenance, write_record
 from slipstream.bench.watching import Cycle, WatchedDrafter
+from slipstream.methods.layer_skip.theory import best_values, chain_tokens, tree_tokens
 from slipstream.model import Model
-from slipstream.runtime import Costs
-from slipstream.skipping.theory import best_values, chain_tokens, tree_tokens
+from slipstream.prompts import load_prompts
+from slipstream.runtime.costs import Costs
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 12)
 TREES = ((2, 2, 4), (4, 2, 8), (4, 3, 6), (4, 3, 12), (4, 4, 16), (8, 3, 20), (8, 4, 32))

@@ -22,8 +22,8 @@ import torch
 from records import provenance, write_record
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from slipstream.runtime import measure_verification
-from slipstream.target import Target
+from slipstream.runtime.costs import measure_verification
+from slipstream.target.target import Target
 
 SIZES = ((256, 14), (384, 12), (512, 12), (768, 12))  # hidden size, layers
 ROWS = (1, 2, 4, 8, 16)

@@ -7,8 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from slipstream.report.record import Node
-from slipstream.report.shapes import read
+from slipstream.records.record import Node
+from slipstream.records.shapes import read
 from slipstream.report.tree_picture import TALL_ROW, depths_of, draw_tree, rows_of, visible
 
 TITLES = {"eagle": "static (EAGLE-1)", "eagle2-25": "dynamic (EAGLE-2)"}

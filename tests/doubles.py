@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from families import VOCAB_SIZE
-from slipstream.drafters import METHODS, build_drafter
-from slipstream.drafters.base import Drafter, Drafting, Observed, Run
-from slipstream.engine import Engine, Request, Step
-from slipstream.logits import ProcessingSettings
-from slipstream.sampling import SamplingSettings
-from slipstream.target import Target
-from slipstream.tree import DraftTree, empty_tree
+from slipstream.core.logits import ProcessingSettings
+from slipstream.core.sampling import SamplingSettings
+from slipstream.core.tree import DraftTree, empty_tree
+from slipstream.drafting.base import Drafter, Drafting, Observed, Run
+from slipstream.engine.engine import Engine, Request, Step
+from slipstream.methods.registry import METHODS, build_drafter
+from slipstream.target.target import Target
 
 Path = list[int]  # the tokens from the root's child to a node
 Script = Callable[[Run, Sequence[int]], list[Path]]

@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from slipstream.tree import DraftTree, empty_tree
+from slipstream.core.tree import DraftTree, empty_tree
 
 
 def make_tree(parents: list[int], tokens: list[int], log_values: list[float] | None = None) -> DraftTree:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from families import build
-from slipstream.drafters.growth import TreeShape
-from slipstream.drafters.plain import PlainDrafter
+from slipstream.drafting.growth import TreeShape
+from slipstream.methods.plain import PlainDrafter
 from slipstream.model import Model
-from slipstream.skipping.search import SkipSearch
-from slipstream.skipping.search_settings import SearchSettings
-from slipstream.target import Target
+from slipstream.search.search import SkipSearch
+from slipstream.search.settings import SearchSettings
+from slipstream.target.target import Target
 
 PROMPTS: list[Any] = [[{"role": "user", "content": text}] for text in ("one", "two")]
 ALL_LAYERS = {"keep_first": 0, "keep_last": 0}  # 4096 sets: more than a test can try

@@ -15,16 +15,16 @@ from transformers import DynamicCache
 from doubles import CONFIGURATIONS, Scripted, always_right, configured, decode, random_tree, request, right_behind_wrong
 from families import FAMILIES, prompt_ids
 from oracle import oracle_generate
-from slipstream.drafters.base import Drafter
-from slipstream.drafters.plain import PlainDrafter
-from slipstream.engine import Engine
+from slipstream.core.rules import CoupledRule
+from slipstream.core.tree import DraftTree
+from slipstream.core.verify import walk
+from slipstream.drafting.base import Drafter
+from slipstream.engine.engine import Engine
 from slipstream.errors import UnsupportedTargetError
-from slipstream.kv_cache import KVCache
-from slipstream.probe import probe
-from slipstream.rules import CoupledRule
-from slipstream.target import Features, Target
-from slipstream.tree import DraftTree
-from slipstream.verify import walk
+from slipstream.methods.plain import PlainDrafter
+from slipstream.target.cache import KVCache
+from slipstream.target.probe import probe
+from slipstream.target.target import Features, Target
 
 PROMPT = prompt_ids(7, seed=4) * 3
 NUM_TOKENS = 14
@@ -205,7 +205,7 @@ def test_a_drafter_sees_every_committed_token_once_with_its_features(name, famil
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "deepseek_v3"])
 def test_growing_the_cache_keeps_what_it_holds(name, family_model, monkeypatch):
-    monkeypatch.setattr("slipstream.kv_cache._FIRST_CAPACITY", 3)
+    monkeypatch.setattr("slipstream.target.cache._FIRST_CAPACITY", 3)
     model = family_model(name)
     expected = oracle_generate(model, PROMPT[:2], max_new_tokens=40)
     engine = Engine(Target(model), Scripted(random_tree, expected))
@@ -229,9 +229,9 @@ def shift_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def leak_siblings(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node sees all nodes drafted before it, not its ancestors alone. The walk still knows who is whose parent."""
-    monkeypatch.setattr("slipstream.engine.ancestor_mask", everything_before)
-    monkeypatch.setattr("slipstream.probe.ancestor_mask", everything_before)
-    monkeypatch.setattr("slipstream.engine.walk", lambda tree, choice, ancestors: walk(tree, choice))
+    monkeypatch.setattr("slipstream.engine.engine.ancestor_mask", everything_before)
+    monkeypatch.setattr("slipstream.target.probe.ancestor_mask", everything_before)
+    monkeypatch.setattr("slipstream.engine.engine.walk", lambda tree, choice, ancestors: walk(tree, choice))
 
 
 def everything_before(parents: torch.Tensor) -> torch.Tensor:

@@ -25,14 +25,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from doubles import request
 from families import build
 from oracle import next_logits, warpers
-from slipstream.drafters import build_drafter
-from slipstream.drafters.layer_skip import _ChainDrafting
-from slipstream.engine import Engine, Step
-from slipstream.kv_cache import KVCache
-from slipstream.sampling import SamplingSettings
-from slipstream.target import Target, replaced_forward
-from slipstream.tree import DraftTree
-from slipstream.verify import choose_one_hot, draw
+from slipstream.core.sampling import SamplingSettings
+from slipstream.core.tree import DraftTree
+from slipstream.core.verify import choose_one_hot, draw
+from slipstream.engine.engine import Engine, Step
+from slipstream.methods.layer_skip.drafter import _ChainDrafting
+from slipstream.methods.registry import build_drafter
+from slipstream.target.cache import KVCache
+from slipstream.target.target import Target, replaced_forward
 
 VOCAB, NUM_NEW = 5, 3
 PROMPT = [1, 2, 3, 1, 4, 1]  # a text in which the last token was followed by two others before
@@ -210,8 +210,8 @@ def test_the_dynamic_tree_is_a_one_hot_tree_with_branches(target, memory, monkey
         trees.append(tree)
         return choose_one_hot(tree, *others)
 
-    monkeypatch.setattr("slipstream.rules.choose_one_hot", choose)
-    monkeypatch.setattr("slipstream.rules.choose_chain", None)
+    monkeypatch.setattr("slipstream.core.rules.choose_one_hot", choose)
+    monkeypatch.setattr("slipstream.core.rules.choose_chain", None)
     sample(target, memory, "dynamic", SETTINGS["plain"], num_seeds=60)
     shapes = {tuple(tree.parents.tolist()) for tree in trees if tree.num_nodes}
     assert any(parents.count(-1) == 2 and max(parents) >= 0 for parents in shapes)
@@ -245,7 +245,7 @@ def recover_from_p(monkeypatch: pytest.MonkeyPatch) -> None:
         choice[:-1] = torch.where(accepted, tokens, choice[:-1])
         return choice
 
-    monkeypatch.setattr("slipstream.rules.choose_chain", choose)
+    monkeypatch.setattr("slipstream.core.rules.choose_chain", choose)
 
 
 def draw_rejected_children_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +257,7 @@ def draw_rejected_children_again(monkeypatch: pytest.MonkeyPatch) -> None:
         accepted[(tree.parents + 1)[choice[tree.parents + 1] == tree.tokens]] = True
         return torch.where(accepted, choice, draw(p, u_next))
 
-    monkeypatch.setattr("slipstream.rules.choose_one_hot", choose)
+    monkeypatch.setattr("slipstream.core.rules.choose_one_hot", choose)
 
 
 FAULTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {

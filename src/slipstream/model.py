@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from slipstream.drafters import build_drafter, find_method
-from slipstream.drafters.base import Drafter
-from slipstream.engine import Engine, Request, Step
+from slipstream.core.logits import resolve
+from slipstream.core.sampling import VERIFICATIONS, SamplingSettings, draw_seed
+from slipstream.drafting.base import Drafter
+from slipstream.engine.engine import Engine, Request, Step
 from slipstream.errors import ArtifactError, InputError, unknown_choice
-from slipstream.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
-from slipstream.logits import resolve
+from slipstream.methods.registry import build_drafter, find_method
 from slipstream.output import Output, Stats
-from slipstream.probe import probe
-from slipstream.sampling import VERIFICATIONS, SamplingSettings, draw_seed
 from slipstream.skipping.library import is_name
 from slipstream.skipping.skip_set import SkipSet
-from slipstream.target import Target
+from slipstream.target.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
+from slipstream.target.probe import probe
+from slipstream.target.target import Target
 from slipstream.text import AnswerText, decode
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -136,7 +136,7 @@ class Model:
         stop: strings before which the text ends. eos_token_id: one or several, instead of the model's.
         generation_config: instead of the model's own. verification: instead of the one that was loaded with.
         Further: repetition_penalty, presence_penalty, frequency_penalty, min_new_tokens, no_repeat_ngram_size and the
-        other settings that `slipstream.logits.SETTING_NAMES` lists.
+        other settings that `slipstream.core.logits.SETTING_NAMES` lists.
 
         Raises InputError for a bad prompt or setting, UnsupportedSettingError for one without a lossless form.
         """

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from slipstream.clock import PARTS
-from slipstream.engine import FinishReason, Step
+from slipstream.engine.engine import FinishReason, Step
+from slipstream.runtime.clock import PARTS
 
 _PART_NAMES = tuple(f"{part}_s" for part in PARTS)
 
@@ -83,7 +83,7 @@ class Stats:
         return self.draft_s + self.build_s + self.verify_s + self.sample_s + self.host_s
 
     def cycle_ms(self) -> dict[str, float]:
-        """Milliseconds of a mean cycle, by part (`slipstream.clock`)."""
+        """Milliseconds of a mean cycle, by part (`slipstream.runtime.clock`)."""
         return {part: 1000 * getattr(self, f"{part}_s") / max(1, self.num_cycles) for part in PARTS}
 
     @property

@@ -13,9 +13,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from slipstream.drafters.eagle_checkpoint import save_head
-from slipstream.drafters.eagle_head import EagleHead, HeadSizes
-from slipstream.target import Target
+from slipstream.methods.eagle.checkpoint import save_head
+from slipstream.methods.eagle.head import EagleHead, HeadSizes
+from slipstream.target.target import Target
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks"
 NUM_QUESTIONS, NUM_TOKENS = 2, 6

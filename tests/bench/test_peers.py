@@ -13,10 +13,10 @@ import slipstream
 from families import FAMILIES, build, prompt_ids
 from slipstream.bench.peer_settings import generation_config_of, peer_settings
 from slipstream.bench.peers import PEERS, _answer, peer
-from slipstream.drafters.draft_checkpoint import PROVENANCE
+from slipstream.core.logits import LogitsPipeline, resolve
 from slipstream.errors import ContextLengthError, InputError, UnsupportedTargetError
-from slipstream.logits import LogitsPipeline, resolve
-from slipstream.target import Target
+from slipstream.methods.draft_model.checkpoint import PROVENANCE
+from slipstream.target.target import Target
 
 PROMPT = prompt_ids(9, seed=2) * 3
 

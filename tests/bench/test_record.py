@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from slipstream.bench.journal import Journal, read_answers
 from slipstream.bench.record import build_record, json_text, write_record
-from slipstream.bench.run_files import JOURNAL_FILE, SETTINGS_FILE, read_run
 from slipstream.bench.spec_bench import write_answers
-from slipstream.clock import PARTS
 from slipstream.errors import ArtifactError
-from slipstream.report.record import load_record
+from slipstream.records.journal import Journal, read_answers
+from slipstream.records.record import load_record
+from slipstream.records.run_files import JOURNAL_FILE, SETTINGS_FILE, read_run
+from slipstream.runtime.clock import PARTS
 
 NO_TIME = dict.fromkeys(PARTS, 0.0)
 

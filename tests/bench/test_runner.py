@@ -9,9 +9,9 @@ import pytest
 import slipstream
 from bench_run import carry_out
 from slipstream.bench.entrants import ExactEntrants, load_entrants
-from slipstream.bench.journal import read_answers
-from slipstream.bench.run_files import JOURNAL_FILE, SETTINGS_FILE, read_run
 from slipstream.errors import ArtifactError, InputError
+from slipstream.records.journal import read_answers
+from slipstream.records.run_files import JOURNAL_FILE, SETTINGS_FILE, read_run
 
 NUM_TURNS = 6
 ANSWERS = NUM_TURNS * 4 * (1 + 2)  # entrants; one greedy answer and two samples

@@ -12,8 +12,8 @@ from types import ModuleType
 import pytest
 
 from slipstream.bench.comparison import Answer
-from slipstream.bench.prompts import Prompt
 from slipstream.output import Output, Stats
+from slipstream.prompts import Prompt
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks"
 

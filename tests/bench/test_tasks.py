@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from slipstream.bench.prompts import KINDS, read_questions
 from slipstream.bench.tasks import in_turns, load_tasks, questions_hash
 from slipstream.errors import InputError
+from slipstream.prompts import KINDS, read_questions
 
 
 def questions(path: Path, *turns: str) -> Path:

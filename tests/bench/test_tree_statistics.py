@@ -25,13 +25,13 @@ from slipstream.bench.tree_statistics import (
     rank_paths,
 )
 from slipstream.bench.watching import Cycle, WatchedDrafter
-from slipstream.drafters.growth import grow
-from slipstream.drafters.static_tree import EAGLE_1, StaticTree
-from slipstream.engine import Engine
-from slipstream.rules import Candidates
-from slipstream.sampling import SamplingSettings
-from slipstream.target import Target
-from slipstream.verify import walk
+from slipstream.core.rules import Candidates
+from slipstream.core.sampling import SamplingSettings
+from slipstream.core.verify import walk
+from slipstream.drafting.growth import grow
+from slipstream.drafting.static_tree import EAGLE_1, StaticTree
+from slipstream.engine.engine import Engine
+from slipstream.target.target import Target
 
 PROMPT = prompt_ids(7, seed=4) * 3
 

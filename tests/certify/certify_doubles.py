@@ -13,15 +13,15 @@ import torch
 
 from doubles import Script, Scripted
 from families import FAMILIES
-from slipstream.bench.prompts import Prompt
 from slipstream.certify import Certificate, Certification, CertifySettings
 from slipstream.certify.recording import ONE_ROW
 from slipstream.certify.reference import Reference
 from slipstream.certify.requests import make_request
-from slipstream.drafters.base import Drafter
-from slipstream.engine import Request
+from slipstream.drafting.base import Drafter
+from slipstream.engine.engine import Request
 from slipstream.model import Model
-from slipstream.target import Target
+from slipstream.prompts import Prompt
+from slipstream.target.target import Target
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NUM_NEW = 14

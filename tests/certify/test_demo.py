@@ -6,8 +6,8 @@ import pytest
 
 import slipstream
 from certify.test_planted_faults import position_off_by_one
-from slipstream.bench.prompts import load_prompts
 from slipstream.certify import Certification, CertifySettings
+from slipstream.prompts import load_prompts
 
 PROMPT = load_prompts()[2]
 

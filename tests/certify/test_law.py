@@ -13,9 +13,9 @@ from slipstream.certify.certificate import Certificate
 from slipstream.certify.distribution import choose_subject, run_law_test
 from slipstream.certify.law import NUM_TOKENS, cells_of
 from slipstream.certify.requests import Warping
-from slipstream.drafters import build_drafter
 from slipstream.errors import InputError
-from slipstream.target import Target
+from slipstream.methods.registry import build_drafter
+from slipstream.target.target import Target
 from test_rejection import DRAFTERS, PROMPT, VOCAB, draw_rejected_children_again, recover_from_p, remembered
 
 NUM_SAMPLES = 250
@@ -75,7 +75,9 @@ def test_a_biased_residual_is_a_fault(draft, dtype, targets, monkeypatch):
 
 def test_a_coupled_rule_with_wrong_noise_is_a_fault(targets, monkeypatch):
     """Half the noise: the samples are still seeded, but too seldom improbable."""
-    monkeypatch.setattr("slipstream.rules.choose_coupled", lambda logits, noise: (logits + noise / 2).argmax(dim=-1))
+    monkeypatch.setattr(
+        "slipstream.core.rules.choose_coupled", lambda logits, noise: (logits + noise / 2).argmax(dim=-1)
+    )
     assert faults(law_test(targets["float32"], "dynamic", "coupled"))
 
 

@@ -16,12 +16,12 @@ from certify.certify_doubles import DTYPES, NUM_NEW, NUMBERS, certify, plain_tex
 from doubles import Scripted, right_behind_wrong
 from families import prompt_ids
 from slipstream.certify.requests import make_request
-from slipstream.engine import _Generation
-from slipstream.kv_cache import SlotLayer
+from slipstream.core.tree import ancestor_mask, earlier_siblings
+from slipstream.core.verify import walk
+from slipstream.engine.engine import _Generation
 from slipstream.model import Model
-from slipstream.target import Target
-from slipstream.tree import ancestor_mask, earlier_siblings
-from slipstream.verify import walk
+from slipstream.target.cache import SlotLayer
+from slipstream.target.target import Target
 
 PROMPT = prompt_ids(19)
 
@@ -54,8 +54,8 @@ def sibling_leak(monkeypatch):
         visible[1:, 1:] |= earlier_siblings(parents)
         return visible
 
-    monkeypatch.setattr("slipstream.engine.ancestor_mask", leaky)
-    monkeypatch.setattr("slipstream.engine.walk", lambda tree, choice, ancestors: walk(tree, choice))
+    monkeypatch.setattr("slipstream.engine.engine.ancestor_mask", leaky)
+    monkeypatch.setattr("slipstream.engine.engine.walk", lambda tree, choice, ancestors: walk(tree, choice))
 
 
 def stale_row(monkeypatch):

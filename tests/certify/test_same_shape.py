@@ -14,9 +14,9 @@ from slipstream.certify.identity import compare
 from slipstream.certify.recording import ONE_ROW, PassShape, record
 from slipstream.certify.reference import Reference
 from slipstream.certify.requests import GREEDY, Warping, make_request
-from slipstream.drafters.plain import PlainDrafter
-from slipstream.engine import Engine
-from slipstream.sampling import SamplingSettings
+from slipstream.core.sampling import SamplingSettings
+from slipstream.engine.engine import Engine
+from slipstream.methods.plain import PlainDrafter
 
 PROMPT = prompt_ids(21)
 SEEDED = Warping().settings()

@@ -14,9 +14,9 @@ from typer.testing import CliRunner, Result
 
 import slipstream
 from slipstream.cli.app import app
-from slipstream.drafters import METHODS
-from slipstream.engine import Step
+from slipstream.engine.engine import Step
 from slipstream.errors import InputError, unknown_choice
+from slipstream.methods.registry import METHODS
 from slipstream.output import Output, Stats
 
 WORDS = ("Rain ", "falls ", "on ", "the ", "quiet ", "sea.")

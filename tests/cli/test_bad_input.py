@@ -14,11 +14,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from slipstream.drafters.eagle_checkpoint import save_head
-from slipstream.drafters.eagle_head import EagleHead, HeadSizes
-from slipstream.loading import load_model
+from slipstream.methods.eagle.checkpoint import save_head
+from slipstream.methods.eagle.head import EagleHead, HeadSizes
 from slipstream.skipping.skip_set import SkipSet
-from slipstream.target import Target
+from slipstream.target.loading import load_model
+from slipstream.target.target import Target
 
 CONTEXT, NUM_LAYERS = 64, 3
 

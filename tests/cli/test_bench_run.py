@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from byte_model import save_byte_model
-from slipstream.bench.journal import read_answers
+from slipstream.records.journal import read_answers
 
 SIZES = ("-n", 6, "-d", "prompt-lookup", "-d", "hf-plain", "--dtype", "float64", "--device", "cpu", "--no-report")
 NUM_QUESTIONS = 24  # enough for a kill to come before the end

@@ -8,9 +8,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from slipstream.bench.journal import Journal
 from slipstream.cli.app import ErrorLines
 from slipstream.cli.bench_score import score
+from slipstream.records.journal import Journal
 
 
 @pytest.fixture

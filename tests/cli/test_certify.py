@@ -11,9 +11,9 @@ import slipstream
 from certify.certify_doubles import NUMBERS, target_of
 from families import prompt_ids
 from slipstream.cli import certify as command
-from slipstream.drafters import build_drafter
-from slipstream.kv_cache import SlotLayer
+from slipstream.methods.registry import build_drafter
 from slipstream.model import Model
+from slipstream.target.cache import SlotLayer
 
 TREE = ("--width", 3, "--depth", 3, "--total", 6)
 FEW = ("--seeds", 1, "-n", 12, "--samples", 0)

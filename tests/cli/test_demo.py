@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from slipstream.bench.prompts import load_prompts
-from slipstream.drafters import METHODS
+from slipstream.methods.registry import METHODS
+from slipstream.prompts import load_prompts
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from slipstream.drafters import METHODS
+from slipstream.methods.registry import METHODS
 
 
 def test_methods_lists_the_whole_registry(cli):

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from slipstream.cli.training_progress import describe, left, progress
-from slipstream.training.recipe import Report
+from slipstream.drafting.recipe import Report
 
 REPORT = Report(
     step=40,

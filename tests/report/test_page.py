@@ -10,9 +10,9 @@ import pytest
 
 from report.record_factory import ENTRANTS, make_fault, make_record, make_tree
 from slipstream.errors import InputError
+from slipstream.records.record import parse_record
 from slipstream.report.charts import charts
 from slipstream.report.files import write_report
-from slipstream.report.record import parse_record
 from slipstream.report.style import drawing
 from slipstream.report.svg import inline, svg_text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from report.record_factory import ENTRANTS, make_record
-from slipstream.report.record import parse_record
+from slipstream.records.record import parse_record
 from slipstream.report.summary import headlines, identity, notes, provenance, setting
 
 

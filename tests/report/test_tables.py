@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from report.record_factory import ENTRANTS, make_record, make_row
+from slipstream.records.record import parse_record
 from slipstream.report.markdown import markdown
-from slipstream.report.record import parse_record
 from slipstream.report.tables import (
     detail_tables,
     eagle_table,

@@ -8,11 +8,11 @@ import pytest
 
 import slipstream
 from families import build
-from slipstream.drafters import build_drafter
 from slipstream.errors import InputError, SkipSetError
+from slipstream.methods.registry import build_drafter
 from slipstream.skipping import library
 from slipstream.skipping.skip_set import SkipSet
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slipstream.training.corpus import Source
+from slipstream.training.data.corpus import Source
 from slipstream.training.settings import TargetSettings
 
 WORDS = "red green blue fish bird tree runs sings over under the a quick slow and then why 1 2 3 + = ( ) :"

@@ -13,15 +13,15 @@ from typer.testing import CliRunner
 
 from slipstream.cli import train
 from slipstream.errors import InputError
-from slipstream.loading import load_model
 from slipstream.skipping.skip_set import SkipSet
-from slipstream.target import Target
-from slipstream.training.corpus import Source
+from slipstream.target.loading import load_model
+from slipstream.target.target import Target
+from slipstream.training.data.corpus import Source
+from slipstream.training.data.draft_text import DraftTextSettings
+from slipstream.training.data.encoded import prepare
+from slipstream.training.data.transfer import pack
 from slipstream.training.demo import DemoSettings, demo_pipeline
-from slipstream.training.draft_text import DraftTextSettings
-from slipstream.training.encoded import prepare
 from slipstream.training.settings import Budget, TargetSettings
-from slipstream.training.transfer import pack
 
 RUNNER = CliRunner()
 

@@ -14,17 +14,18 @@ from transformers import AutoModelForCausalLM
 from doubles import decode
 from families import VOCAB_SIZE, build, prompt_ids
 from oracle import oracle_generate
-from slipstream.drafters import build_drafter
-from slipstream.drafters.draft_checkpoint import load_draft
-from slipstream.drafters.draft_model import DraftModelDrafter
-from slipstream.drafters.growth import TreeShape
-from slipstream.engine import Engine
+from slipstream.drafting.growth import TreeShape
+from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
-from slipstream.target import Target
-from slipstream.training.batches import collate
-from slipstream.training.dialogues import Dialogue
-from slipstream.training.draft import DistillationLoss, DraftRun, build_draft, train_draft
-from slipstream.training.draft_settings import DraftSettings
+from slipstream.methods.draft_model.checkpoint import load_draft
+from slipstream.methods.draft_model.drafter import DraftModelDrafter
+from slipstream.methods.draft_model.recipe import DistillationLoss, build_draft
+from slipstream.methods.draft_model.settings import DraftSettings
+from slipstream.methods.registry import build_drafter
+from slipstream.target.target import Target
+from slipstream.training.data.batches import collate
+from slipstream.training.data.dialogues import Dialogue
+from slipstream.training.runs import DraftRun, train_draft
 
 QUICK = DraftSettings(
     hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_size=24,
@@ -209,7 +210,7 @@ def test_large_batches_are_taken_in_parts(target, dialogues, monkeypatch):
         return loss.body.embed_tokens.weight.grad.clone()
 
     whole = gradient()
-    monkeypatch.setattr("slipstream.training.draft._MAX_LOGITS", 5 * target.vocab_size)
+    monkeypatch.setattr("slipstream.methods.draft_model.recipe._MAX_LOGITS", 5 * target.vocab_size)
     assert torch.allclose(gradient(), whole, atol=1e-6)
 
 

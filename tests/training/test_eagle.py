@@ -11,22 +11,23 @@ import pytest
 import torch
 
 from doubles import decode
-from drafters.eagle_reference import reference_head, true_features
 from families import build, prompt_ids
+from methods.eagle.eagle_reference import reference_head, true_features
 from oracle import oracle_generate
-from slipstream.drafters.eagle import EagleDrafter
-from slipstream.drafters.eagle_checkpoint import load_head
-from slipstream.drafters.eagle_head import EagleHead, HeadSizes
-from slipstream.drafters.growth import TreeShape
-from slipstream.engine import Engine
+from slipstream.drafting.growth import TreeShape
+from slipstream.drafting.parts import passes
+from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
-from slipstream.target import Target
-from slipstream.training.batches import collate
-from slipstream.training.dialogues import Dialogue
-from slipstream.training.eagle import EagleRun, train_eagle
-from slipstream.training.eagle_settings import EagleSettings
-from slipstream.training.features import FeatureSource, passes
-from slipstream.training.losses import RolloutLoss, rollout_mask
+from slipstream.methods.eagle.checkpoint import load_head
+from slipstream.methods.eagle.drafter import EagleDrafter
+from slipstream.methods.eagle.head import EagleHead, HeadSizes
+from slipstream.methods.eagle.losses import RolloutLoss, rollout_mask
+from slipstream.methods.eagle.settings import EagleSettings
+from slipstream.target.target import Target
+from slipstream.training.data.batches import collate
+from slipstream.training.data.dialogues import Dialogue
+from slipstream.training.data.features import FeatureSource
+from slipstream.training.runs import EagleRun, train_eagle
 
 QUICK = EagleSettings(
     steps=100, batch_size=8, learning_rate=3e-3, warmup_steps=5, noise=0.02, report_every=50, measured_depth=3
@@ -258,7 +259,7 @@ def test_large_batches_are_taken_in_parts(target, dialogues, monkeypatch):
         return loss.head.fc.weight.grad.clone()
 
     whole = gradient()
-    monkeypatch.setattr("slipstream.training.losses._MAX_LOGITS", 5 * target.vocab_size)
+    monkeypatch.setattr("slipstream.drafting.parts._MAX_LOGITS", 5 * target.vocab_size)
     assert torch.allclose(gradient(), whole, atol=1e-6)
     target.model.zero_grad()
 

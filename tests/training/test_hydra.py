@@ -11,21 +11,22 @@ import pytest
 import torch
 
 from doubles import decode
-from drafters.eagle_reference import true_features
-from drafters.hydra_reference import reference_head, reference_logits, reference_prefix
 from families import build, prompt_ids
+from methods.eagle.eagle_reference import true_features
+from methods.hydra.hydra_reference import reference_head, reference_logits, reference_prefix
 from oracle import oracle_generate
-from slipstream.drafters.growth import TreeShape
-from slipstream.drafters.hydra import HydraDrafter
-from slipstream.drafters.hydra_checkpoint import load_heads, published_names
-from slipstream.drafters.hydra_heads import HydraHeads
-from slipstream.engine import Engine
+from slipstream.drafting.growth import TreeShape
+from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
-from slipstream.target import Target
-from slipstream.training.batches import collate
-from slipstream.training.dialogues import Dialogue
-from slipstream.training.hydra import HydraRun, TeacherLoss, new_heads, train_hydra
-from slipstream.training.hydra_settings import HydraSettings
+from slipstream.methods.hydra.checkpoint import load_heads, published_names
+from slipstream.methods.hydra.drafter import HydraDrafter
+from slipstream.methods.hydra.head import HydraHeads
+from slipstream.methods.hydra.recipe import TeacherLoss, new_heads
+from slipstream.methods.hydra.settings import HydraSettings
+from slipstream.target.target import Target
+from slipstream.training.data.batches import collate
+from slipstream.training.data.dialogues import Dialogue
+from slipstream.training.runs import HydraRun, train_hydra
 
 QUICK = HydraSettings(
     steps=100,
@@ -217,7 +218,7 @@ def test_large_batches_are_taken_in_parts(target, dialogues, monkeypatch):
         return loss.heads.mlps[1].first.linear.weight.grad.clone()
 
     whole = gradient()
-    monkeypatch.setattr("slipstream.training.hydra._MAX_LOGITS", 5 * target.vocab_size)
+    monkeypatch.setattr("slipstream.methods.hydra.recipe._MAX_LOGITS", 5 * target.vocab_size)
     assert torch.allclose(gradient(), whole, atol=1e-6)
     assert whole.abs().max() > 0
     target.model.zero_grad()

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from families import build
 from slipstream.cli.train import app
-from slipstream.training.tokenizer import save_tokenizer, train_tokenizer
+from slipstream.training.data.tokenizer import save_tokenizer, train_tokenizer
 
 TALK = [f"the bird number {n} sings over the river and {n} more follow" for n in range(9)]
 SETTINGS = [

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from families import build, prompt_ids
+from slipstream.drafting.recipe import Batch, Optimisation, Report, Score, StepLosses
+from slipstream.drafting.run_settings import RunSettings
 from slipstream.errors import InputError
-from slipstream.target import Target
-from slipstream.training.dialogues import Dialogue
-from slipstream.training.recipe import Batch, Optimisation, Report, Score, StepLosses
+from slipstream.target.target import Target
+from slipstream.training.data.dialogues import Dialogue
 from slipstream.training.run import LOG, STATE, HeadRun
-from slipstream.training.run_settings import RunSettings
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from slipstream.errors import ArtifactError, InputError
-from slipstream.training.corpus import Source
-from slipstream.training.held_out import TaskBits
+from slipstream.training.data.corpus import Source
+from slipstream.training.data.held_out import TaskBits
 from slipstream.training.settings import Budget, TargetSettings, learning_rate
 from slipstream.training.target import (
     BEST,

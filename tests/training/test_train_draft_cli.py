@@ -13,7 +13,7 @@ import slipstream
 from families import build
 from slipstream.cli.train import app
 from slipstream.errors import InputError
-from slipstream.training.tokenizer import save_tokenizer, train_tokenizer
+from slipstream.training.data.tokenizer import save_tokenizer, train_tokenizer
 
 TALK = [f"the bird number {n} sings over the river and {n} more follow" for n in range(40)]
 TINY = ("--hidden-size", "16", "--num-layers", "1", "--num-heads", "2", "--num-kv-heads", "1")
@@ -74,7 +74,7 @@ def test_the_commands_defaults_are_the_settings():
     from inspect import signature
 
     from slipstream.cli.train_draft import draft
-    from slipstream.training.draft_settings import DraftSettings
+    from slipstream.methods.draft_model.settings import DraftSettings
 
     settings, parameters = DraftSettings(), signature(draft).parameters
     names = set(settings.__dataclass_fields__) & set(parameters)

@@ -13,7 +13,7 @@ import slipstream
 from families import build
 from slipstream.cli.train import app
 from slipstream.errors import InputError
-from slipstream.training.tokenizer import save_tokenizer, train_tokenizer
+from slipstream.training.data.tokenizer import save_tokenizer, train_tokenizer
 
 TALK = [f"the bird number {n} sings over the river and {n} more follow" for n in range(40)]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from slipstream.cli.train import app
-from slipstream.training.recipe import Report
+from slipstream.drafting.recipe import Report
 from slipstream.training.run import HeadRun
 
 

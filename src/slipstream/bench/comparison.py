@@ -15,8 +15,8 @@ from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from slipstream.bench.prompts import Prompt
 from slipstream.bench.repetition import Repetition, repetition
+from slipstream.prompts import Prompt
 
 if TYPE_CHECKING:
     from slipstream import Model, Output, Stats

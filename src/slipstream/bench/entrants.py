@@ -11,11 +11,11 @@ from slipstream.bench.memory import Peak, peak_memory
 from slipstream.bench.peers import PEERS, Peer, peer
 from slipstream.bench.settings import PLAIN, BenchSettings, EntrantSpec
 from slipstream.bench.watching import Cycle, WatchedDrafter
-from slipstream.drafters import METHODS, packaged_artefact
 from slipstream.errors import InputError
+from slipstream.methods.registry import METHODS, packaged_artefact
 from slipstream.model import Model
 from slipstream.output import Stats
-from slipstream.runtime import synchronize
+from slipstream.runtime.costs import synchronize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

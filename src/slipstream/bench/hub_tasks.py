@@ -16,8 +16,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from slipstream.bench.prompts import Prompt
 from slipstream.errors import InputError, unknown_choice
+from slipstream.prompts import Prompt
 
 QUESTIONS_FOLDER = "questions"
 """Where a run keeps the questions that came from the hub."""

@@ -1,6 +1,6 @@
 """What transformers' `generate` is told, so that a peer decodes the same distribution as our methods.
 
-Everything is inherited from the model's `generation_config`, as `generate` itself does; `slipstream.logits.resolve`
+Everything is inherited from the model's `generation_config`, as `generate` does; `slipstream.core.logits.resolve`
 reads the same one for our methods, and refuses what has no lossless form. One gap is filled differently: `generate`
 sets `top_k=50` where neither caller nor model set it, and here it stays off.
 """
@@ -14,9 +14,9 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
+from slipstream.core.logits import resolve
 from slipstream.errors import ContextLengthError, UnsupportedSettingError
-from slipstream.logits import resolve
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 _WARPERS = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _OWN_DRAFTING: Mapping[str, Any] = {  # a model's config may ask for these; which of them runs is the peer's choice here

@@ -31,10 +31,10 @@ from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from slipstream.bench.peer_settings import eos_token_ids, generation_config_of, peer_settings
-from slipstream.drafters.draft_checkpoint import load_draft
 from slipstream.errors import InputError, SlipstreamError, UnsupportedTargetError, unknown_choice
-from slipstream.runtime import synchronize
-from slipstream.target import Target
+from slipstream.methods.draft_model.checkpoint import load_draft
+from slipstream.runtime.costs import synchronize
+from slipstream.target.target import Target
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,14 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from slipstream.bench.journal import Journal, read_answers
 from slipstream.bench.repetition import Repetition, repetition
-from slipstream.bench.run_files import JOURNAL_FILE, RECORD_FILE, read_run
 from slipstream.bench.settings import PLAIN
 from slipstream.bench.tasks import TASKS
 from slipstream.bench.tree_statistics import TreeTally
-from slipstream.clock import PARTS
 from slipstream.errors import ArtifactError
+from slipstream.records.journal import Journal, read_answers
+from slipstream.records.run_files import JOURNAL_FILE, RECORD_FILE, read_run
+from slipstream.runtime.clock import PARTS
 
 ALL = "all"
 """The task that stands for all of them together."""

@@ -20,10 +20,6 @@ import torch
 
 from slipstream.bench.comparison import first_difference
 from slipstream.bench.entrants import Entrant, ExactEntrants, Reply
-from slipstream.bench.journal import Journal
-from slipstream.bench.machine import provenance
-from slipstream.bench.prompts import Prompt
-from slipstream.bench.run_files import JOURNAL_FILE, SETTINGS_FILE, read_run, write_json
 from slipstream.bench.settings import PLAIN, BenchSettings
 from slipstream.bench.tasks import in_turns
 from slipstream.bench.tree_picture import pictured
@@ -31,7 +27,11 @@ from slipstream.bench.tree_statistics import TreeTally
 from slipstream.bench.truncation import Encoded, encode_within
 from slipstream.errors import ArtifactError, InputError
 from slipstream.model import Model
-from slipstream.runtime import measure_verification
+from slipstream.prompts import Prompt
+from slipstream.records.journal import Journal
+from slipstream.records.machine import provenance
+from slipstream.records.run_files import JOURNAL_FILE, SETTINGS_FILE, read_run, write_json
+from slipstream.runtime.costs import measure_verification
 
 _WARM_UP_TOKENS = 8
 _COST_ROWS = 64

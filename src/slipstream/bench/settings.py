@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from slipstream.core.sampling import VERIFICATIONS
 from slipstream.errors import InputError, unknown_choice
-from slipstream.sampling import VERIFICATIONS
 
 PLAIN = "plain"
 Judge = Literal["auto", "float64", "none"]
@@ -32,7 +32,7 @@ class EntrantSpec:
         NAME is the method's if left out. Values are JSON where they can be read so. peers: names that are peers.
         Raises InputError for anything else, an unknown method, and an option that the method does not read.
         """
-        from slipstream.drafters import METHODS, find_method
+        from slipstream.methods.registry import METHODS, find_method
 
         head, _, tail = text.partition(":")
         label, named, method = head.partition("=")

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from slipstream.bench.prompts import Prompt, load_prompts, read_questions
 from slipstream.errors import InputError, unknown_choice
+from slipstream.prompts import Prompt, load_prompts, read_questions
 
 TASKS: Mapping[str, str] = {
     "mt_bench": "MT-bench",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from slipstream.bench.watching import Cycle
-from slipstream.tree import ancestor_mask, earlier_siblings
+from slipstream.core.tree import ancestor_mask, earlier_siblings
 
 Path = tuple[int, ...]
 

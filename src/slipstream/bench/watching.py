@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from slipstream.drafters.base import Drafter, Drafting, ForwardingDrafting, Observed, Run
-from slipstream.tree import DraftTree
+from slipstream.core.tree import DraftTree
+from slipstream.drafting.base import Drafter, Drafting, ForwardingDrafting, Observed, Run
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from slipstream.bench.prompts import Prompt
 from slipstream.certify.certificate import Certificate, ComparedAnswer
 from slipstream.certify.distribution import LawTest, choose_subject, run_law_test
 from slipstream.certify.identity import Comparison, compare
 from slipstream.certify.judgement import judge
 from slipstream.certify.requests import GREEDY, Warping, make_request
+from slipstream.core.sampling import VERIFICATIONS, SamplingSettings
 from slipstream.errors import InputError, unknown_choice
-from slipstream.sampling import VERIFICATIONS, SamplingSettings
+from slipstream.prompts import Prompt
 
 if TYPE_CHECKING:
     from slipstream import Model

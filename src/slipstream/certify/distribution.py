@@ -9,10 +9,10 @@ from typing import Any
 from slipstream.certify.chi_square import p_value, smallest_bias
 from slipstream.certify.law import NUM_TOKENS, Cells, Text, target_cells
 from slipstream.certify.requests import Warping, make_request
-from slipstream.drafters.base import Drafter
-from slipstream.engine import Engine, Request
-from slipstream.sampling import SamplingSettings
-from slipstream.target import Target
+from slipstream.core.sampling import SamplingSettings
+from slipstream.drafting.base import Drafter
+from slipstream.engine.engine import Engine, Request
+from slipstream.target.target import Target
 
 ALPHA = 1e-3
 """The probability that a certificate of a sound engine calls any of its tests a fault."""

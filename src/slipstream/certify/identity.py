@@ -13,9 +13,9 @@ from slipstream.certify.distances import distance
 from slipstream.certify.recording import ONE_ROW, RecordedAnswer, record
 from slipstream.certify.reference import Floor, Picked, Reference
 from slipstream.certify.transformers_reference import TransformersAnswer, transformers_answer
-from slipstream.drafters.base import Drafter
-from slipstream.engine import Request
-from slipstream.target import Target
+from slipstream.drafting.base import Drafter
+from slipstream.engine.engine import Request
+from slipstream.target.target import Target
 
 FLOOR_INTERVAL = 16
 """Tokens from one measurement of the rounding floor to the next; one is made at every difference too."""

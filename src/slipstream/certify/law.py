@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from slipstream.certify.chi_square import LEAST_EXPECTED
-from slipstream.engine import Request
-from slipstream.logits import LogitsPipeline
-from slipstream.target import Target
+from slipstream.core.logits import LogitsPipeline
+from slipstream.engine.engine import Request
+from slipstream.target.target import Target
 
 NUM_TOKENS = 3
 """Tokens of the joint law: two drafted ones and the one that follows."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from slipstream.drafters.base import Drafter, Drafting, ForwardingDrafting, Observed, Run, Scouts
-from slipstream.engine import Engine, FinishReason, Request
-from slipstream.target import Features, Target
+from slipstream.drafting.base import Drafter, Drafting, ForwardingDrafting, Observed, Run, Scouts
+from slipstream.engine.engine import Engine, FinishReason, Request
+from slipstream.target.target import Features, Target
 
 
 @dataclass(frozen=True, slots=True)

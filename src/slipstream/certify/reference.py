@@ -27,10 +27,10 @@ from torch import Tensor
 
 from slipstream.certify.distances import distance
 from slipstream.certify.recording import PassShape
-from slipstream.engine import FinishReason, Request
-from slipstream.logits import LogitsPipeline
-from slipstream.sampling import gumbel_rows
-from slipstream.target import Features, Target, TargetOutput
+from slipstream.core.logits import LogitsPipeline
+from slipstream.core.sampling import gumbel_rows
+from slipstream.engine.engine import FinishReason, Request
+from slipstream.target.target import Features, Target, TargetOutput
 
 _HIDDEN = Features(last_hidden=True)
 _VARIANTS = 2  # other contents of the dummies that a floor is measured with

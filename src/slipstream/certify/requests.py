@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 
 from transformers import GenerationConfig
 
-from slipstream.engine import Request
+from slipstream.core.logits import resolve
+from slipstream.core.sampling import SamplingSettings
+from slipstream.engine.engine import Request
 from slipstream.errors import InputError
-from slipstream.logits import resolve
-from slipstream.sampling import SamplingSettings
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 _OFF: dict[str, float] = {"typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from slipstream.certify.distances import distance
-from slipstream.engine import Request
-from slipstream.target import Target
+from slipstream.engine.engine import Request
+from slipstream.target.target import Target
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _NOT_PLAIN = ("prompt_lookup_num_tokens", "assistant_early_exit", "stop_strings")

@@ -17,9 +17,9 @@ from slipstream.errors import InputError, LosslessnessError
 
 if TYPE_CHECKING:
     from slipstream.bench.hub_tasks import HubTask
-    from slipstream.bench.prompts import Prompt
     from slipstream.bench.runner import BenchRun, Progress
     from slipstream.bench.settings import EntrantSpec
+    from slipstream.prompts import Prompt
 
 BENCH = "Benchmark"
 _NOTES_A_RUN = 20  # lines of progress where there is no bar
@@ -151,7 +151,7 @@ def run(
 
     Example: slipstream bench run -m Qwen/Qwen3-0.6B -d layer-skip -d prompt-lookup --prompts 10
     """
-    from slipstream.bench.run_files import REPORT_FILE
+    from slipstream.records.run_files import REPORT_FILE
 
     if report:
         _check_plots()
@@ -187,8 +187,8 @@ def run(
         raise
     record = _finish(folder)
     if report:
+        from slipstream.records.record import load_record
         from slipstream.report.files import write_report
-        from slipstream.report.record import load_record
 
         write_report(load_record(folder), folder / REPORT_FILE)
     if as_json:
@@ -223,7 +223,7 @@ def _prepare(
     from slipstream.bench.settings import PLAIN, BenchSettings
     from slipstream.bench.tasks import questions_hash
     from slipstream.cli.loading import load
-    from slipstream.cli.threads import check_threads
+    from slipstream.runtime.threads import check_threads
 
     check_threads(loading["threads"])
     tasks, questions, sources = _read_tasks(folder, data, datasets, task_names, prompts_per_task, resume)
@@ -316,8 +316,8 @@ def _parse_methods(texts: list[str], artefacts: dict[str, str]) -> list[EntrantS
 
 def _parse_draft(text: str) -> tuple[str, str]:
     from slipstream.bench.peers import PEERS
-    from slipstream.drafters import METHODS
     from slipstream.errors import unknown_choice
+    from slipstream.methods.registry import METHODS
 
     name, equals, path = text.partition("=")
     if not (name and equals and path):
@@ -342,10 +342,10 @@ def _check_plots() -> None:
 
 def _finish(folder: Path) -> dict[str, Any]:
     """Write everything that is made of the journal."""
-    from slipstream.bench.journal import read_answers
     from slipstream.bench.record import write_record
-    from slipstream.bench.run_files import JOURNAL_FILE, SPEC_BENCH_FOLDER
     from slipstream.bench.spec_bench import write_answers
+    from slipstream.records.journal import read_answers
+    from slipstream.records.run_files import JOURNAL_FILE, SPEC_BENCH_FOLDER
 
     record = write_record(folder)
     write_answers(folder / SPEC_BENCH_FOLDER, read_answers(folder / JOURNAL_FILE), record["run"]["model"])

@@ -17,7 +17,7 @@ from slipstream.errors import InputError, unknown_choice
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from slipstream.report.record import Record
+    from slipstream.records.record import Record
     from slipstream.report.tables import Column, Table
 
 NARROW = 9

@@ -20,8 +20,8 @@ from slipstream.errors import InputError, LosslessnessError, unknown_choice
 
 if TYPE_CHECKING:
     from slipstream import Model
-    from slipstream.bench.prompts import Prompt
     from slipstream.certify import Certificate, Certification, CertifySettings
+    from slipstream.prompts import Prompt
 
 TEST = "Test"
 DEFAULT_PROMPTS = 6
@@ -156,7 +156,7 @@ def certify(
 
 
 def _chosen_prompts(data: Path | None, number: int | None) -> list[Prompt]:
-    from slipstream.bench.prompts import load_prompts, read_questions
+    from slipstream.prompts import load_prompts, read_questions
 
     prompts = load_prompts() if data is None else read_questions(data, data.stem)
     if number is not None and not 1 <= number <= len(prompts):
@@ -198,8 +198,8 @@ def _certify(
 ) -> Certificate:
     import torch
 
-    from slipstream.bench.machine import provenance
     from slipstream.certify import Certification
+    from slipstream.records.machine import provenance
 
     certification = Certification(model=loaded, prompts=prompts, settings=settings, in_float64=in_float64)
     about = {

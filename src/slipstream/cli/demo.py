@@ -11,12 +11,12 @@ import typer
 
 import slipstream
 from slipstream.bench.comparison import PLAIN, Answer, Comparison
-from slipstream.bench.prompts import Prompt, load_prompts
 from slipstream.cli import options
 from slipstream.cli.answering import note
 from slipstream.cli.demo_report import DemoRun, show
 from slipstream.cli.loading import load
 from slipstream.errors import InputError, LosslessnessError
+from slipstream.prompts import Prompt, load_prompts
 
 if TYPE_CHECKING:
     from slipstream import Model
@@ -90,7 +90,7 @@ def _chosen_prompts(number: int | None) -> list[Prompt]:
 
 def _chosen_methods(text: str | None) -> list[str]:
     """Plain first, then as given, or all methods for which the package ships what they need."""
-    from slipstream.drafters import METHODS, find_method
+    from slipstream.methods.registry import METHODS, find_method
 
     if text is None:
         names = [name for name, method in METHODS.items() if method.runs_on_demo]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import slipstream
 from slipstream.cli.options import given, parse_further
-from slipstream.cli.threads import check_threads, settle_threads
 from slipstream.errors import InputError
+from slipstream.runtime.threads import check_threads, settle_threads
 
 if TYPE_CHECKING:
     from slipstream import Model
@@ -19,7 +19,7 @@ def load(
 ) -> Model:
     """`slipstream.load` with the settings that are not None, and those of `further`, each NAME=VALUE.
 
-    threads: of PyTorch on a CPU; None: what suits the model (`slipstream.cli.threads`).
+    threads: of PyTorch on a CPU; None: what suits the model (`slipstream.runtime.threads`).
 
     Raises InputError for a name that has a flag of its own: it could be given twice.
     """
@@ -31,7 +31,7 @@ def load(
     if model == "demo" or not sys.stderr.isatty():
         hide_progress_bars()
     loaded = slipstream.load(model, drafter, **given(**settings), **extra)
-    settle_threads(loaded, threads)
+    settle_threads(loaded.target, threads)
     return loaded
 
 

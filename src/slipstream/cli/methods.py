@@ -12,7 +12,7 @@ def methods(as_json: options.Json = False, verbose: options.Verbose = False) -> 
 
     Example: slipstream methods --json
     """
-    from slipstream.drafters import METHODS
+    from slipstream.methods.registry import METHODS
 
     if as_json:
         fields = ("name", "summary", "needs", "paper", "options", "runs_on_demo")

@@ -17,11 +17,11 @@ from slipstream.cli.skip_picture import print_skip_set
 from slipstream.errors import ArtifactError, InputError, SkipSetError, unknown_choice
 
 if TYPE_CHECKING:
-    from slipstream.skipping.search import SkipSearch, Trial
-    from slipstream.skipping.search_prompts import Messages
-    from slipstream.skipping.search_settings import SearchSettings
+    from slipstream.search.prompts import Messages
+    from slipstream.search.search import SkipSearch, Trial
+    from slipstream.search.settings import SearchSettings
     from slipstream.skipping.skip_set import SkipSet
-    from slipstream.target import Target
+    from slipstream.target.target import Target
 
 DRAFT, SEARCH, LIMITS = "The draft that the set is for", "The search", "What must be kept"
 
@@ -132,9 +132,9 @@ def search(
 
     Example: slipstream skip search -m Qwen/Qwen3-8B --task code --trials 300 --out code.json
     """
+    from slipstream.search.search import SkipSearch
+    from slipstream.search.settings import SearchSettings, make_shape
     from slipstream.skipping import library
-    from slipstream.skipping.search import SkipSearch
-    from slipstream.skipping.search_settings import SearchSettings, make_shape
 
     settings = SearchSettings(
         objective=objective,
@@ -186,8 +186,8 @@ def search(
 
 def _prompts(task: str | None, file: Path | None) -> tuple[str, list[Messages]]:
     """The set's name, and what to search on."""
+    from slipstream.search.prompts import read_prompts, task_prompts
     from slipstream.skipping.library import DEFAULT, canonical, check_name
-    from slipstream.skipping.search_prompts import read_prompts, task_prompts
 
     if file is None:
         name = canonical(task or DEFAULT)
@@ -225,7 +225,7 @@ def _may_keep(found: SkipSearch, best: SkipSet, name: str) -> bool:
 
 def _plot_format(asked: str | None, out: Path | None) -> str | None:
     """The format of the pictures, or None for none; they need a file to lie beside."""
-    from slipstream.skipping.search_plots import FORMATS, INSTALL, have_matplotlib
+    from slipstream.search.plots import FORMATS, INSTALL, have_matplotlib
 
     if asked not in (None, "none", *FORMATS):
         raise unknown_choice("plot", str(asked), ("none", *FORMATS))
@@ -243,7 +243,7 @@ def _plot_format(asked: str | None, out: Path | None) -> str | None:
 
 
 def _draw(found: SkipSearch, out: Path, kind: str | None) -> list[Path]:
-    from slipstream.skipping.search_plots import write_plots
+    from slipstream.search.plots import write_plots
 
     if kind is None:
         return []
@@ -254,7 +254,7 @@ def _draw(found: SkipSearch, out: Path, kind: str | None) -> list[Path]:
 
 def _load(model: str, dtype: str | None, device: str | None, attention: str | None, threads: int | None) -> Any:
     from slipstream.cli.loading import load
-    from slipstream.skipping.search_study import import_optuna
+    from slipstream.search.study import import_optuna
 
     import_optuna()  # before minutes may go into loading the target
     return load(model, "plain", dtype=dtype, device=device, attention=attention, threads=threads)
@@ -264,7 +264,7 @@ def _digest(target: Target, settings: SearchSettings, messages: list[Messages]) 
     """Names a study by all that its costs and agreements depend on."""
     import torch
 
-    from slipstream.bench.machine import hardware
+    from slipstream.records.machine import hardware
 
     machine = [hardware(target.device), torch.get_num_threads(), str(target.dtype)]
     record = json.dumps([machine, settings.defining(), messages[: settings.num_prompts]], sort_keys=True)

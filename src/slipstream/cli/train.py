@@ -21,10 +21,10 @@ from slipstream.cli.train_hydra import hydra
 from slipstream.cli.train_medusa import medusa
 
 if TYPE_CHECKING:
-    from slipstream.skipping.search import Trial
+    from slipstream.drafting.recipe import Report as HeadReport
+    from slipstream.search.search import Trial
+    from slipstream.training.data.held_out import TaskBits
     from slipstream.training.demo import DemoSettings
-    from slipstream.training.held_out import TaskBits
-    from slipstream.training.recipe import Report as HeadReport
     from slipstream.training.settings import TargetSettings
     from slipstream.training.target import Report
 
@@ -143,8 +143,8 @@ def _demo_settings(seed: int) -> DemoSettings:
 def _demo_progress() -> Iterator[Callable[[str, Report | HeadReport | Trial], None]]:
     """The progress of each step, one bar after the other; a search shows its best set now and then."""
     from slipstream.cli.training_progress import progress
-    from slipstream.skipping.search import Trial
-    from slipstream.training.recipe import Report as HeadReport
+    from slipstream.drafting.recipe import Report as HeadReport
+    from slipstream.search.search import Trial
 
     with ExitStack() as shown:
         bars: dict[str, Callable[[Any], None]] = {}
@@ -183,7 +183,7 @@ def pack(
 
     Example: slipstream train pack --data corpus/ --work runs/target --out corpus.tar.xz
     """
-    from slipstream.training import encoded, transfer
+    from slipstream.training.data import encoded, transfer
 
     settings = _settings(0)
     encoded.prepare(data, work, settings.vocab_size, settings.context)

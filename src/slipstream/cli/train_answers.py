@@ -46,8 +46,8 @@ def answers(
     """
     from rich.console import Console
 
-    from slipstream.cli.threads import check_threads
-    from slipstream.training.answers import AnswerRun, AnswerSettings, plan
+    from slipstream.runtime.threads import check_threads
+    from slipstream.training.data.answers import AnswerRun, AnswerSettings, plan
 
     check_threads(threads)
     settings = AnswerSettings(

@@ -85,8 +85,8 @@ def draft(
 
     Example: slipstream train draft -m demo --data dialogues.jsonl --out drafts/demo --steps 3000
     """
-    from slipstream.training.draft import DraftRun
-    from slipstream.training.draft_settings import DraftSettings
+    from slipstream.methods.draft_model.settings import DraftSettings
+    from slipstream.training.runs import DraftRun
 
     settings = DraftSettings(
         hidden_size=hidden_size,

@@ -73,8 +73,8 @@ def eagle(
 
     Example: slipstream train eagle -m Qwen/Qwen3-8B --data dialogues.jsonl --out heads/qwen3 --precision bf16
     """
-    from slipstream.training.eagle import EagleRun
-    from slipstream.training.eagle_settings import EagleSettings
+    from slipstream.methods.eagle.settings import EagleSettings
+    from slipstream.training.runs import EagleRun
 
     settings = EagleSettings(
         epochs=epochs,

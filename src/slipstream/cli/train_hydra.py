@@ -93,8 +93,8 @@ def hydra(
 
     Example: slipstream train hydra -m Qwen/Qwen3-8B --data dialogues.jsonl --out heads/qwen3-hydra --precision bf16
     """
-    from slipstream.training.hydra import HydraRun
-    from slipstream.training.hydra_settings import HydraSettings
+    from slipstream.methods.hydra.settings import HydraSettings
+    from slipstream.training.runs import HydraRun
 
     settings = HydraSettings(
         num_heads=heads,

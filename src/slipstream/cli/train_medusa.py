@@ -91,8 +91,8 @@ def medusa(
 
     Example: slipstream train medusa -m Qwen/Qwen3-8B --data dialogues.jsonl --out heads/qwen3-medusa --precision bf16
     """
-    from slipstream.training.medusa import MedusaRun
-    from slipstream.training.medusa_settings import MedusaSettings
+    from slipstream.methods.medusa.settings import MedusaSettings
+    from slipstream.training.runs import MedusaRun
 
     settings = MedusaSettings(
         num_heads=heads,

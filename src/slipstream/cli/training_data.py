@@ -12,9 +12,9 @@ import typer
 from slipstream.cli.answering import note
 
 if TYPE_CHECKING:
-    from slipstream.target import Target
-    from slipstream.training.corpus import Example
-    from slipstream.training.dialogues import Dialogue
+    from slipstream.target.target import Target
+    from slipstream.training.data.corpus import Example
+    from slipstream.training.data.dialogues import Dialogue
 
 Data = Annotated[
     list[Path],
@@ -43,8 +43,8 @@ def load_target(model: str, dtype: str | None, device: str | None) -> tuple[Targ
 
     from slipstream.cli.loading import hide_progress_bars
     from slipstream.errors import InputError
-    from slipstream.loading import load_model, load_tokenizer
-    from slipstream.target import Target
+    from slipstream.target.loading import load_model, load_tokenizer
+    from slipstream.target.target import Target
 
     if device not in (None, "cpu", "cuda"):
         raise InputError(f"--device is {device!r}; use cpu or cuda, and choose among GPUs with CUDA_VISIBLE_DEVICES")
@@ -71,8 +71,8 @@ def read_dialogues(
     Raises InputError if none is usable.
     """
     from slipstream.errors import InputError, unknown_choice
-    from slipstream.training.corpus import read_examples
-    from slipstream.training.dialogues import encode, usable_dialogues
+    from slipstream.training.data.corpus import read_examples
+    from slipstream.training.data.dialogues import encode, usable_dialogues
 
     if answers not in ("data", "target"):
         raise unknown_choice("answers", answers, ("data", "target"))
@@ -95,7 +95,7 @@ def _answered(
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    from slipstream.training.dialogues import RegenerateSettings, regenerate
+    from slipstream.training.data.dialogues import RegenerateSettings, regenerate
 
     state = PartialState(cpu=target.device.type == "cpu")
     part = f"{state.process_index + 1}of{state.num_processes}"

@@ -11,7 +11,7 @@ from slipstream.cli.answering import note
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from slipstream.training.recipe import Report
+    from slipstream.drafting.recipe import Report
     from slipstream.training.run import HeadRun
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slipstream.records.record import ALL, Record, Row
 from slipstream.report.names import temperature_name
-from slipstream.report.record import ALL, Record, Row
 from slipstream.report.style import FAINT, WIDTH, looks, new_figure, number, panels, tight
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slipstream.errors import InputError
+from slipstream.records.record import Record
 from slipstream.report.charts import Chart, charts
 from slipstream.report.page import PageFigure, page
-from slipstream.report.record import Record
 from slipstream.report.style import drawing
 from slipstream.report.svg import inline, svg_text
 

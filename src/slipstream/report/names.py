@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slipstream.report.record import ALL
+from slipstream.records.record import ALL
 
 TASKS = {
     "mt_bench": "MT-bench",

@@ -11,10 +11,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from slipstream.records.record import Record
 from slipstream.report import summary
 from slipstream.report.charts import INTRODUCTIONS, SECTIONS, Chart
 from slipstream.report.names import count, task_name, temperature_name
-from slipstream.report.record import Record
 from slipstream.report.tables import Table, detail_tables, eagle_table, header_groups, spec_bench_table
 
 TEMPLATE = "page.html.jinja"

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from slipstream.records.record import ALL, PLAIN, TRANSFORMERS, Record, Row, Verdicts
 from slipstream.report.names import count, several, task_name, temperature_name
-from slipstream.report.record import ALL, PLAIN, TRANSFORMERS, Record, Row, Verdicts
 
 FEW_ANSWERS = 30
 """Below this, a row's figures hang on single prompts."""

@@ -12,8 +12,8 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any, Literal
 
+from slipstream.records.record import ALL, Record, Row, Spread, Verdicts
 from slipstream.report.names import MISSING, task_name
-from slipstream.report.record import ALL, Record, Row, Spread, Verdicts
 
 Layout = Literal["eagle", "spec-bench", "details"]
 LAYOUTS: tuple[Layout, ...] = ("eagle", "spec-bench", "details")

@@ -19,7 +19,7 @@ from torch import nn
 
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.skipping.sublayers import SubLayers
-from slipstream.target import Target
+from slipstream.target.target import Target
 
 _REPEATS = 15
 

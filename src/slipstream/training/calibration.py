@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from slipstream.calibration import Calibration, calibrate
-from slipstream.drafters import build_drafter
+from slipstream.engine.calibration import Calibration, calibrate
 from slipstream.errors import InputError
-from slipstream.target import Target
-from slipstream.training.dialogues import Dialogue
-from slipstream.training.encoded import write_atomically
+from slipstream.methods.registry import build_drafter
+from slipstream.target.target import Target
+from slipstream.training.data.dialogues import Dialogue
+from slipstream.training.data.encoded import write_atomically
 
 
 def calibrate_artefact(

@@ -13,26 +13,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from slipstream.skipping.demo_sets import DEMO_TASKS, SETTINGS, find_demo_sets
-from slipstream.skipping.search import Trial
-from slipstream.skipping.search_settings import SearchSettings
-from slipstream.target import Target
-from slipstream.training import encoded
+from slipstream.drafting.recipe import Report as HeadReport
+from slipstream.drafting.run_settings import RunSettings
+from slipstream.methods.draft_model.settings import DraftSettings
+from slipstream.methods.eagle.settings import EagleSettings
+from slipstream.methods.hydra.settings import HydraSettings
+from slipstream.methods.medusa.settings import MedusaSettings
+from slipstream.search.demo_sets import DEMO_TASKS, SETTINGS, find_demo_sets
+from slipstream.search.search import Trial
+from slipstream.search.settings import SearchSettings
+from slipstream.target.target import Target
 from slipstream.training.calibration import calibrate_artefact
-from slipstream.training.dialogues import Dialogue
-from slipstream.training.draft import DraftRun
-from slipstream.training.draft_settings import DraftSettings
-from slipstream.training.draft_text import DraftTextSettings, draft_text
-from slipstream.training.eagle import EagleRun
-from slipstream.training.eagle_settings import EagleSettings
-from slipstream.training.hydra import HydraRun
-from slipstream.training.hydra_settings import HydraSettings
-from slipstream.training.medusa import MedusaRun
-from slipstream.training.medusa_settings import MedusaSettings
+from slipstream.training.data import encoded
+from slipstream.training.data.dialogues import Dialogue
+from slipstream.training.data.draft_text import DraftTextSettings, draft_text
 from slipstream.training.pipeline import Pipeline, Step
-from slipstream.training.recipe import Report as HeadReport
 from slipstream.training.run import HeadRun
-from slipstream.training.run_settings import RunSettings
+from slipstream.training.runs import DraftRun, EagleRun, HydraRun, MedusaRun
 from slipstream.training.settings import Budget, TargetSettings
 from slipstream.training.target import Report as TargetReport
 from slipstream.training.target import TargetRun, export
@@ -214,7 +211,7 @@ class _Place:
 
     def load_target(self) -> Target:
         """The exported target in the dtype that it ships in."""
-        from slipstream.loading import load_model
+        from slipstream.target.loading import load_model
 
         folder = self.out / "target"
         return Target(load_model(folder, dtype="bfloat16", device=self.device, attention=None))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slipstream.training.corpus import PROMPT_BIT, Tokens
+from slipstream.training.data.corpus import PROMPT_BIT, Tokens
 
 
 def split_rows(rows: Tokens, prompt_weight: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

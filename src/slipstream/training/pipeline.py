@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from slipstream.errors import ArtifactError, InputError, unknown_choice
-from slipstream.training.encoded import write_atomically
+from slipstream.training.data.encoded import write_atomically
 
 logger = logging.getLogger(__name__)
 

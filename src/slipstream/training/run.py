@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slipstream.drafting.recipe import Batch, Recipe, Report, Score, StepLosses
+from slipstream.drafting.run_settings import PRECISIONS, RunSettings
 from slipstream.errors import ArtifactError, InputError, SlipstreamError
-from slipstream.target import Target
-from slipstream.training.batches import Order, collate, split
-from slipstream.training.dialogues import Dialogue
-from slipstream.training.encoded import write_atomically
-from slipstream.training.features import GIB, FeatureSource
-from slipstream.training.recipe import Batch, Recipe, Report, Score, StepLosses
-from slipstream.training.run_settings import PRECISIONS, RunSettings
+from slipstream.target.target import Target
+from slipstream.training.data.batches import Order, collate, split
+from slipstream.training.data.dialogues import Dialogue
+from slipstream.training.data.encoded import write_atomically
+from slipstream.training.data.features import GIB, FeatureSource
 
 LOG, STATE = "training.json", "state"
 

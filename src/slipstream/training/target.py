@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from slipstream.errors import ArtifactError, InputError
-from slipstream.training.corpus import MIX, PackedStream, Source
-from slipstream.training.encoded import Corpus, held_out_rows, prepare, write_atomically
-from slipstream.training.held_out import TaskBits, bits_per_byte, packed_losses
+from slipstream.training.data.corpus import MIX, PackedStream, Source
+from slipstream.training.data.encoded import Corpus, held_out_rows, prepare, write_atomically
+from slipstream.training.data.held_out import TaskBits, bits_per_byte, packed_losses
+from slipstream.training.data.tokenizer import BOS, END, PAD, SPECIAL_TOKENS
 from slipstream.training.next_token import split_rows, token_losses
 from slipstream.training.settings import Budget, TargetSettings, learning_rate
-from slipstream.training.tokenizer import BOS, END, PAD, SPECIAL_TOKENS
 
 CHECKPOINT, BEST, LOG = "checkpoint.pt", "best.safetensors", "log.json"
 

@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from slipstream.bench.journal import Journal
 from slipstream.bench.quality import scorers
 from slipstream.bench.quality.confined.kernel import missing_part
 from slipstream.bench.quality.records import Record
@@ -14,6 +13,7 @@ from slipstream.bench.quality.sandbox import Outcome
 from slipstream.bench.quality.scorers import find_scorer
 from slipstream.bench.quality.scoring import score_run
 from slipstream.errors import InputError
+from slipstream.records.journal import Journal
 
 linux_only = pytest.mark.skipif(missing_part() is not None, reason=f"the sandbox needs {missing_part()}")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slipstream.bench.prompts import read_questions
 from slipstream.bench.tasks import question_files
 from slipstream.errors import InputError
+from slipstream.prompts import read_questions
 
 REFERENCE_FIELDS = ("reference", "references", "answers", "answer")
 """Where references stand, in this order; a text or a list of texts."""

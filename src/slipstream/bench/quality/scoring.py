@@ -11,13 +11,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from slipstream.bench.journal import read_answers
 from slipstream.bench.quality.pass_at_k import pass_at_k
 from slipstream.bench.quality.records import Record, load_records
 from slipstream.bench.quality.scorers import Scorer, find_scorer
-from slipstream.bench.run_files import JOURNAL_FILE, write_json
 from slipstream.bench.settings import PLAIN
 from slipstream.errors import InputError
+from slipstream.records.journal import read_answers
+from slipstream.records.run_files import JOURNAL_FILE, write_json
 
 SCORES_FILE = "scores.json"
 MANY = 10

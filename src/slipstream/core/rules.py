@@ -1,0 +1,193 @@
+"""Decoding rules: how the target chooses its next token, and how a drafter proposes to meet that choice.
+
+One rule object serves one generation. The engine calls `choose` on the target's processed logits; drafters call
+`children` (the k best candidates of a node) or `draw` (one drafted token of a chain) on their own logits. Both sides
+of a coupled rule read the same noise: that is what makes a drafter agree with a *sampled* target.
+
+Positions: the cycle's root stands at absolute position `length`; the next token chosen at depth d takes position
+length + d + 1, so children of depth d take position length + d.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from slipstream.core.confidence import ConfidenceScale, log_confidence
+from slipstream.core.logits import ProcessingSettings, warp
+from slipstream.core.sampling import GumbelNoise, SamplingSettings
+from slipstream.core.tree import DraftTree
+from slipstream.core.verify import choose_chain, choose_coupled, choose_greedy, choose_one_hot, draw
+
+_UNCALIBRATED = ConfidenceScale()
+
+
+class Candidates(NamedTuple):
+    """Proposed children of several nodes, best first."""
+
+    tokens: Tensor  # [rows, k] int64
+    log_confidence: Tensor  # [rows, k] float32: log of the estimated probability that the target takes the token
+
+
+class Drawn(NamedTuple):
+    """One drafted token for a chain."""
+
+    token: Tensor  # [1] int64
+    log_confidence: Tensor  # [1] float32
+    q: Tensor | None  # [1, vocab] the distribution it was sampled from; None: not sampled
+
+
+class DecodingRule(ABC):
+    """How tokens are chosen in one generation."""
+
+    temperature: float = 0.0
+    """Of the sampling; 0: greedy."""
+
+    def begin(self, length: int) -> None:
+        """A cycle starts whose root stands at absolute position `length`."""
+        self.length = length
+
+    @abstractmethod
+    def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
+        """The target's next token at the root and every node. logits: [n + 1, vocab], processed. Returns [n + 1]."""
+
+    @abstractmethod
+    def scores(self, logits: Tensor, depth: int) -> Tensor:
+        """What candidates at `depth` (1, 2, ...) are ordered by, after each row of drafter's logits. [rows, vocab]."""
+
+    @abstractmethod
+    def children(self, logits: Tensor, depth: int, k: int) -> Candidates:
+        """The k best candidates after each row of a drafter's logits [rows, vocab], to stand at `depth` (1, 2, ...)."""
+
+    def draw(self, logits: Tensor, depth: int) -> Drawn:
+        """One token for a chain, at `depth`. logits: [1, vocab]."""
+        best = self.children(logits, depth, 1)
+        return Drawn(best.tokens[0], best.log_confidence[0], None)
+
+    def guess(self, logits: Tensor, depth: int) -> Tensor:
+        """The likeliest next token of each row of logits [rows, vocab]; row i's is to stand at `depth` + i. [rows]."""
+        return logits.argmax(dim=-1)
+
+
+class GreedyRule(DecodingRule):
+    """The most probable token."""
+
+    def __init__(self, confidence: ConfidenceScale = _UNCALIBRATED) -> None:
+        """confidence: how far a drafter's probabilities may be believed."""
+        self._scale = confidence.greedy
+
+    def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
+        return choose_greedy(logits)
+
+    def scores(self, logits: Tensor, depth: int) -> Tensor:
+        return logits.float()
+
+    def children(self, logits: Tensor, depth: int, k: int) -> Candidates:
+        top = log_confidence(self.scores(logits, depth), self._scale).topk(k, dim=-1)
+        return Candidates(top.indices, top.values)
+
+
+class CoupledRule(DecodingRule):
+    """Gumbel-max with noise fixed by seed and position: the tokens of plain sampling, whatever is drafted."""
+
+    def __init__(
+        self,
+        processing: ProcessingSettings,
+        sampling: SamplingSettings,
+        vocab_size: int,
+        device: torch.device,
+        confidence: ConfidenceScale = _UNCALIBRATED,
+    ) -> None:
+        """confidence: how sure the drafter may be under known noise."""
+        self._processing, self.temperature = processing, processing.temperature
+        self._noise = GumbelNoise(sampling.seed, sampling.stream, vocab_size, device)
+        self._scale = confidence.at(processing.temperature)
+
+    def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
+        noise = self._noise.rows(self.length + 1, tree.max_depth + 1)  # [max_depth + 1, vocab]
+        if tree.num_nodes == 0:
+            return choose_coupled(logits, noise)
+        depth = torch.cat((torch.zeros_like(tree.depth[:1]), tree.depth))  # [n + 1]
+        return choose_coupled(logits, noise[depth])
+
+    def children(self, logits: Tensor, depth: int, k: int) -> Candidates:
+        """Gumbel-top-k: the tokens with the largest log q + g, q under the target's temperature and truncation.
+
+        Under known noise the target takes the largest log p + g. How sure the drafter may be of its own order is
+        softmax((log q + g) / s), where s grows with the distance between log p and log q, that is with 1 / temperature.
+        """
+        top = log_confidence(self.scores(logits, depth), self._scale).topk(k, dim=-1)
+        return Candidates(top.indices, top.values.float())
+
+    def scores(self, logits: Tensor, depth: int) -> Tensor:
+        """The perturbed log q + g but for a constant of each row, which changes neither order nor confidence.
+
+        A drafter needs no more than float32 for it, unless the models are in float64.
+        """
+        q = warp_for(self._processing, logits)
+        return q + self._noise.rows(self.length + 1, depth)[depth - 1].to(q.dtype)
+
+    def guess(self, logits: Tensor, depth: int) -> Tensor:
+        noise = self._noise.rows(self.length + 1, depth - 1 + logits.shape[0])[depth - 1 :]  # [rows, vocab]
+        return choose_coupled(warp_for(self._processing, logits), noise)
+
+
+class RejectionRule(DecodingRule):
+    """The published rules: Leviathan et al. for sampled chains, EAGLE-2's one-hot rule for deterministic children."""
+
+    def __init__(self, processing: ProcessingSettings, sampling: SamplingSettings, device: torch.device) -> None:
+        self._processing, self._device = processing, device
+        self.temperature = processing.temperature
+        self._random = torch.Generator().manual_seed((sampling.seed + sampling.stream * 0x9E3779B97F4A7C15) % 2**64)
+
+    def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
+        p = logits.double().softmax(dim=-1)
+        u_accept, u_next = self._uniform(tree.num_nodes), self._uniform(tree.num_nodes + 1)
+        if tree.q is not None:
+            return choose_chain(tree.tokens, tree.q, p, u_accept, u_next)
+        return choose_one_hot(tree, p, u_accept, u_next)
+
+    def scores(self, logits: Tensor, depth: int) -> Tensor:
+        return logits.float()
+
+    def children(self, logits: Tensor, depth: int, k: int) -> Candidates:
+        """The top-k of the drafter's own distribution, as EAGLE-2 does at every temperature."""
+        top = self.scores(logits, depth).log_softmax(dim=-1).topk(k, dim=-1)
+        return Candidates(top.indices, top.values)
+
+    def draw(self, logits: Tensor, depth: int) -> Drawn:
+        q = warp_for(self._processing, logits).double().softmax(dim=-1)  # [1, vocab]
+        token = draw(q, self._uniform(1))  # [1]
+        return Drawn(token, q.gather(1, token[:, None]).squeeze(1).log().float(), q)
+
+    def _uniform(self, count: int) -> Tensor:
+        return torch.rand(count, generator=self._random, dtype=torch.float64).to(self._device)
+
+
+def warp_for(processing: ProcessingSettings, logits: Tensor) -> Tensor:
+    """A drafter's logits under the target's temperature and truncation. Penalties of the text so far are left out."""
+    return warp(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)),
+        temperature=processing.temperature,
+        top_k=processing.top_k,
+        top_p=processing.top_p,
+        min_p=processing.min_p,
+    )
+
+
+def make_rule(
+    processing: ProcessingSettings,
+    sampling: SamplingSettings,
+    vocab_size: int,
+    device: torch.device,
+    confidence: ConfidenceScale = _UNCALIBRATED,
+) -> DecodingRule:
+    """The rule that the settings of a generation ask for. confidence: the drafter's."""
+    if processing.is_greedy:
+        return GreedyRule(confidence)
+    if sampling.verification == "rejection":
+        return RejectionRule(processing, sampling, device)
+    return CoupledRule(processing, sampling, vocab_size, device, confidence)

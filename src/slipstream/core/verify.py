@@ -1,0 +1,106 @@
+"""Verification: which tokens the target says at every node, and which drafted nodes they keep.
+
+p is the target's distribution, q the drafter's. Each `choose_*` rule gives the target's own next token at the root and
+at every node (`choice`, row 0 the root); `walk` then follows the tree while a child carries its parent's choice. With
+every rule the emitted tokens are distributed as plain decoding's; with `choose_greedy` and `choose_coupled` they *are*
+plain decoding's tokens. Uniform random numbers are arguments, so a test can replay or enumerate them.
+
+Sources: speculative sampling, Leviathan et al. 2023 (arXiv 2211.17192), Algorithm 1 and Chen et al. 2023
+(arXiv 2302.01318); deterministic tree children, EAGLE-2 (arXiv 2406.16858) as its code does it: q is one-hot.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from slipstream.core.tree import DraftTree, ancestor_mask, earlier_siblings
+
+
+class Walk(NamedTuple):
+    """The accepted path, as tensors, so that reading it costs one copy to the host."""
+
+    num_accepted: Tensor  # [] int64, drafted tokens kept
+    order: Tensor  # [n] int64, node indices; the first num_accepted are the path from the root down
+
+
+def walk(tree: DraftTree, choice: Tensor, ancestors: Tensor | None = None) -> Walk:
+    """Follow the choices from the root while a child carries them.
+
+    choice: [n + 1] int64. ancestors: `ancestor_mask(tree.parents)` if it is at hand. A node is kept if it and all its
+    ancestors carry their parent's choice; siblings differ in token, so the kept nodes form one path.
+    """
+    if ancestors is None:
+        ancestors = ancestor_mask(tree.parents)
+    wrong = tree.tokens != choice[tree.parents + 1]  # [n]
+    kept = ~(ancestors[1:, 1:] & wrong).any(dim=1)  # [n]
+    return Walk(kept.sum(), torch.argsort(~kept, stable=True))  # parents stand before children, so order is by depth
+
+
+def choose_greedy(logits: Tensor) -> Tensor:
+    """The most probable token of each row (the first of equals). logits: [n + 1, vocab]. Returns [n + 1] int64."""
+    return logits.argmax(dim=-1)
+
+
+def choose_coupled(logits: Tensor, noise: Tensor) -> Tensor:
+    """Gumbel-max with given noise: an exact sample of softmax(logits) in each row.
+
+    logits: [n + 1, vocab], -inf where a token is ruled out. noise: [n + 1, vocab] float64, the row of a node being that
+    of the text position its next token would take. Nodes of equal depth share a row: only one of them is walked.
+    """
+    return (logits.double() + noise).argmax(dim=-1)
+
+
+def choose_chain(tokens: Tensor, q: Tensor, p: Tensor, u_accept: Tensor, u_next: Tensor) -> Tensor:
+    """Speculative sampling of a chain whose tokens were sampled from q (Leviathan et al., Algorithm 1).
+
+    tokens: [n]. q: [n, vocab], rows sum to 1. p: [n + 1, vocab], rows sum to 1. u_accept: [n] and u_next: [n + 1],
+    uniforms in [0, 1). Row i accepts its drafted token with probability min(1, p/q), else takes a recovered token from
+    norm(max(p - q, 0)); the last row gives the bonus token. How long the chain is may depend on its earlier tokens,
+    but a token once drawn must be verified: leaving it out would bias the output.
+    """
+    n = tokens.shape[0]
+    drafted = tokens[:, None]
+    accepted = u_accept * q.gather(1, drafted).squeeze(1) < p[:n].gather(1, drafted).squeeze(1)  # u < p/q, undivided
+    residual = (p[:n] - q).clamp_(min=0.0)  # [n, vocab]
+    # Where nothing is left, q is p but for rounding, and p itself serves in the near-impossible rejection.
+    residual = torch.where(residual.any(dim=1, keepdim=True), residual, p[:n])
+    choice = draw(torch.cat((residual, p[n:])), u_next)
+    choice[:n] = torch.where(accepted, tokens, choice[:n])
+    return choice
+
+
+def choose_one_hot(tree: DraftTree, p: Tensor, u_accept: Tensor, u_next: Tensor) -> Tensor:
+    """The published rule for deterministic children (EAGLE-2): at each node try its children in order.
+
+    Child x is accepted with probability p(x); else p(x) is set to 0, p is renormalised and the next child is tried;
+    after the last, the next token is drawn from what is left. Right for any tree whose shape does not depend on the
+    uniforms. p: [n + 1, vocab], rows sum to 1. u_accept: [n]; u_next: [n + 1]. Returns [n + 1] int64.
+    """
+    rows = tree.parents + 1  # [n], the row of each node's parent
+    mass = p[rows, tree.tokens]  # [n], p of each drafted token
+    earlier = earlier_siblings(tree.parents)  # [n, n]
+    rest = p.clone()
+    rest[rows, tree.tokens] = 0.0
+    # What p still holds when a child is tried, summed up rather than 1 - tried: where nothing is left after a child, it
+    # is then its mass exactly, and no rounding can reject it.
+    left = rest.sum(dim=-1)[rows] + earlier.T.to(p.dtype) @ mass + mass  # [n]
+    accepted = u_accept * left < mass  # u < p / left, undivided
+    first = accepted & ~(earlier & accepted).any(dim=1)  # no earlier sibling was accepted
+    choice = draw(rest, u_next)
+    # Rows with an accepted child take its token; the others write to a spare row that is dropped.
+    spare = torch.full_like(rows, p.shape[0])
+    return torch.cat((choice, choice[:1])).scatter(0, torch.where(first, rows, spare), tree.tokens)[:-1]
+
+
+def draw(weights: Tensor, u: Tensor) -> Tensor:
+    """One token per row by inversion. weights: [rows, vocab] >= 0, not normalised. u: [rows] in [0, 1).
+
+    A row without mass (possible only where a drafted token is accepted for certain) gives its last token.
+    """
+    cumulative = weights.cumsum(dim=-1)  # [rows, vocab]
+    threshold = u[:, None] * cumulative[:, -1:]  # in the wider type: rounding u to 1 would pass the last token
+    # "<=" so that a token of zero weight is never drawn, not even with u = 0.
+    return (cumulative <= threshold).sum(dim=-1).clamp_(max=weights.shape[-1] - 1)

@@ -1,0 +1,195 @@
+"""Files of trained draft artefacts: `config.json` beside one file of tensors, in a folder or on the hub.
+
+What the tensors mean is the method's own affair; reading them safely, and saying in one line what is wrong with a
+file, is the same for all. `what` names the artefact in messages, for instance "Medusa heads".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from slipstream.core.confidence import ConfidenceScale
+from slipstream.errors import ArtifactError, ArtifactWarning, InputError
+from slipstream.target.target import Target
+
+CONFIG, SAFETENSORS = "config.json", "model.safetensors"
+PROVENANCE = "slipstream"
+"""Key of config.json under which artefacts trained here record their target and how they were made."""
+
+
+def local_folder(source: str | Path, names: Sequence[str], what: str) -> Path:
+    """The folder itself, or a local copy of a hub repository's config and `names`. Raises ArtifactError."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or not isinstance(source, str) or source.count("/") != 1 or source.startswith((".", "/")):
+        raise ArtifactError(f"there is no folder {str(source)!r}; give the folder or the hub id of {what}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=[CONFIG, *names]))
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ArtifactError(f"{source!r} is no folder, and the hub does not give it: {reason}") from error
+
+
+KINDS = {
+    "eagle": ("an EAGLE head", "eagle2"),
+    "medusa": ("Medusa heads", "medusa"),
+    "hydra": ("Hydra heads", "hydra"),
+    "draft": ("a language model", "draft-model"),
+}
+"""What a folder may hold, by the artefact's name: in words, and the method that drafts with it."""
+
+
+def artefact_kind(folder: Path) -> str | None:
+    """Which of `KINDS` a folder holds; None where its files do not tell."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(config, dict):
+        return None
+    for kind in ("hydra", "medusa"):
+        if f"{kind}_num_heads" in config or (folder / f"{kind}_lm_head.pt").is_file():
+            return kind
+    names = _tensor_names(folder / SAFETENSORS)
+    if "fc.weight" in names:
+        return "eagle"
+    return "draft" if "model_type" in config and any(name.endswith("layernorm.weight") for name in names) else None
+
+
+def check_kind(folder: Path, artefact: str) -> None:
+    """Raise ArtifactError, naming what it is, if a folder holds another artefact than the one that is asked for."""
+    kind = artefact_kind(folder)
+    if kind not in (None, artefact):
+        wanted = KINDS[artefact][0]
+        holds, method = KINDS[str(kind)]
+        raise ArtifactError(f"{folder} holds {holds}, not {wanted}; use it with method {method!r}, or give {wanted}")
+
+
+def _tensor_names(path: Path) -> list[str]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (OSError, SafetensorError):
+        return []
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file that others may read as they may read any new file here."""
+    from safetensors.torch import save_file
+
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
+def read_config(folder: Path, what: str) -> dict[str, Any]:
+    """The artefact's config.json. Raises ArtifactError where there is none that can be read."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder} has no readable {CONFIG} ({error}); give the folder of {what}") from error
+    if not isinstance(config, dict):
+        raise ArtifactError(f"{folder / CONFIG} is not a JSON object; give the folder of {what}")
+    recorded(config, folder / CONFIG)
+    return config
+
+
+def recorded(config: Mapping[str, Any], where: str | Path) -> Mapping[str, Any]:
+    """What an artefact that was trained here records of its making; empty for any other.
+
+    config: its config.json; where: that file in words, for the ArtifactError if the record is not an object.
+    """
+    record = config.get(PROVENANCE)
+    if record is not None and not isinstance(record, Mapping):
+        raise ArtifactError(f"{where}: {PROVENANCE} is {record!r}; it must be an object, or be left out")
+    return record or {}
+
+
+def recorded_confidence(config: Mapping[str, Any], where: str | Path) -> ConfidenceScale:
+    """The scale found by calibration; artefacts that were not calibrated get the default. Arguments: `recorded`'s."""
+    try:
+        return ConfidenceScale.of(recorded(config, where).get("confidence_scale"))
+    except InputError as error:
+        raise ArtifactError(f"{where}: {error}") from error
+
+
+def read_tensors(folder: Path, names: Sequence[str], what: str) -> dict[str, Tensor]:
+    """The tensors of the first of the files `names` that is there, on the CPU. Pickles are read as weights only."""
+    from safetensors.torch import load_file
+
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        raise ArtifactError(f"{folder} holds no {' or '.join(names)}; the weights of the {what} are missing")
+    try:
+        if path.suffix == ".safetensors":
+            tensors = load_file(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ArtifactError(f"cannot read {path}: {reason}; fetch the {what} again") from error
+    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ArtifactError(f"{path} is not a dictionary of tensors; give the folder of {what}")
+    spoilt = next((name for name, value in tensors.items() if not torch.isfinite(value).all()), None)
+    if spoilt is not None:
+        raise ArtifactError(f"{path}: {spoilt} holds numbers that are not finite; fetch the {what} again")
+    return dict(tensors)
+
+
+def check_names(folder: Path, found: Iterable[str], wanted: Iterable[str], ignored: Iterable[str], what: str) -> None:
+    """Every wanted tensor must be there, and nothing else but the ignored ones. Raises ArtifactError naming them."""
+    found, wanted = set(found), set(wanted)
+    missing = sorted(wanted - found)
+    if missing:
+        raise ArtifactError(f"{folder} lacks {shortened(missing)}; these {what} are not complete")
+    unknown = sorted(found - wanted - set(ignored))
+    if unknown:
+        raise ArtifactError(
+            f"{folder} has tensors that {what} of its config do not have: {shortened(unknown)}; it is a variant that "
+            "would draft wrongly without them"
+        )
+
+
+def shortened(names: Sequence[str], most: int = 6) -> str:
+    """The first names of a list, and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def check_shapes(folder: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, torch.Size]) -> None:
+    """Every tensor must have its wanted shape. Raises ArtifactError naming the first that has not."""
+    for name, shape in wanted.items():
+        if tensors[name].shape != shape:
+            raise ArtifactError(
+                f"{folder}: {name} has shape {tuple(tensors[name].shape)}, but the config, the other tensors and the "
+                f"target call for {tuple(shape)}; was it made for another target?"
+            )
+
+
+def warn_of_other_target(folder: Path, config: Mapping[str, Any], target: Target, what: str) -> None:
+    """ArtifactWarning where the artefact records another target; one that records none is taken as it is."""
+    made_for = recorded(config, folder / CONFIG).get("target")
+    if made_for not in (None, target.hash):
+        warnings.warn(
+            f"the {what} in {folder} were trained for target {made_for}, not for {target.hash}: output stays exact, "
+            "but the draft may be poor. Train some for this target.",
+            ArtifactWarning,
+            stacklevel=4,
+        )

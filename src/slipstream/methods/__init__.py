@@ -1,0 +1,1 @@
+"""The decoding methods: a file or a folder each, and a registry of them all."""

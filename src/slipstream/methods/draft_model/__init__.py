@@ -1,0 +1,1 @@
+"""Draft-model: a smaller model drafts."""

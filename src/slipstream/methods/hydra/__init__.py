@@ -1,0 +1,1 @@
+"""Hydra: heads that each know the tokens drafted before them draft."""

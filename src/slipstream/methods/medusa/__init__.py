@@ -1,0 +1,1 @@
+"""Medusa: heads that each guess one token further ahead draft."""

@@ -1,0 +1,1 @@
+"""Files that runs leave behind: how they are written and read."""

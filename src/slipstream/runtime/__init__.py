@@ -1,0 +1,1 @@
+"""How passes are run and what they cost on this device."""

@@ -1,0 +1,1 @@
+"""The target: loading it, describing its passes, its masks and its KV cache."""

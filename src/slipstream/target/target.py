@@ -1,0 +1,314 @@
+"""The target: a loaded `transformers` causal language model, wrapped, never forked.
+
+One method runs it: `Target.forward` over any rows (a prefill chunk, a root with its draft tree, a drafting level), with
+explicit positions and an explicit mask, into explicit cache slots. Whether a model computes a tree correctly is not
+taken on trust: `probe.py` compares a small tree with per-path decoding on the real weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from slipstream.errors import UnsupportedTargetError
+from slipstream.target.cache import KVCache
+from slipstream.target.families import context_length, refuse_unsupported
+from slipstream.target.masks import MaskPlan
+
+_ROLLING_ROPE = ("longrope", "dynamic")  # their frequencies depend on the largest position of a pass
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a drafter wants to see of the target's pass: nothing, the last hidden state, or the input of some layers."""
+
+    last_hidden: bool = False
+    """The hidden state after the final norm, which the LM head reads."""
+    layers: tuple[int, ...] = ()
+    """Hidden states entering these layers (0-based)."""
+
+    def __bool__(self) -> bool:
+        return self.last_hidden or bool(self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetOutput:
+    """One pass of the target. Leading dimension: batch (1)."""
+
+    logits: Tensor  # [batch, n or 1, vocab] float32, or float64 for a float64 model
+    features: Tensor | None  # [batch, n, hidden x number of wanted states], last hidden state first, then layers
+
+
+class _HiddenOnly:
+    """Stands in for a pass of the base model: what only a full pass has (router logits and the like) is None."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, index: int | slice) -> Any:
+        return (self.last_hidden_state,)[index]
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class Target:
+    """A causal language model behind the few operations that speculative decoding needs."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Wrap a loaded model (evaluation mode is switched on). Raises UnsupportedTargetError for what cannot work."""
+        model.eval()
+        self.model = model
+        self.config = model.config.get_text_config()
+        refuse_unsupported(model)
+        self.vocab_size: int = _rows_out(model.get_output_embeddings())
+        self.num_layers: int = self.config.num_hidden_layers
+        place: torch.device = model.get_input_embeddings().weight.device
+        self.device = torch.device("cpu") if place.type == "meta" else place  # offloaded: accelerate moves inputs
+        self.dtype: torch.dtype = model.dtype
+        self.context_length = context_length(self.config)
+        self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._bare_head: bool | None = None  # nothing comes after the LM head; found out when it is first used alone
+        self._masks = MaskPlan.find(self.config, self.dtype, self._takes_mask_dict)
+
+    # -- running -------------------------------------------------------------------------------------------------
+
+    def new_cache(self, extra_slots: int) -> KVCache:
+        """An empty cache that may grow to the context plus `extra_slots` for drafts."""
+        limit = None if self.context_length is None else self.context_length + extra_slots
+        return KVCache(self._num_cache_layers, self.device, limit)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        tokens: Tensor,  # [n] int64
+        positions: Tensor,  # [n] int64, absolute
+        visible: Tensor,  # [n, start - cache.length + n] bool: which slots from cache.length on each row may attend to
+        cache: KVCache,
+        *,
+        start: int | None = None,
+        features: Features = Features(),
+        last_logits_only: bool = False,
+        on_built: Callable[[], None] = lambda: None,
+    ) -> TargetOutput:
+        """Run rows that all see the committed prefix, and of the later slots what `visible` says.
+
+        Row i is written to slot start + i (default: from cache.length on). Nothing is committed. Positions past the
+        context are clipped: such rows can never be emitted, but tables of learned positions end there.
+        on_built: called when the masks are there and the model is about to run.
+        """
+        if self.context_length is not None:
+            positions = positions.clamp(max=self.context_length - 1)
+        if self.rolling_rope == "dynamic":
+            self.forget_longer_passes()
+        cache.begin(cache.length if start is None else start, positions)
+        mask = self._masks.build(visible, positions, cache)
+        on_built()
+        with ExitStack() as stack:
+            captured = stack.enter_context(self._capturing(features))
+            logits = self._run(tokens, positions, mask, cache, last_logits_only)
+        return TargetOutput(logits, torch.cat(captured, dim=-1) if captured else None)
+
+    def causal(self, n: int) -> Tensor:
+        """[n, n] bool: `visible` for n rows that follow each other."""
+        return torch.ones(n, n, dtype=torch.bool, device=self.device).tril()
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """The target's logits for last hidden states, through its own LM head, scaling and soft-capping.
+
+        hidden: [batch, n, hidden]. Returns [batch, n, vocab], differentiable in `hidden`.
+        """
+        if self._bare_head is None:
+            self._bare_head = self._nothing_after_head(hidden.shape[-1])
+        return self._lm_head(hidden) if self._bare_head else self._whole_head(hidden)
+
+    def _nothing_after_head(self, width: int) -> bool:
+        """Whether the LM head's output is the logits to the last bit: then a level of a draft can call it alone.
+
+        Tried on small and on very large hidden states: a soft-capping shows at the large ones.
+        """
+        some = torch.linspace(-1, 1, 2 * width, device=self.device).reshape(1, 2, width)
+        hidden = torch.cat((some, 1e4 * some), dim=1).to(self.dtype)
+        with torch.inference_mode():
+            return torch.equal(self._lm_head(hidden), self._whole_head(hidden))
+
+    def _lm_head(self, hidden: Tensor) -> Tensor:
+        output: Tensor = self.model.get_output_embeddings()(hidden)
+        return self.upcast(output).to(hidden.device)  # where the model is sharded, the LM head may be elsewhere
+
+    def _whole_head(self, hidden: Tensor) -> Tensor:
+        output = _HiddenOnly(hidden)
+        placeholder = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self.device)
+        with replaced_forward(self.base, lambda *args, **kwargs: output):
+            return self.upcast(self.model(input_ids=placeholder, use_cache=False).logits)
+
+    def forget_longer_passes(self) -> None:
+        """Let a dynamic RoPE follow the pass at hand: transformers' module keeps the base of the longest one so far."""
+        rotary: Any
+        for rotary in self.base.modules():
+            if hasattr(rotary, "max_seq_len_cached") and hasattr(rotary, "original_inv_freq"):
+                rotary.max_seq_len_cached = rotary.original_max_seq_len
+                rotary.inv_freq = rotary.original_inv_freq.to(rotary.inv_freq.device)
+
+    def _run(self, tokens: Tensor, positions: Tensor, mask: Any, cache: KVCache, last_logits_only: bool) -> Tensor:
+        extra = {"logits_to_keep": 1} if last_logits_only and self._takes_logits_to_keep else {}
+        output = self.model(
+            input_ids=tokens[None],
+            position_ids=positions[None],
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **extra,
+        )
+        return self.upcast(output.logits)
+
+    def upcast(self, logits: Tensor) -> Tensor:
+        """As `transformers` does before it processes logits; a float64 model keeps its precision."""
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    @contextmanager
+    def _capturing(self, features: Features) -> Iterator[list[Tensor]]:
+        captured: list[Tensor] = []
+        handles = []
+
+        def keep_output(module: nn.Module, args: Any, output: Any) -> None:
+            captured.insert(0, output[0])
+
+        def keep_input(module: nn.Module, args: Any, kwargs: Any) -> None:
+            captured.append(args[0] if args else kwargs["hidden_states"])
+
+        if features.last_hidden:
+            handles.append(self.base.register_forward_hook(keep_output))
+        for index in features.layers:
+            handles.append(self.layers[index].register_forward_pre_hook(keep_input, with_kwargs=True))
+        try:
+            yield captured
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    # -- what the model is ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers."""
+        for module in self.model.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == self.num_layers:
+                return module
+        raise UnsupportedTargetError(f"{self.name} has no list of {self.num_layers} decoder layers")
+
+    @cached_property
+    def base(self) -> nn.Module:
+        """The model without its LM head: the outermost inner module around the layers that a pass really calls.
+
+        `base_model` is not always that: OPT calls its decoder past it, Llama 4's text model names none.
+        """
+        called: list[nn.Module] = []
+        around = [
+            module
+            for module in self.model.modules()
+            if module is not self.model and any(inner is self.layers for inner in module.modules())
+        ]
+        handles = [m.register_forward_pre_hook(lambda module, args: called.append(module)) for m in around]
+        try:
+            with torch.inference_mode():
+                self.model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=self.device), use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return called[0]
+
+    @cached_property
+    def hash(self) -> str:
+        """Names the weights whatever dtype or device they are loaded in: 16 hexadecimal digits.
+
+        Covers every tensor's name, shape and first 256 elements rounded to bfloat16.
+        """
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.model.named_parameters()):
+            if parameter.device.type == "meta":  # offloaded weights are not at hand; the others tell models apart
+                continue
+            head = parameter.detach().flatten()[:256].to("cpu", torch.float32).to(torch.bfloat16)
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            digest.update(head.view(torch.int16).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The end-of-sequence tokens of the model's generation settings; () where there are none."""
+        ids = self.model.generation_config.eos_token_id
+        return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
+
+    @property
+    def name(self) -> str:
+        """What to call the model in messages."""
+        return self.config._name_or_path or type(self.model).__name__
+
+    @property
+    def rolling_rope(self) -> str | None:
+        """`longrope` or `dynamic` where the rotary frequencies depend on the largest position of a pass, else None."""
+        parameters = getattr(self.config, "rope_parameters", None) or {}
+        return next((kind for kind in _ROLLING_ROPE if parameters.get("rope_type") == kind), None)
+
+    @property
+    def rope_boundary(self) -> int | None:
+        """Number of tokens up to which a rolling RoPE behaves like a fixed one; None for fixed RoPE."""
+        if self.rolling_rope is None:
+            return None
+        parameters = self.config.rope_parameters
+        return int(parameters.get("original_max_position_embeddings") or self.config.max_position_embeddings)
+
+    def max_nodes(self, length: int) -> int | None:
+        """Nodes that a tree after `length` cached tokens may have; None: any number.
+
+        Llama 4 scales queries by floor((slot + 1) / floor_scale): within one such step slots may stand for positions.
+        """
+        scale = getattr(self.config, "floor_scale", None)
+        if scale is None or not getattr(self.config, "attn_temperature_tuning", False):
+            return None
+        return max(0, int(scale) * ((length + 1) // int(scale) + 1) - length - 2)
+
+    @property
+    def _num_cache_layers(self) -> int:
+        return self.num_layers
+
+    @torch.inference_mode()
+    def _takes_mask_dict(self, mask: dict[str, Tensor]) -> bool:
+        """Whether the model accepts a dict {layer type: mask}: found by trying it on one token."""
+        token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        masks = {kind: one.to(self.device) for kind, one in mask.items()}
+        try:
+            self.model(input_ids=token, position_ids=token, attention_mask=masks, use_cache=False)
+        except (AttributeError, TypeError, ValueError, KeyError, RuntimeError):
+            return False
+        return True
+
+
+def _rows_out(head: Any) -> int:
+    """Logits that an LM head yields; a quantised weight is packed and has another shape."""
+    rows: int | None = getattr(head, "out_features", None)
+    return int(head.weight.shape[0]) if rows is None else rows
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Run with another `module.forward`, and put the old one back exactly (an instance attribute or the class's)."""
+    own = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own

@@ -1,0 +1,1 @@
+"""Training text: corpora, dialogues, and what the target makes of them."""

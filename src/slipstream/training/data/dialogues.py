@@ -1,0 +1,207 @@
+"""Training text for draft heads: token ids of conversations, and which of them an answer holds.
+
+A head learns what the *target* says, so answers that the target wrote itself teach it more than those of the data:
+`regenerate` lets the target answer every user turn anew.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slipstream.errors import ArtifactError, InputError
+from slipstream.target.target import Target
+from slipstream.training.data.corpus import Example
+
+logger = logging.getLogger(__name__)
+
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """One training sequence."""
+
+    token_ids: tuple[int, ...]
+    answer: tuple[bool, ...]
+    """Whether each token is (part of) an answer; the loss is taken on these only."""
+
+
+def usable_dialogues(dialogues: Iterable[Dialogue], max_length: int) -> list[Dialogue]:
+    """The dialogues cut to `max_length`, without those that teach nothing: a row learns the token after the next."""
+    cut = (Dialogue(one.token_ids[:max_length], one.answer[:max_length]) for one in dialogues)
+    return [dialogue for dialogue in cut if any(dialogue.answer[2:])]
+
+
+def encode(example: Example, tokenizer: Any) -> Dialogue:
+    """Token ids of one example, and where its answers are.
+
+    An answer's place is found by rendering the conversation up to it and with it: what the template adds is the answer,
+    whatever the template looks like. Where a template rewrites earlier turns, only what stays equal is marked.
+    """
+    segments = example.segments
+    if getattr(tokenizer, "chat_template", None) is None or segments[0][0] == "text":
+        return _encode_plain(segments, tokenizer)
+    messages = [{"role": role, "content": content} for role, content in segments]
+    ids = render(messages, tokenizer)
+    answer = [False] * len(ids)
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant":
+            start = _common(ids, render(messages[:index], tokenizer, answering=True)) if index else 0
+            end = _common(ids, render(messages[: index + 1], tokenizer))
+            answer[start:end] = [True] * (end - start)
+    return Dialogue(tuple(ids), tuple(answer))
+
+
+def _encode_plain(segments: Sequence[tuple[str, str]], tokenizer: Any) -> Dialogue:
+    """Text as it is, one line break between the segments; of a conversation only the answers count."""
+    ids: list[int] = []
+    answer: list[bool] = []
+    for number, (role, content) in enumerate(segments):
+        part = tokenizer.encode(content if number == 0 else "\n" + content, add_special_tokens=number == 0)
+        ids += part
+        answer += [role != "user" and role != "system"] * len(part)
+    return Dialogue(tuple(ids), tuple(answer))
+
+
+def render(messages: Messages, tokenizer: Any, *, answering: bool = False) -> list[int]:
+    """Token ids of messages under the chat template. answering: with the opening of the next answer."""
+    try:
+        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=answering, return_dict=True)
+    except (ValueError, TypeError, KeyError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise InputError(f"the target's chat template refuses a conversation of roles {roles}: {error}") from error
+    ids: list[int] = list(encoded["input_ids"])
+    return ids
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common prefix."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+# --- answers by the target ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegenerateSettings:
+    """How the target answers the data's user turns."""
+
+    max_new_tokens: int = 256
+    """Tokens of an answer at most."""
+    temperature: float = 0.0
+    """0: the greedy answer; else sampled under the target's own generation settings at this temperature."""
+    batch_size: int = 16
+    """Answers written at once."""
+    max_turns: int = 2
+    """Turns of a conversation that are answered; each gives one dialogue."""
+    seed: int = 0
+    """Of sampled answers."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size", "max_turns"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} of regenerated answers is {getattr(self, name)}; it must be at least 1")
+        if self.temperature < 0:
+            raise InputError(f"temperature of regenerated answers is {self.temperature}; it must be at least 0")
+
+
+def regenerate(
+    target: Target,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    store: Path,
+    settings: RegenerateSettings | None = None,
+) -> Iterator[Dialogue]:
+    """Yield the target's own answers to the user turns of conversations, in batches, turn by turn.
+
+    Each answer is appended to the JSON-lines file `store` as it is made, and read back from there when the work is
+    taken up again. Later turns are asked after the target's own earlier answers. Examples of plain text, and turns
+    that leave no room in the target's context, are left out.
+    """
+    settings = settings or RegenerateSettings()
+    asked = [[content for role, content in example.segments if role == "user"] for example in examples]
+    histories: list[Messages] = [[] for _ in examples]
+    done: dict[tuple[int, int], list[int]] = {}
+    for turn in range(settings.max_turns):
+        open_ = [index for index, turns in enumerate(asked) if len(turns) > turn]
+        for index in open_:
+            histories[index].append({"role": "user", "content": asked[index][turn]})
+        prompts = {index: render(histories[index], tokenizer, answering=True) for index in open_}
+        room = (target.context_length or 1 << 30) - settings.max_new_tokens
+        wanted = {(index, turn): prompt for index, prompt in prompts.items() if len(prompt) < room}
+        done.update(answer_prompts(target, wanted, store, settings))
+        for index in open_:
+            ids = done.get((index, turn), [])
+            histories[index].append({"role": "assistant", "content": tokenizer.decode(ids, skip_special_tokens=True)})
+            if ids:
+                prompt = prompts[index]
+                yield Dialogue((*prompt, *ids), (*[False] * len(prompt), *[True] * len(ids)))
+
+
+def answer_prompts(
+    target: Target, prompts: Mapping[tuple[int, int], list[int]], store: Path, settings: RegenerateSettings
+) -> dict[tuple[int, int], list[int]]:
+    """The target's answer to each prompt, end-of-sequence token included, by (example, turn).
+
+    Answers that `store` holds are taken from there; the others are made in batches of similar length and appended.
+    """
+    done = _stored(store)
+    missing = sorted((key for key in prompts if key not in done), key=lambda key: len(prompts[key]))
+    for first in range(0, len(missing), settings.batch_size):
+        batch = missing[first : first + settings.batch_size]
+        torch.manual_seed(hash((settings.seed, *batch[0])) % 2**63)
+        for key, ids in zip(batch, _answers(target, [prompts[key] for key in batch], settings), strict=True):
+            done[key] = ids
+            _append(store, *key, ids)
+        logger.info("%d of %d answers", min(first + len(batch), len(missing)), len(missing))
+    return {key: done[key] for key in prompts}
+
+
+@torch.inference_mode()
+def _answers(target: Target, prompts: Sequence[list[int]], settings: RegenerateSettings) -> list[list[int]]:
+    """One answer to each prompt, end-of-sequence token included, by transformers' own batched generation."""
+    config = target.model.generation_config
+    eos = config.eos_token_id
+    stops = set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
+    pad = config.pad_token_id if config.pad_token_id is not None else next(iter(stops), 0)
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), longest), pad, device=target.device)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):  # padded on the left
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=target.device)
+        mask[row, longest - len(prompt) :] = 1
+    how = {"do_sample": True, "temperature": settings.temperature} if settings.temperature else {"do_sample": False}
+    output = target.model.generate(
+        ids, attention_mask=mask, max_new_tokens=settings.max_new_tokens, pad_token_id=pad, **how
+    )
+    return [_until(row, stops) for row in output[:, longest:].tolist()]
+
+
+def _until(ids: list[int], stops: set[int]) -> list[int]:
+    """`ids` up to the first stop, which is kept."""
+    return next((ids[: place + 1] for place, token in enumerate(ids) if token in stops), ids)
+
+
+def _stored(store: Path) -> dict[tuple[int, int], list[int]]:
+    if not store.is_file():
+        return {}
+    lines = store.read_text(encoding="utf-8").split("\n")
+    if lines.pop():  # the last line was being written when the work was interrupted
+        store.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    try:
+        records = [json.loads(line) for line in lines]
+        return {(record["example"], record["turn"]): record["ids"] for record in records}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{store} does not hold regenerated answers ({error}); delete it") from error
+
+
+def _append(store: Path, index: int, turn: int, ids: list[int]) -> None:
+    with store.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"example": index, "turn": turn, "ids": ids}) + "\n")
