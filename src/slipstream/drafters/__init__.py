@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from slipstream.confidence import ConfidenceScale
 from slipstream.drafters.artefact_files import check_kind
 from slipstream.drafters.base import Drafter
 from slipstream.errors import InputError, unknown_choice
+from slipstream.packaged import NAMES, TINY, shipped, shipped_for_any
 from slipstream.target import Target
 
 
@@ -31,12 +31,16 @@ class Method:
     reads_tokenizer: bool = False
     """Whether `build` finds the target's tokenizer among its options, as `tokenizer`."""
     artefact: str | None = None
-    """What `draft` must name, unless the demo's own fits: its folder in the package; None: it needs no artefact."""
+    """What `draft` must name, unless a packaged one fits: its folder in the package; None: it needs no artefact."""
 
     @property
     def runs_on_demo(self) -> bool:
-        """Whether the package ships all that the method needs on the demo target."""
-        return self.artefact is None or _packaged(self.artefact).is_dir()
+        """Whether the package ships all that the method needs on the tiny model."""
+        return self.runs_on(TINY)
+
+    def runs_on(self, model: str) -> bool:
+        """Whether the package ships all that the method needs on a model of this name."""
+        return self.artefact is None or (model in NAMES and shipped(model, self.artefact).is_dir())
 
 
 def build_drafter(name: str, target: Target, options: Mapping[str, Any], tokenizer: Any = None) -> Drafter:
@@ -183,18 +187,14 @@ def _hydra(target: Target, options: Mapping[str, Any]) -> Drafter:
     )
 
 
-def _packaged(artefact: str) -> Path:
-    return Path(str(files("slipstream"))) / "demo" / artefact
-
-
 def packaged_artefact(method: str, target_hash: str) -> Path | None:
-    """The artefact of a method that ships with the package, if it was made for the target of this hash."""
+    """The artefact of a method that ships with the package, if one was made for the target of this hash."""
     artefact = METHODS[method].artefact
-    config = None if artefact is None else _packaged(artefact) / "config.json"
-    if config is None or not config.is_file():
-        return None
-    made_for = json.loads(config.read_text(encoding="utf-8"))["slipstream"]["target"]
-    return config.parent if made_for == target_hash else None
+    for folder in () if artefact is None else shipped_for_any(artefact):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if config["slipstream"]["target"] == target_hash:
+            return folder
+    return None
 
 
 def _draft(method: str, target: Target, options: Mapping[str, Any]) -> str | Path:
