@@ -106,7 +106,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/eval"), help="folder of the question files")
-    parser.add_argument("-m", "--model", default="demo")
+    parser.add_argument("-m", "--model", default="tiny")
     parser.add_argument("--draft", help="the EAGLE head; by default the demo's own")
     parser.add_argument("--dtype")
     parser.add_argument("--device")

@@ -27,7 +27,7 @@ REPEATS = 41
 def main() -> int:
     """Measure, print, write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-m", "--model", default="demo")
+    parser.add_argument("-m", "--model", default="tiny")
     parser.add_argument("--dtype")
     parser.add_argument("--device")
     parser.add_argument("--prefix", type=int, default=200, help="tokens in the cache")

@@ -53,7 +53,7 @@ from slipstream.training.data.draft_text import draft_text
 from slipstream.training.demo import WEIGHTS, DemoSettings
 from slipstream.training.runs import EagleRun
 
-DEMO = Path(__file__).resolve().parents[1] / "src" / "slipstream" / "demo" / "target"
+DEMO = Path(__file__).resolve().parents[1] / "src" / "slipstream" / "demo" / "tiny" / "target"
 TREES: Methods = {"eagle2-60": ("eagle2", PUBLISHED), "eagle2-25": ("eagle2", LIKE_EAGLE), "eagle": ("eagle", {})}
 TEMPERATURES = (0.0, 1.0)
 NUM_DRAWS = 4000
@@ -75,7 +75,7 @@ def main() -> int:
         torch.set_num_threads(options.threads)
     source = provenance(
         load_target(),
-        model="demo",
+        model="tiny",
         seed=options.seed,
         prompts_per_task=options.prompts,
         max_new_tokens=options.max_new_tokens,
@@ -214,8 +214,8 @@ def all_answers(options: argparse.Namespace, heads: Heads) -> Iterable[Answer]:
         for ahead, folder in heads.items()
     }
     comparison = Comparison(
-        models=load_methods("demo", methods, device="cpu"),
-        exact=ExactModels("demo", methods, device="cpu"),
+        models=load_methods("tiny", methods, device="cpu"),
+        exact=ExactModels("tiny", methods, device="cpu"),
         temperatures=TEMPERATURES,
         seed=options.seed,
         max_new_tokens=options.max_new_tokens,

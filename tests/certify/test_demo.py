@@ -14,7 +14,7 @@ PROMPT = load_prompts()[2]
 
 @pytest.fixture(scope="module")
 def demo():
-    model = slipstream.load("demo", "eagle2", dtype="bfloat16", width=6, depth=4, total=20)
+    model = slipstream.load("tiny", "eagle2", dtype="bfloat16", width=6, depth=4, total=20)
     settings = CertifySettings(max_new_tokens=12, num_seeds=1, num_samples=0)
     return Certification(model=model, prompts=[PROMPT], settings=settings)
 

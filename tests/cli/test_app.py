@@ -69,7 +69,7 @@ def test_options_are_these_and_adding_one_is_deliberate():
         | {"prompt", "prompt_file", "raw", "stop", "stream", "as_json"},
         "chat": sampling | loading | drafting | always,
         "demo": {"methods", "num_prompts", "max_new_tokens", "temperature", "seed", "time_limit", "dtype", "device"}
-        | {"threads", "as_json"} | always,
+        | {"model", "threads", "as_json"} | always,
         "methods": {"as_json"} | always,
         "certify": (sampling - {"repetition_penalty"}) | loading | drafting | always
         | {"data", "num_prompts", "seeds", "samples", "judge", "out", "as_json"},

@@ -51,7 +51,7 @@ def test_temperatures_methods_and_budget_can_be_chosen(demo, loader):
 def test_target_is_loaded_once_and_shared(demo, loader):
     demo("--prompts", 1)
     plain, *others = loader.models
-    assert plain.settings["model"] == "demo"
+    assert plain.settings["model"] == "tiny"
     assert all(model.settings["model"] is plain for model in others)
 
 

@@ -35,7 +35,7 @@ def test_greedy_answer_reports_no_seed(cli, loader):
 def test_only_options_that_were_given_reach_the_library(cli, loader):
     cli("generate", "-p", "x")
     (model,) = loader.models
-    assert model.settings == {"model": "demo", "verification": "coupled"}
+    assert model.settings == {"model": "tiny", "verification": "coupled"}
     assert model.requests == [{}]
 
 

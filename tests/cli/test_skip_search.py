@@ -17,7 +17,7 @@ SMALL = ("--num-prompts", 1, "-n", 4, "--trials", 3, "--rows", 8)
 def test_search_finds_keeps_and_shows_a_set_that_generation_takes_by_name(cli, tmp_path):
     pytest.importorskip("matplotlib", reason="the pictures need matplotlib")
     out, study = tmp_path / "found.json", tmp_path / "a.study"
-    searched = cli("skip", "search", "-m", "demo", "--task", "chat", *SMALL, "--out", out, "--study", study, "--json")
+    searched = cli("skip", "search", "-m", "tiny", "--task", "chat", *SMALL, "--out", out, "--study", study, "--json")
     assert searched.exit_code == 0, searched.stderr
     record = json.loads(searched.stdout)
     found = SkipSet.load(out)
@@ -26,11 +26,11 @@ def test_search_finds_keeps_and_shows_a_set_that_generation_takes_by_name(cli, t
     assert "best" in searched.stderr
     assert {path.name for path in tmp_path.glob("found.*")} == {"found.json", "found.search.svg", "found.layers.svg"}
     assert library.find("chat", found.target) == found
-    assert slipstream.load("demo", "layer-skip", skip_set="chat").drafter.skip_set == found
+    assert slipstream.load("tiny", "layer-skip", skip_set="chat").drafter.skip_set == found
     shown = cli("skip", "show", out).stdout
     assert "objective: modelled" in shown
     assert f"tau {record['provenance']['figures']['tau']}" in shown
-    again = cli("skip", "search", "-m", "demo", "--task", "chat", *SMALL, "--study", study, "--json")
+    again = cli("skip", "search", "-m", "tiny", "--task", "chat", *SMALL, "--study", study, "--json")
     assert json.loads(again.stdout)["provenance"]["trials"] == 3, "a finished search tried more"
 
 
@@ -48,7 +48,7 @@ def test_search_finds_keeps_and_shows_a_set_that_generation_takes_by_name(cli, t
 )
 def test_what_cannot_be_searched_is_one_line_before_anything_is_loaded(cli, monkeypatch, arguments, message):
     monkeypatch.setattr(skip_search, "_load", lambda *_: pytest.fail("the target was loaded"))
-    done = cli("skip", "search", "-m", "demo", *arguments)
+    done = cli("skip", "search", "-m", "tiny", *arguments)
     assert done.exit_code == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1

@@ -7,8 +7,8 @@ import torch
 
 LARGE = 500_000_000
 COMMANDS = {
-    "generate": ("generate", "-m", "demo", "-p", "Hello"),
-    "chat": ("chat", "-m", "demo"),
+    "generate": ("generate", "-m", "tiny", "-p", "Hello"),
+    "chat": ("chat", "-m", "tiny"),
     "demo": ("demo", "--methods", "layer-skip", "--prompts", 1),
 }
 

@@ -12,7 +12,7 @@ from slipstream.drafting.artefact_files import KINDS, artefact_kind
 from slipstream.errors import ArtifactError
 from slipstream.methods.registry import METHODS
 
-DEMO = Path(slipstream.__file__).parent / "demo"
+DEMO = Path(slipstream.__file__).parent / "demo" / "tiny"
 PAIRS = [(method, kind) for method, kind in itertools.product(METHODS, KINDS) if METHODS[method].artefact is not None]
 
 
@@ -24,7 +24,7 @@ def test_every_shipped_artefact_is_told_by_its_files(kind: str) -> None:
 @pytest.mark.parametrize(("method", "kind"), [pair for pair in PAIRS if METHODS[pair[0]].artefact != pair[1]])
 def test_it_is_refused_by_name(method: str, kind: str) -> None:
     with pytest.raises(ArtifactError, match=f"holds {KINDS[kind][0]}, not .*; use it with method '{KINDS[kind][1]}'"):
-        slipstream.load("demo", method, draft=DEMO / kind, dtype="float32")
+        slipstream.load("tiny", method, draft=DEMO / kind, dtype="float32")
 
 
 def test_a_folder_without_a_config_tells_nothing(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     folder = tmp_path / "shipped"
     folder.mkdir()
-    monkeypatch.setattr(library, "shipped_folder", lambda: folder)
+    monkeypatch.setattr(library, "shipped_folders", lambda: [folder])
     return folder
 
 

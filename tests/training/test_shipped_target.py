@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-FOLDER = Path(str(files("slipstream"))) / "demo" / "target"
+FOLDER = Path(str(files("slipstream"))) / "demo" / "tiny" / "target"
 
 
 @pytest.fixture(scope="module")

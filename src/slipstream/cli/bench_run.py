@@ -26,7 +26,7 @@ _NOTES_A_RUN = 20  # lines of progress where there is no bar
 
 
 def run(
-    model: options.Model = "demo",
+    model: options.Model = "tiny",
     method: Annotated[
         list[str] | None,
         typer.Option(

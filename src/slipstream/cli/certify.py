@@ -31,7 +31,7 @@ _NOTES_A_STAGE = 6  # lines of progress where there is no bar
 
 
 def certify(
-    model: options.Model = "demo",
+    model: options.Model = "tiny",
     drafter: options.Method = "layer-skip",
     draft: options.Draft = None,
     data: Annotated[
@@ -118,7 +118,7 @@ def certify(
     The verdict is lossless, lossless up to rounding, FAULT or inconclusive; the exit code is 0 for the first two, else
     1. docs/certificate.md says how a difference is judged.
 
-    Example: slipstream certify -m demo -d eagle2 --dtype bfloat16 --out certificate.json
+    Example: slipstream certify -m tiny -d eagle2 --dtype bfloat16 --out certificate.json
     """
     if judge not in JUDGES:
         raise unknown_choice("judge", judge, JUDGES)

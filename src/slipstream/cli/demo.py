@@ -1,4 +1,4 @@
-"""`slipstream demo`: every method on the shipped prompts, each answer compared with plain decoding."""
+"""`slipstream demo`: methods on the shipped prompts, each answer compared with plain decoding."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ from slipstream.cli.answering import note
 from slipstream.cli.demo_report import DemoRun, show
 from slipstream.cli.loading import load
 from slipstream.errors import InputError, LosslessnessError
+from slipstream.files.packaged import TINY
 from slipstream.prompts import Prompt, load_prompts
 
 if TYPE_CHECKING:
     from slipstream import Model
 
 
+_BRIEF_PROMPTS, _BRIEF_TOKENS = 3, 32
+"""For a model that is not tiny: enough to see the methods at work within a minute or two."""
+
+
 def demo(
+    model: options.Model = TINY,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -30,12 +36,18 @@ def demo(
         ),
     ] = None,
     num_prompts: Annotated[
-        int | None, typer.Option("--prompts", metavar="N", help="The first N prompts; default: all.")
+        int | None,
+        typer.Option("--prompts", metavar="N", help="The first N prompts; default: all; larger models: 3."),
     ] = None,
     max_new_tokens: Annotated[
-        int,
-        typer.Option("--max-new-tokens", "-n", rich_help_panel=options.SAMPLING, help="Tokens at most, per answer."),
-    ] = 64,
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            "-n",
+            rich_help_panel=options.SAMPLING,
+            help="Tokens at most, per answer; default: 64; larger models: 32.",
+        ),
+    ] = None,
     temperature: Annotated[
         list[float] | None,
         typer.Option("--temperature", "-t", help="May be repeated; default: 0 (greedy) and 1."),
@@ -50,27 +62,28 @@ def demo(
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Run every method that needs no trained head on the shipped prompts, beside plain decoding.
+    """Run every method that has all it needs on the shipped prompts, beside plain decoding.
 
-    All use one small chat model that ships too, greedily and at temperature 1 with a fixed seed, side by side in one
-    run. Token ids must equal those of plain decoding; where they differ, both are generated again in float64: equal
-    there, the difference was rounding; otherwise it is a fault and the exit code is 1.
+    All use one model, by default the tiny one that ships too, greedily and at temperature 1 with a fixed seed, side by
+    side in one run. Token ids must equal those of plain decoding; where they differ, both are generated again in
+    float64: equal there, the difference was rounding; otherwise it is a fault and the exit code is 1.
 
     Example: slipstream demo --methods layer-skip --prompts 6
     """
     began = time.perf_counter()
-    prompts = _chosen_prompts(num_prompts)
-    names = _chosen_methods(methods)
-    note(f"loading the demo model for {', '.join(names)}")
+    brief = model != TINY
+    prompts = _chosen_prompts(_BRIEF_PROMPTS if num_prompts is None and brief else num_prompts)
+    names = _chosen_methods(methods, model)
+    note(f"loading {model} for {', '.join(names)}")
     comparison = Comparison(
-        models=_Loader(dtype, device, threads).load_all(names),
-        exact=_Loader("float64", device, threads).load,
+        models=_Loader(model, dtype, device, threads).load_all(names),
+        exact=_Loader(model, "float64", device, threads).load,
         temperatures=temperature or (0.0, 1.0),
         seed=seed,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=(_BRIEF_TOKENS if brief else 64) if max_new_tokens is None else max_new_tokens,
     )
     answers = list(_run(comparison, prompts, began + time_limit))
-    run = DemoRun(comparison, answers, len(prompts), time.perf_counter() - began)
+    run = DemoRun(model, comparison, answers, len(prompts), time.perf_counter() - began)
     if as_json:
         print(json.dumps(run.to_dict()))
     else:
@@ -88,27 +101,28 @@ def _chosen_prompts(number: int | None) -> list[Prompt]:
     return prompts[:number]
 
 
-def _chosen_methods(text: str | None) -> list[str]:
-    """Plain first, then as given, or all methods for which the package ships what they need."""
+def _chosen_methods(text: str | None, model: str) -> list[str]:
+    """Plain first, then as given, or all methods for which the package ships what they need on the model."""
     from slipstream.methods.registry import METHODS, find_method
 
     if text is None:
-        names = [name for name, method in METHODS.items() if method.runs_on_demo]
+        names = [name for name, method in METHODS.items() if method.runs_on(model)]
     else:
         names = [find_method(name.strip()).name for name in text.split(",") if name.strip()]
     return list(dict.fromkeys([PLAIN, *names]))
 
 
 class _Loader:
-    """Loads the demo target once and gives every method its own model over it."""
+    """Loads the target once and gives every method its own model over it."""
 
-    def __init__(self, dtype: str | None, device: str | None, threads: int | None) -> None:
+    def __init__(self, model: str, dtype: str | None, device: str | None, threads: int | None) -> None:
+        self.model = model
         self.settings: dict[str, Any] = {"dtype": dtype, "device": device, "threads": threads}
         self.models: dict[str, Model] = {}
 
     def load(self, method: str) -> Model:
         if PLAIN not in self.models:
-            self.models[PLAIN] = load("demo", PLAIN, **self.settings)
+            self.models[PLAIN] = load(self.model, PLAIN, **self.settings)
         if method not in self.models:
             plain = self.models[PLAIN]
             self.models[method] = slipstream.load(plain.target.model, method, tokenizer=plain.tokenizer)

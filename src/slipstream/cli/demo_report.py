@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import slipstream
 from slipstream.bench.comparison import PLAIN, Answer, Comparison, Totals, summarise
+from slipstream.files.packaged import TINY
 from slipstream.report.names import count
 
 if TYPE_CHECKING:
@@ -19,15 +20,16 @@ SAMPLES = ("code", "maths")
 LEGEND = (
     "tau: tokens per target pass. accept rate: share of the drafted tokens that were kept; of a tree, one path at "
     "most. x plain: speed against plain decoding in this run. identical: answers with the same token ids as plain "
-    "decoding's; rounding: those that differ in this dtype but not in float64. At T=0 a model as small as this one "
-    "repeats itself, which is easy to draft."
+    "decoding's; rounding: those that differ in this dtype but not in float64."
 )
+OF_TINY = " At T=0 a model as small as this one repeats itself, which is easy to draft."
 
 
 @dataclass(frozen=True, slots=True)
 class DemoRun:
     """A finished run of the demo."""
 
+    model: str
     comparison: Comparison
     answers: Sequence[Answer]
     num_asked: int
@@ -43,7 +45,7 @@ class DemoRun:
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the setting, a row for each method and temperature, and every answer."""
         return {
-            "model": "demo",
+            "model": self.model,
             "slipstream": slipstream.__version__,
             "device": self.device,
             "dtype": self.dtype,
@@ -79,12 +81,12 @@ def show(run: DemoRun) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    console.print("Answers of the demo model, decoded plainly at temperature 0:\n", style="dim")
+    console.print(f"Answers of {run.model}, decoded plainly at temperature 0:\n", style="dim")
     for sample in _samples(run.answers):
         console.print(f"{sample.prompt.kind}: {sample.prompt.turns[0].strip()}", style="bold", markup=False)
         console.print(sample.output.text.strip() + "\n", markup=False)
     console.print(_table(summarise(run.answers)))
-    console.print(LEGEND, style="dim")
+    console.print(LEGEND + (OF_TINY if run.model == TINY else ""), style="dim")
     stopped = "" if run.num_prompts == run.num_asked else f" of {run.num_asked} (the time limit came first)"
     size = f"{run.num_prompts} prompts{stopped}, at most {run.comparison.max_new_tokens} tokens each"
     place = run.device if run.device != "cpu" else f"cpu, {count(run.num_threads, 'thread')}"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
 import slipstream
+from slipstream.cli.answering import note
 from slipstream.cli.options import given, parse_further
 from slipstream.errors import InputError
+from slipstream.files.packaged import NAMES, SMOLLM2
 from slipstream.runtime.threads import check_threads, settle_threads
+from slipstream.target import smollm2
 
 if TYPE_CHECKING:
     from slipstream import Model
@@ -28,11 +32,25 @@ def load(
     for name in extra:
         if name in settings:
             raise InputError(f"--option {name} has a flag of its own; use --{name.replace('_', '-')}")
-    if model == "demo" or not sys.stderr.isatty():
+    if not sys.stderr.isatty():
         hide_progress_bars()
+    if model == SMOLLM2:
+        smollm2.folder(report=note)
+    if model in NAMES:
+        hide_progress_bars()  # they load in a moment
     loaded = slipstream.load(model, drafter, **given(**settings), **extra)
     settle_threads(loaded.target, threads)
+    if model not in NAMES and settings.get("dtype") is None:
+        _note_faster_dtype(loaded)
     return loaded
+
+
+def _note_faster_dtype(loaded: Model) -> None:
+    """One line if the model, as saved, would be faster in another dtype; with `-v` the log has said so already."""
+    from slipstream.target.dtypes import faster_dtype
+
+    if not logging.getLogger("slipstream").isEnabledFor(logging.INFO) and (faster := faster_dtype(loaded.target.model)):
+        note(str(faster))
 
 
 def hide_progress_bars() -> None:

@@ -35,7 +35,7 @@ Model = Annotated[
         "-m",
         metavar="MODEL",
         rich_help_panel=LOADING,
-        help="A hub id, a folder, or 'demo': a small chat model inside the package.",
+        help="A hub id, a folder, 'smollm2' (SmolLM2-135M-Instruct from a wheel) or 'tiny' (inside the package).",
     ),
 ]
 Method = Annotated[
@@ -60,7 +60,8 @@ Dtype = Annotated[
         "--dtype",
         metavar="DTYPE",
         rich_help_panel=LOADING,
-        help="float32, float64, bfloat16 or float16; default: as saved, for 'demo' float32.",
+        help="float32, float64, bfloat16 or float16, also fp32, fp64, bf16, fp16; default: as saved; on a CPU float32 "
+        "for 'tiny', and for 'smollm2' unless the processor multiplies bfloat16.",
     ),
 ]
 Device = Annotated[

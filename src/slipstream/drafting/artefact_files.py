@@ -37,8 +37,10 @@ def local_folder(source: str | Path, names: Sequence[str], what: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    from slipstream.target.hub import is_offline
+
     try:
-        return Path(snapshot_download(source, allow_patterns=[CONFIG, *names]))
+        return Path(snapshot_download(source, allow_patterns=[CONFIG, *names], local_files_only=is_offline()))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ArtifactError(f"{source!r} is no folder, and the hub does not give it: {reason}") from error

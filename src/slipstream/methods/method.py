@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from slipstream.drafting.artefact_files import check_kind
 from slipstream.drafting.base import Drafter
 from slipstream.errors import InputError
+from slipstream.files.packaged import NAMES, TINY, shipped, shipped_for_any
 from slipstream.target.target import Target
 
 
@@ -30,20 +30,24 @@ class Method:
     reads_tokenizer: bool = False
     """Whether `build` finds the target's tokenizer among its options, as `tokenizer`."""
     artefact: str | None = None
-    """What `draft` must name, unless the demo's own fits: its folder in the package; None: it needs no artefact."""
+    """What `draft` must name, unless a packaged one fits: its folder in the package; None: it needs no artefact."""
 
     @property
     def runs_on_demo(self) -> bool:
-        """Whether the package ships all that the method needs on the demo target."""
-        return self.artefact is None or _packaged(self.artefact).is_dir()
+        """Whether the package ships all that the method needs on the tiny model."""
+        return self.runs_on(TINY)
+
+    def runs_on(self, model: str) -> bool:
+        """Whether the package ships all that the method needs on a model of this name."""
+        return self.artefact is None or (model in NAMES and shipped(model, self.artefact).is_dir())
 
     def packaged(self, target_hash: str) -> Path | None:
-        """The artefact that ships with the package, if it was made for the target of this hash."""
-        config = None if self.artefact is None else _packaged(self.artefact) / "config.json"
-        if config is None or not config.is_file():
-            return None
-        made_for = json.loads(config.read_text(encoding="utf-8"))["slipstream"]["target"]
-        return config.parent if made_for == target_hash else None
+        """The artefact that ships with the package, if one was made for the target of this hash."""
+        for folder in () if self.artefact is None else shipped_for_any(self.artefact):
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            if config["slipstream"]["target"] == target_hash:
+                return folder
+        return None
 
     def draft(self, target: Target, options: Mapping[str, Any]) -> str | Path:
         """The artefact that the caller gave, or the packaged one if it was made for this target."""
@@ -64,7 +68,3 @@ class Method:
 def pick(settings: type, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that are fields of a settings class."""
     return {field.name: options[field.name] for field in fields(settings) if field.name in options}
-
-
-def _packaged(artefact: str) -> Path:
-    return Path(str(files("slipstream"))) / "demo" / artefact

@@ -1,23 +1,20 @@
 """Skip sets by name: those that a search found on this machine, and those that ship with the package.
 
-A search keeps its best set as `skip_sets/<hash of the target>/<name>.json` under the user's cache folder: that of the
-environment variable SLIPSTREAM_CACHE, else `slipstream` in XDG_CACHE_HOME or ~/.cache (macOS: ~/Library/Caches,
-Windows: %LOCALAPPDATA%). A set found here goes before a shipped one of the same name.
+A search keeps its best set as `skip_sets/<hash of the target>/<name>.json` under the user's cache folder
+(`slipstream.files.cache_folder`). A set found here goes before a shipped one of the same name.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 
 from slipstream.errors import InputError, SkipSetError
+from slipstream.files.cache_folder import cache_folder
+from slipstream.files.packaged import shipped_for_any
 from slipstream.skipping.skip_set import SkipSet
 
-CACHE_VARIABLE = "SLIPSTREAM_CACHE"
 DEFAULT = "default"
 """The set that `layer-skip` takes when none is asked for, if there is one for the target."""
 ADAPTIVE = "adaptive"
@@ -26,17 +23,6 @@ ADAPTIVE = "adaptive"
 _ALIASES = {"general": DEFAULT, "math": "maths", "summarization": "summarisation", "summary": "summarisation"}
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*", re.IGNORECASE)
-
-
-def cache_folder() -> Path:
-    """Where this user's found sets are kept."""
-    if given := os.environ.get(CACHE_VARIABLE):
-        return Path(given).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "slipstream"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "slipstream"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slipstream"
 
 
 def canonical(name: str) -> str:
@@ -49,9 +35,9 @@ def found_folder(target_hash: str) -> Path:
     return cache_folder() / "skip_sets" / target_hash
 
 
-def shipped_folder() -> Path:
-    """The package's own sets, all for the demo target."""
-    return Path(str(files("slipstream"))) / "demo" / "skip_sets"
+def shipped_folders() -> list[Path]:
+    """Where the package's own sets lie: a folder for each model that it has some for."""
+    return shipped_for_any("skip_sets")
 
 
 def keep(skip_set: SkipSet, name: str) -> Path:
@@ -112,6 +98,6 @@ def _entries(target_hash: str) -> Iterator[tuple[str, Path]]:
     """(name, file) of every set for a target, this machine's own first."""
     for path in sorted(found_folder(target_hash).glob("*.json")):
         yield path.stem, path
-    for path in sorted(shipped_folder().glob("*.json")):
+    for path in sorted(path for folder in shipped_folders() for path in folder.glob("*.json")):
         if SkipSet.load(path).target == target_hash:
             yield path.stem, path

@@ -1,11 +1,10 @@
-"""Loading a target and its tokenizer from a hub id, a folder or the packaged demo; every failure is one clear line."""
+"""Loading a target and its tokenizer from a hub id, a folder or a name of ours; every failure is one clear line."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -14,36 +13,15 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from slipstream.errors import ArtifactError, InputError, UnsupportedTargetError, unknown_choice
+from slipstream.errors import ArtifactError, InputError, UnsupportedTargetError
+from slipstream.files.packaged import SMOLLM2, TINY
+from slipstream.target.dtypes import cpu_multiplies_bfloat16, faster_dtype, resolve_dtype
+from slipstream.target.source import Source, find_source
 
 logger = logging.getLogger(__name__)
 
-DEMO = "demo"
-_DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 _ATTENTION = ("sdpa", "eager")
 _LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError)
-
-
-def demo_folder() -> Path:
-    """Where the demo target lies inside the package."""
-    folder = Path(str(files("slipstream"))) / "demo" / "target"
-    if not (folder / "model.safetensors").is_file():
-        raise ArtifactError(f"the demo target is missing from this installation ({folder}); reinstall slipstream-llm")
-    return folder
-
-
-def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """The torch type of a name; None stays None, "as saved". Raises InputError for an unknown name."""
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in _DTYPES:
-        raise unknown_choice("dtype", dtype, _DTYPES)
-    return _DTYPES[dtype]
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
@@ -76,17 +54,16 @@ def load_model(
         )
     wanted = resolve_dtype(dtype)
     place = None if device == "auto" else resolve_device(device)
-    folder = demo_folder() if source == DEMO else source
-    if source == DEMO and wanted is None and place is not None and place.type == "cpu":
-        wanted = torch.float32  # saved as bfloat16, in which a CPU is slower and rounds more
-    config = _loading(folder, AutoConfig.from_pretrained, folder)
+    found = find_source(source)
+    if wanted is None and place is not None and place.type == "cpu":
+        wanted = _dtype_on_cpu(found.name)
+    config = _loading(found, AutoConfig.from_pretrained)
     if attention is None and getattr(config.get_text_config(), "attn_logit_softcapping", None):
         attention = "eager"  # sdpa leaves the soft-cap out
     with _without_load_report():
         model, info = _loading(
-            folder,
+            found,
             AutoModelForCausalLM.from_pretrained,
-            folder,
             config=config,
             dtype=wanted or "auto",
             output_loading_info=True,
@@ -94,8 +71,18 @@ def load_model(
             **({} if attention is None else {"attn_implementation": attention}),
             **({"device_map": "auto"} if place is None else {}),
         )
-    _check_tensors(folder, info)
-    return model if place is None else model.to(place)
+    _check_tensors(found.name, info)
+    loaded: PreTrainedModel = model if place is None else model.to(place)
+    if wanted is None and logger.isEnabledFor(logging.INFO) and (faster := faster_dtype(loaded)):
+        logger.info("%s: %s", found.name, faster)
+    return loaded
+
+
+def _dtype_on_cpu(name: str) -> torch.dtype | None:
+    """For the models that we know; None: as saved. Both are saved as bfloat16, which rounds more than float32."""
+    if name == SMOLLM2 and cpu_multiplies_bfloat16():
+        return torch.bfloat16  # reads half the bytes, and is faster where there are instructions for it
+    return torch.float32 if name in (TINY, SMOLLM2) else None
 
 
 @contextmanager
@@ -134,23 +121,19 @@ def _check_tensors(source: str | Path, info: Mapping[str, Any]) -> None:
 
 def load_tokenizer(source: str | Path) -> Any:
     """The tokenizer that belongs to a model. Raises ArtifactError where there is none."""
-    folder = demo_folder() if source == DEMO else source
-    return _loading(folder, AutoTokenizer.from_pretrained, folder, what="the tokenizer of ")
+    return _loading(find_source(source), AutoTokenizer.from_pretrained, what="the tokenizer of ")
 
 
-def _loading(source: str | Path, load: Any, *args: Any, what: str = "", **kwargs: Any) -> Any:
+def _loading(source: Source, load: Any, *, what: str = "", **kwargs: Any) -> Any:
     """Call a loader of transformers; its many errors become one line that names the source, or `what` of it."""
-    folder = Path(source)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ArtifactError(f"{folder} holds no config.json; give a folder that save_pretrained has written")
-    if folder.is_file():
-        raise InputError(f"{folder} is a file; give the model's folder, a hub id (owner/name) or 'demo'")
-    if not folder.exists() and (folder.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1):
-        raise InputError(f"there is no folder {folder}; give a model folder, a hub id (owner/name) or 'demo'")
     try:
-        return load(*args, **kwargs)
+        return load(source.place, local_files_only=source.offline, **kwargs)
     except SafetensorError as error:
-        raise ArtifactError(f"the weights in {source} are damaged or cut off ({error}); fetch them again") from error
+        raise ArtifactError(
+            f"the weights in {source.name} are damaged or cut off ({error}); fetch them again"
+        ) from error
     except _LOADING_ERRORS as error:
+        if source.offline and isinstance(error, OSError):
+            raise ArtifactError(source.not_found) from error
         reason = shorten(str(error), 300) or type(error).__name__
-        raise ArtifactError(f"cannot load {what}{source}: {reason}") from error
+        raise ArtifactError(f"cannot load {what}{source.name}: {reason}") from error

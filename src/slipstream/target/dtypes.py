@@ -1,0 +1,131 @@
+"""Dtypes: their names, what this processor has instructions for, and in which one a loaded model would be faster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from slipstream.errors import unknown_choice
+
+NAMES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_SHORT = {"fp32": "float32", "fp64": "float64", "bf16": "bfloat16", "fp16": "float16"}
+
+_SAMPLE = 8_000_000
+"""Weights that are timed at most: 16 MB in bfloat16, more than a core's own caches hold."""
+_SAMPLE_SHARE = 0.25
+"""Of a model's weights, so that no second copy of it comes into being."""
+_LEAST = 1_000_000
+"""Fewer weights than these take no time worth a remark."""
+_ROWS = (1, 8)
+"""Of the passes that are timed: plain decoding's, and one that checks a few drafted tokens."""
+_REPEATS = 3
+_WORTH_SAYING = 1.2
+
+
+def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """The torch type of a name; None stays None, "as saved". Raises InputError for an unknown name."""
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    name = _SHORT.get(dtype, dtype)
+    if name not in NAMES:
+        raise unknown_choice("dtype", dtype, [*NAMES, *_SHORT])
+    return NAMES[name]
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for products of bfloat16: AVX-512 BF16 or AMX.
+
+    Without them PyTorch computes such products by way of float32, which gains nothing.
+    """
+    if find := getattr(torch.cpu, "get_capabilities", None):
+        found = find()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+@dataclass(frozen=True, slots=True)
+class Faster:
+    """Another dtype in which a model's products were faster on this CPU."""
+
+    own: str
+    other: str
+    ratio: float
+
+    def __str__(self) -> str:
+        holds_all = self.other == "float32" and self.own != "float64"
+        rounding = "" if holds_all else "; rounds the weights, which makes another model of it"
+        return (
+            f"{self.other} would be about {self.ratio:.1f} times as fast as {self.own} on this CPU (measured on a "
+            f"share of the weights; dtype={self.other!r}, --dtype {self.other}{rounding})"
+        )
+
+
+def faster_dtype(model: nn.Module) -> Faster | None:
+    """The dtype in which this CPU multiplies the model's weights faster than in their own, if by a fifth or more.
+
+    Measured on a share of the linear layers for some ten milliseconds, with the threads that PyTorch has now. None
+    also for a model elsewhere than on a CPU, of quantised weights, or too small to matter.
+    """
+    weights = _sample(model)
+    if not weights:
+        return None
+    own = weights[0].dtype
+    taken = {own: _time(weights)}
+    for other in {torch.float32, torch.bfloat16} - {own}:
+        taken[other] = _time([weight.to(other) for weight in weights])
+    fastest = min(taken, key=lambda dtype: taken[dtype])
+    ratio = taken[own] / taken[fastest]
+    return Faster(_name(own), _name(fastest), ratio) if ratio >= _WORTH_SAYING else None
+
+
+def _sample(model: nn.Module) -> list[Tensor]:
+    """Weights of linear layers, as many as may be timed; all of one floating dtype and on the CPU, or none."""
+    linear = [module.weight.detach() for module in model.modules() if type(module) is nn.Linear]
+    if len({weight.dtype for weight in linear}) != 1 or any(weight.device.type != "cpu" for weight in linear):
+        return []
+    if linear[0].dtype not in NAMES.values():
+        return []
+    left = min(_SAMPLE, int(_SAMPLE_SHARE * sum(weight.numel() for weight in linear)))
+    chosen = []
+    for weight in linear:
+        part = weight[: left // weight.shape[1]]
+        chosen.append(part)
+        left -= part.numel()
+        if not len(part):
+            break
+    return [part for part in chosen if len(part)] if sum(part.numel() for part in chosen) >= _LEAST else []
+
+
+@torch.inference_mode()
+def _time(weights: Sequence[Tensor]) -> float:
+    """Seconds for the products of all weights with few rows, the best of some tries."""
+    dtype = weights[0].dtype
+    total = 0.0
+    for rows in _ROWS:
+        inputs = {weight.shape[1]: torch.ones(rows, weight.shape[1], dtype=dtype) for weight in weights}
+        tries = []
+        for _ in range(_REPEATS):
+            began = time.perf_counter()
+            for weight in weights:
+                nn.functional.linear(inputs[weight.shape[1]], weight)
+            tries.append(time.perf_counter() - began)
+        total += min(tries)
+    return total
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
