@@ -39,7 +39,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/slipstream demo
-	$(BIN)/slipstream demo -m smollm2
+	$(BIN)/slipstream demo -m smollm2 --dtype float32 --time-limit 90
 
 test: $(READY)
 	$(PYTEST_SETTINGS) $(BIN)/python -m pytest $(PYTEST_PROCESSES)

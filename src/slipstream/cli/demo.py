@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from slipstream import Model
 
 
-_BRIEF_PROMPTS, _BRIEF_TOKENS = 3, 32
+_BRIEF_PROMPTS, _BRIEF_TOKENS = 2, 24
 """For a model that is not tiny: enough to see the methods at work within a minute or two."""
 
 
@@ -37,7 +37,7 @@ def demo(
     ] = None,
     num_prompts: Annotated[
         int | None,
-        typer.Option("--prompts", metavar="N", help="The first N prompts; default: all; larger models: 3."),
+        typer.Option("--prompts", metavar="N", help="The first N prompts; default: all; larger models: 2 of one turn."),
     ] = None,
     max_new_tokens: Annotated[
         int | None,
@@ -45,7 +45,7 @@ def demo(
             "--max-new-tokens",
             "-n",
             rich_help_panel=options.SAMPLING,
-            help="Tokens at most, per answer; default: 64; larger models: 32.",
+            help="Tokens at most, per answer; default: 64; larger models: 24.",
         ),
     ] = None,
     temperature: Annotated[
@@ -72,7 +72,7 @@ def demo(
     """
     began = time.perf_counter()
     brief = model != TINY
-    prompts = _chosen_prompts(_BRIEF_PROMPTS if num_prompts is None and brief else num_prompts)
+    prompts = _brief_prompts() if num_prompts is None and brief else _chosen_prompts(num_prompts)
     names = _chosen_methods(methods, model)
     note(f"loading {model} for {', '.join(names)}")
     comparison = Comparison(
@@ -99,6 +99,10 @@ def _chosen_prompts(number: int | None) -> list[Prompt]:
     if number is not None and not 1 <= number <= len(prompts):
         raise InputError(f"--prompts is {number}; it must lie from 1 to {len(prompts)}")
     return prompts[:number]
+
+
+def _brief_prompts() -> list[Prompt]:
+    return [prompt for prompt in load_prompts() if len(prompt.turns) == 1][:_BRIEF_PROMPTS]
 
 
 def _chosen_methods(text: str | None, model: str) -> list[str]:

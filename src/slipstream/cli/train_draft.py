@@ -83,7 +83,7 @@ def draft(
 
     On several GPUs: accelerate launch -m slipstream train draft ...
 
-    Example: slipstream train draft -m demo --data dialogues.jsonl --out drafts/demo --steps 3000
+    Example: slipstream train draft -m tiny --data dialogues.jsonl --out drafts/tiny --steps 3000
     """
     from slipstream.methods.draft_model.settings import DraftSettings
     from slipstream.training.runs import DraftRun

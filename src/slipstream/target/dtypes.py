@@ -28,7 +28,7 @@ _LEAST = 1_000_000
 """Fewer weights than these take no time worth a remark."""
 _ROWS = (1, 8)
 """Of the passes that are timed: plain decoding's, and one that checks a few drafted tokens."""
-_REPEATS = 3
+_TURNS, _PATIENCE_S = 3, 0.2
 _WORTH_SAYING = 1.2
 
 
@@ -77,19 +77,30 @@ class Faster:
 def faster_dtype(model: nn.Module) -> Faster | None:
     """The dtype in which this CPU multiplies the model's weights faster than in their own, if by a fifth or more.
 
-    Measured on a share of the linear layers for some ten milliseconds, with the threads that PyTorch has now. None
-    also for a model elsewhere than on a CPU, of quantised weights, or too small to matter.
+    Measured on a share of the linear layers for some tens of milliseconds, with the threads that PyTorch has now. The
+    dtypes take turns, and the slowest turn of the other must beat the own's fastest, so that other programs' noise is
+    no advice. None also for a model elsewhere than on a CPU, of quantised weights, or too small to matter.
     """
     weights = _sample(model)
     if not weights:
         return None
     own = weights[0].dtype
-    taken = {own: _time(weights)}
-    for other in {torch.float32, torch.bfloat16} - {own}:
-        taken[other] = _time([weight.to(other) for weight in weights])
-    fastest = min(taken, key=lambda dtype: taken[dtype])
-    ratio = taken[own] / taken[fastest]
-    return Faster(_name(own), _name(fastest), ratio) if ratio >= _WORTH_SAYING else None
+    in_dtype = {dtype: [weight.to(dtype) for weight in weights] for dtype in (own, torch.float32, torch.bfloat16)}
+    taken: dict[torch.dtype, list[float]] = {dtype: [] for dtype in in_dtype}
+    deadline = time.perf_counter() + _PATIENCE_S
+    for turn in range(1 + _TURNS):
+        for dtype, converted in in_dtype.items():
+            seconds = _time(converted)
+            if turn:  # the first warms up
+                taken[dtype].append(seconds)
+        if time.perf_counter() > deadline:
+            break
+    if len(taken[own]) < 2:  # a machine too busy to tell
+        return None
+    other = min(taken, key=lambda dtype: max(taken[dtype]))
+    if min(taken[own]) < _WORTH_SAYING * max(taken[other]):
+        return None
+    return Faster(_name(own), _name(other), min(taken[own]) / min(taken[other]))
 
 
 def _sample(model: nn.Module) -> list[Tensor]:
@@ -112,19 +123,12 @@ def _sample(model: nn.Module) -> list[Tensor]:
 
 @torch.inference_mode()
 def _time(weights: Sequence[Tensor]) -> float:
-    """Seconds for the products of all weights with few rows, the best of some tries."""
-    dtype = weights[0].dtype
-    total = 0.0
+    """Seconds for the products of all weights with few rows."""
+    began = time.perf_counter()
     for rows in _ROWS:
-        inputs = {weight.shape[1]: torch.ones(rows, weight.shape[1], dtype=dtype) for weight in weights}
-        tries = []
-        for _ in range(_REPEATS):
-            began = time.perf_counter()
-            for weight in weights:
-                nn.functional.linear(inputs[weight.shape[1]], weight)
-            tries.append(time.perf_counter() - began)
-        total += min(tries)
-    return total
+        for weight in weights:
+            nn.functional.linear(torch.ones(rows, weight.shape[1], dtype=weight.dtype), weight)
+    return time.perf_counter() - began
 
 
 def _name(dtype: torch.dtype) -> str:

