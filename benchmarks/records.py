@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 
+import ablations
 import slipstream
 from slipstream.bench.comparison import PLAIN, VERDICTS
 from slipstream.prompts import Prompt
@@ -76,7 +77,7 @@ def load_methods(
     models = {PLAIN: plain}
     for name, (method, options) in methods.items():
         if name != PLAIN:
-            models[name] = slipstream.load(plain.target.model, method, tokenizer=plain.tokenizer, **options)
+            models[name] = ablations.load(plain.target.model, method, options, plain.tokenizer)
     return models
 
 

@@ -29,7 +29,8 @@ from slipstream.core.rules import Candidates
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.verify import walk
 from slipstream.drafting.growth import grow
-from slipstream.drafting.static_tree import EAGLE_1, StaticTree
+from slipstream.drafting.published_trees import EAGLE_1
+from slipstream.drafting.shape import Static
 from slipstream.engine.engine import Engine
 from slipstream.target.target import Target
 
@@ -107,7 +108,7 @@ def test_a_cycle_without_a_draft_counts_nothing():
 
 
 def test_rank_paths_of_a_static_tree_are_its_table():
-    shape = StaticTree(EAGLE_1, torch.device("cpu"))
+    shape = Static(EAGLE_1)
 
     def expand(frontier, k):
         rows = frontier.tokens.shape[0]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from slipstream.core.tree import DraftTree
-from slipstream.drafting.base import Drafter, Drafting, ForwardingDrafting, Observed, Run
+from slipstream.drafting.base import Drafter, Drafting, ForwardingDrafting, Generation, Observed
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class WatchedDrafter(Drafter):
         cycles, self._cycles = self._cycles, []
         return cycles
 
-    def start(self, run: Run) -> Drafting:
+    def start(self, run: Generation) -> Drafting:
         return _WatchedDrafting(self.inner.start(run), self._note)
 
     def end(self) -> None:

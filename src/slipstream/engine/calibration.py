@@ -20,7 +20,7 @@ from slipstream.core.logits import ProcessingSettings
 from slipstream.core.rules import Candidates, DecodingRule
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree
-from slipstream.drafting.base import Drafter, Drafting, ForwardingDrafting, Observed, Run
+from slipstream.drafting.base import Drafter, Drafting, ForwardingDrafting, Generation, Observed
 from slipstream.engine.engine import Engine, Request
 from slipstream.errors import InputError
 from slipstream.target.target import Target
@@ -148,7 +148,7 @@ class _Watched(Drafter):
         self.total += negative_log_likelihood(scores.double(), choice, SCALES).sum(dim=0).cpu()
         self.count += choice.shape[0]
 
-    def start(self, run: Run) -> Drafting:
+    def start(self, run: Generation) -> Drafting:
         run.rule = recorder = _Recorder(run.rule)
         return _WatchedDrafting(self, self.inner.start(run), recorder)
 
@@ -170,14 +170,16 @@ class _Recorder(DecodingRule):
     def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
         return self.inner.choose(logits, tree)
 
-    def children(self, logits: Tensor, depth: int, k: int) -> Candidates:
+    def children(self, logits: Tensor, depth: int, k: int, ids: Tensor | None = None) -> Candidates:
+        if ids is not None:
+            raise InputError("calibration wants a drafter with the target's whole vocabulary")
         if logits.shape[0] != 1 or k != 1:
             raise InputError(f"calibration wants chains, but {logits.shape[0]} nodes ask for {k} children each")
         self.noted.append(self.scores(logits, depth))
         return self.inner.children(logits, depth, k)
 
-    def scores(self, logits: Tensor, depth: int) -> Tensor:
-        return self.inner.scores(logits, depth)
+    def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
+        return self.inner.scores(logits, depth, ids)
 
 
 class _WatchedDrafting(ForwardingDrafting):

@@ -20,7 +20,7 @@ from slipstream.core.rules import make_rule
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree, ancestor_mask, empty_tree
 from slipstream.core.verify import walk
-from slipstream.drafting.base import Drafter, Observed, Run, Scouts
+from slipstream.drafting.base import Drafter, Generation, Observed, Scouts
 from slipstream.errors import ContextLengthError, InputError
 from slipstream.runtime.clock import CycleClock
 from slipstream.target.cache import KVCache
@@ -72,7 +72,7 @@ class Step:
     sample_s: float = 0.0
     """Seconds to process logits, choose at every node and walk, up to the cycle's one copy to the host."""
     host_s: float = 0.0
-    """Seconds of the cycle outside all these: cuts, commit, what the drafter notes."""
+    """Seconds of the cycle outside all these: cuts, commit, what the drafter observes."""
     finish_reason: FinishReason | None = None
     """Set in the last step."""
     text: str = ""
@@ -142,7 +142,7 @@ class _Generation:
         vocab_size, device = self.target.vocab_size, self.target.device
         self.rule = make_rule(request.processing, request.sampling, vocab_size, device, engine.drafter.confidence)
         self.pipeline = LogitsPipeline(request.processing, vocab_size=vocab_size, device=device)
-        self.run = Run(self.target, cache, self.rule, list(request.prompt_ids), len(request.prompt_ids))
+        self.run = Generation(self.target, cache, self.rule, list(request.prompt_ids), len(request.prompt_ids))
         self.drafter = engine.drafter
         self.drafting = self.drafter.start(self.run)
         self.alone = empty_tree(device)
@@ -160,7 +160,7 @@ class _Generation:
     def step(self, prefill_s: float = 0.0) -> Step:
         """One cycle: propose, verify, cut, commit, observe."""
         self.clock.begin()
-        self._cross_rope_boundary()
+        self._renew_keys()
         self.rule.begin(self.cache.length)
         tree, scouts = self._propose()
         self.clock.lap("draft")
@@ -168,7 +168,7 @@ class _Generation:
         emitted, finish_reason = self._cut(pass_.emitted)
         self._commit(pass_, emitted)
         seconds = self.clock.read()
-        self.drafting.lasted(seconds)
+        self.drafting.end_cycle(seconds)
         return Step(
             token_ids=tuple(emitted),
             num_drafted=tree.num_nodes,
@@ -183,32 +183,27 @@ class _Generation:
         )
 
     def _prefill(self) -> None:
-        """Cache all tokens but the root, in chunks, or in one pass with the root where RoPE depends on the pass."""
+        """Cache all tokens but the root, in chunks as the model's family has them."""
         tokens = torch.tensor(self.run.tokens, device=self.target.device)  # [length + 1]
-        count = tokens.shape[0] - 1
-        whole = self.target.rolling_rope is not None
-        chunk = count + 1 if whole else self.prefill_chunk
-        for first in range(0, count, chunk):
-            part = tokens[first : first + chunk] if whole else tokens[first : min(first + chunk, count)]
-            n = part.shape[0]
+        for first, end in self.target.family.prefill_chunks(tokens.shape[0], self.prefill_chunk):
             output = self.target.forward(
-                part,
-                torch.arange(first, first + n, device=tokens.device),
-                self.target.causal(n),
+                tokens[first:end],
+                torch.arange(first, end, device=tokens.device),
+                self.target.causal(end - first),
                 self.cache,
                 features=self.features,
                 last_logits_only=True,
             )
-            kept = min(n, count - first)
+            kept = min(end, tokens.shape[0] - 1) - first
             self.cache.commit(None, kept)
             features = None if output.features is None else output.features[0, :kept]
             self.drafting.observe(Observed(tokens=self.run.tokens[first : first + kept], features=features))
 
-    def _cross_rope_boundary(self) -> None:
-        """Prefill anew when the text grows past the boundary of a `longrope`: all keys change their frequencies."""
-        if self.target.rolling_rope == "longrope" and self.cache.length == self.target.rope_boundary:
+    def _renew_keys(self) -> None:
+        """Prefill anew where the keys in the cache are void for the text as it has grown."""
+        if self.target.family.must_reprefill(self.cache.length, len(self.run.tokens)):
             self.cache.rollback(0)
-            self.drafting = self.drafter.start(self.run)  # what it noted of the old keys and features is void
+            self.drafting = self.drafter.start(self.run)  # what it knows of the old keys and features is void
             self._prefill()
 
     def _propose(self) -> tuple[DraftTree, Scouts | None]:
@@ -216,19 +211,13 @@ class _Generation:
         if self.run.max_depth == 0:
             return self.alone, None
         tree = self.drafting.propose().cut(self.run.max_depth)
-        max_nodes = self.target.max_nodes(self.cache.length)
-        return tree if max_nodes is None else tree.first(max_nodes), self.drafting.scouts()
+        most_nodes = self.target.family.most_nodes(self.cache.length)
+        return tree if most_nodes is None else tree.first(most_nodes), self.drafting.scouts()
 
     def _room(self) -> int:
-        """Depth worth drafting: a cycle emits at most depth + 1 tokens, and no pass may straddle a RoPE boundary."""
-        room = self._remaining() - 1
-        boundary = self.target.rope_boundary
-        if boundary is not None:
-            to_boundary = boundary - 1 - self.cache.length
-            if to_boundary >= 0:
-                return min(room, to_boundary)
-            return room if self.target.rolling_rope == "longrope" else 0
-        return room
+        """Depth worth drafting: a cycle emits at most depth + 1 tokens, and no pass may exceed the target's reach."""
+        room, reach = self._remaining() - 1, self.target.family.reach(len(self.run.tokens))
+        return room if reach is None else min(room, max(0, reach - len(self.run.tokens)))
 
     def _remaining(self) -> int:
         """Tokens that may still be emitted, by the budget and by the context."""
@@ -236,7 +225,7 @@ class _Generation:
         return (budget if context is None else min(budget, context)) - len(self.run.tokens)
 
     def _verify(self, tree: DraftTree, scouts: Scouts | None) -> _Pass:
-        """Run the root, the tree and m scouts, choose at every node, walk. Copies to the host once."""
+        """Generation the root, the tree and m scouts, choose at every node, walk. Copies to the host once."""
         rows = 1 + tree.num_nodes
         tokens, parents, depth = self._rows(tree, scouts)  # [n + m]
         visible = ancestor_mask(parents)  # [n + 1 + m, n + 1 + m]

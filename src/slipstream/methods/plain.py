@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from slipstream.core.tree import DraftTree, empty_tree
-from slipstream.drafting.base import Drafter, Drafting, Run
+from slipstream.drafting.base import Drafter, Drafting, Generation
 from slipstream.methods.method import Method
 from slipstream.target.target import Target
 
@@ -16,7 +16,7 @@ class PlainDrafter(Drafter):
 
     name = "plain"
 
-    def start(self, run: Run) -> Drafting:
+    def start(self, run: Generation) -> Drafting:
         return _Nothing(run)
 
     @property
@@ -25,7 +25,7 @@ class PlainDrafter(Drafter):
 
 
 class _Nothing(Drafting):
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Generation) -> None:
         self._empty = empty_tree(run.target.device)
 
     def propose(self) -> DraftTree:

@@ -14,7 +14,7 @@ import torch
 
 Part = Literal["draft", "build", "verify", "sample", "host"]
 """draft: the drafter. build: rows, positions and masks of the tree's pass. verify: the target's pass. sample: logits
-processing, choosing and walking, up to the copy to the host. host: the rest; cuts, commit, what the drafter notes."""
+processing, choosing and walking, up to the copy to the host. host: the rest; cuts, commit, what the drafter learns."""
 PARTS: tuple[Part, ...] = get_args(Part)
 
 

@@ -18,15 +18,16 @@ from oracle import oracle_generate
 from slipstream.core.logits import ProcessingSettings
 from slipstream.core.rules import GreedyRule
 from slipstream.core.sampling import SamplingSettings
-from slipstream.drafting.base import Run
-from slipstream.drafting.exit_threshold import ChainSettings
-from slipstream.drafting.growth import TreeShape
+from slipstream.drafting.base import Generation
+from slipstream.drafting.shape import Auto, Chain, Dynamic, Shape
 from slipstream.engine.engine import Engine, Request
 from slipstream.errors import InputError
 from slipstream.methods.layer_skip.adapt import AdaptiveSkipSet, AdaptSettings, TrialResult
 from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
 from slipstream.methods.layer_skip.effects import Effects
 from slipstream.methods.layer_skip.trial import try_set
+from slipstream.methods.registry import build_drafter
+from slipstream.runtime.costs import Costs
 from slipstream.skipping.costs import CostTable, PassCost
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.skipping.sublayers import SubLayers
@@ -68,13 +69,17 @@ def costs() -> CostTable:
     return CostTable(passes=tuple(one(rows) for rows in ROWS), prefix=64)
 
 
+SHAPES: dict[str, Shape] = {
+    "dynamic": Dynamic(width=3, depth=3, total=6),
+    "chain": Chain(length=4, threshold=0.0, adaptive=False),
+}
+
+
 def drafter(target: Target, tree: str = "dynamic", overhead: float = 0.3) -> LayerSkipDrafter:
     made = LayerSkipDrafter(
         target,
         START,
-        tree=tree,
-        shape=TreeShape(width=3, depth=3, total=6),
-        chain_settings=ChainSettings(length=4, threshold=0.0, adaptive=False),
+        SHAPES[tree],
         adapt=AdaptSettings(overhead=overhead, trial_rows=16),
     )
     assert made.adaptive is not None
@@ -145,7 +150,7 @@ def test_under_rejection_the_set_changes_only_between_drafts(target: Target, mon
     used: list[list[SkipSet]] = [[]]
     forward = made.forward
 
-    def noted(run: Run, tokens: torch.Tensor, depth: int, visible: torch.Tensor) -> torch.Tensor:
+    def noted(run: Generation, tokens: torch.Tensor, depth: int, visible: torch.Tensor) -> torch.Tensor:
         if depth == 0:
             used.append([])
         used[-1].append(made.skip_set)
@@ -163,9 +168,9 @@ def test_under_rejection_the_set_changes_only_between_drafts(target: Target, mon
 # -- a trial -----------------------------------------------------------------------------------------------------------
 
 
-def committed(target: Target, tokens: list[int]) -> Run:
+def committed(target: Target, tokens: list[int]) -> Generation:
     """A generation in which all tokens but the last are cached."""
-    run = Run(target, target.new_cache(32), GreedyRule(), tokens, 4, 9)
+    run = Generation(target, target.new_cache(32), GreedyRule(), tokens, 4, 9)
     n = len(tokens) - 1
     target.forward(torch.tensor(tokens[:-1]), torch.arange(n), target.causal(n), run.cache)
     run.cache.commit(None, n)
@@ -346,3 +351,31 @@ def test_adaptive_is_a_value_of_skip_set_and_costs_are_measured(target: Target) 
 def test_wrong_options_are_refused(target: Target, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         slipstream.load(target.model, **options)
+
+
+def test_costs_of_drafting_follow_the_set_that_is_drafted_with(target: Target) -> None:
+    """Of a set that adapts they are rescaled, within a generation; of another set they are measured anew."""
+    made = LayerSkipDrafter(target, START, Auto(Dynamic(width=3, depth=3, total=6)), adapt=AdaptSettings(trial_rows=16))
+    assert made.adaptive is not None
+    assert isinstance(made.shape, Auto)
+    made.adaptive.costs = costs()
+    made.shape.costs = before = Costs(((1, 1.0), (7, 2.0)), (0.0, 0.5, 1.0, 1.5))
+    less = SkipSet(num_layers=NUM_LAYERS, attention=(), mlp=())
+    made.adapt_to(less)
+    ratio = made.adaptive.draft_seconds(less, 3) / made.adaptive.draft_seconds(made.adaptive.start, 3)
+    assert ratio > 1
+    assert made.shape.costs.draft_s == pytest.approx([ratio * seconds for seconds in before.draft_s])
+    assert made.shape.costs.verify_s == before.verify_s
+    made.draft_with(made.adaptive.start)
+    assert made.shape.costs is None
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_adapting_set_may_be_sized_by_cost(target: Target, temperature: float) -> None:
+    settings = {"max_new_tokens": 60, "temperature": temperature, "seed": 1}
+    model = build_drafter("layer-skip", target, {"skip_set": "adaptive", "start_set": START, "trial_rows": 16})
+    result = decode(Engine(target, model), PROMPT, **settings)
+    assert result.ids == oracle_generate(target.model, PROMPT, **settings)
+    assert isinstance(model.shape, Auto)
+    assert model.shape.costs is not None
+    assert max(step.num_drafted for step in result.steps) < model.draft_slots

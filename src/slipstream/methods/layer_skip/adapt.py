@@ -154,9 +154,14 @@ class AdaptiveSkipSet:
 
     def seconds(self, skip_set: SkipSet) -> float:
         """Modelled seconds of a cycle that drafts with a set, of the mean depth and size of late."""
+        verify = self._costs.verify(1 + round(self._nodes / self._weight))
+        return self.draft_seconds(skip_set, self.depth) + verify
+
+    def draft_seconds(self, skip_set: SkipSet, depth: float) -> float:
+        """Modelled seconds of drafting so many levels with a set."""
         costs = self._costs
-        draft = costs.draft(1, skip_set) + (self.depth - 1) * costs.draft(self.level_rows, skip_set)
-        return draft + self.depth * costs.overhead + costs.verify(1 + round(self._nodes / self._weight))
+        passes = costs.draft(1, skip_set) + (depth - 1) * costs.draft(self.level_rows, skip_set)
+        return passes + depth * costs.overhead
 
     def speed(self, difference: float, seconds: float) -> float:
         """Modelled tokens per second of a set that drafts better by `difference` nats a token."""

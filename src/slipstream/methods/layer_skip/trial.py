@@ -21,7 +21,7 @@ from slipstream.skipping.skip_set import SkipSet
 from slipstream.skipping.sublayers import SubLayers
 
 if TYPE_CHECKING:
-    from slipstream.drafting.base import Run
+    from slipstream.drafting.base import Generation
 
 _PER_WINDOW = 4  # candidates tried on the same tokens
 _MISSED = -6.0  # a token of lower log-probability is not drafted, however low
@@ -30,7 +30,7 @@ _CORRELATED = 2.0  # neighbouring tokens are alike, so their mean is less sure t
 
 
 @torch.inference_mode()
-def try_set(run: Run, plan: SkipPlan, first: int, end: int, num_children: int) -> Tensor:
+def try_set(run: Generation, plan: SkipPlan, first: int, end: int, num_children: int) -> Tensor:
     """[2, end - first]: scores, and whether the next token was among the `num_children` most probable (1.0 or 0.0).
 
     Tokens first .. end - 1 are run with the sub-layers of `plan` left out; each is to foresee the one after it. Draft
@@ -69,7 +69,7 @@ class Trials:
     """The trials of one generation: at most one pass before a cycle's drafting, read before the next one's."""
 
     def __init__(
-        self, adaptive: AdaptiveSkipSet, sublayers: SubLayers, run: Run, use: Callable[[SkipSet], None]
+        self, adaptive: AdaptiveSkipSet, sublayers: SubLayers, run: Generation, use: Callable[[SkipSet], None]
     ) -> None:
         """use: takes a set into use."""
         self._adaptive, self._sublayers, self._run, self._use = adaptive, sublayers, run, use
