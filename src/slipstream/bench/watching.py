@@ -36,8 +36,8 @@ class WatchedDrafter(Drafter):
         cycles, self._cycles = self._cycles, []
         return cycles
 
-    def start(self, run: Generation) -> Drafting:
-        return _WatchedDrafting(self.inner.start(run), self._note)
+    def start(self, generation: Generation) -> Drafting:
+        return _WatchedDrafting(self.inner.start(generation), self._note)
 
     def end(self) -> None:
         self.inner.end()

@@ -76,8 +76,8 @@ class _Recorder(Drafter):
         self.features = Features(last_hidden=True, layers=inner.features.layers)
         self.passes: list[RecordedPass] = []
 
-    def start(self, run: Generation) -> Drafting:
-        return _Recording(self.inner.start(run), self.inner.features, self.passes.append)
+    def start(self, generation: Generation) -> Drafting:
+        return _Recording(self.inner.start(generation), self.inner.features, self.passes.append)
 
     def end(self) -> None:
         self.inner.end()

@@ -61,7 +61,7 @@ class Observed:
     path: Sequence[int] = ()
     """Indices of the nodes kept."""
     scouted: Sequence[int] = ()
-    """What `Scouts.read` made of this pass; empty where no scouts went along."""
+    """What `Scouts.summarise` made of this pass; empty where no scouts went along."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,9 @@ class Scouts:
     tokens: Tensor  # [m] int64
     parents: Tensor  # [m] int64, index of the scout before, -1 = root; parents before children
     depth: Tensor  # [m] int64, 1 for the root's children
-    read: Callable[[Tensor], Tensor]  # the target's logits [m, vocab], unprocessed -> [k] int64, for `Observed.scouted`
+    summarise: Callable[
+        [Tensor], Tensor
+    ]  # the target's logits [m, vocab], unprocessed -> [k] int64, for `Observed.scouted`
 
 
 class Drafting(ABC):

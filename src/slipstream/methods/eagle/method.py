@@ -38,7 +38,7 @@ EAGLE2 = Method(
     paper="arXiv 2406.16858",
     options=option_names("draft", Dynamic, "calibrated"),
     moved_options=dict.fromkeys(
-        ("by_value", "rerank"), "it left out what makes the tree, and is an ablation now (benchmarks/ablations.py)"
+        ("by_value", "rerank"), "it is an ablation of the paper, now in benchmarks/ablations.py"
     ),
     build=_dynamic,
     artefact="eagle",

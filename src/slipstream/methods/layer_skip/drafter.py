@@ -22,7 +22,7 @@ from slipstream.drafting.expander import DraftLogits, Expander
 from slipstream.drafting.growth import Frontier
 from slipstream.drafting.shape import Dynamic, Shape
 from slipstream.methods.layer_skip.adapt import AdaptiveSkipSet, AdaptSettings
-from slipstream.methods.layer_skip.trial import Trials
+from slipstream.methods.layer_skip.comparison import Comparisons
 from slipstream.skipping.costs import measure_costs
 from slipstream.skipping.resolve import SkipSetLike, resolve_skip_set
 from slipstream.skipping.skip_set import SkipSet
@@ -91,8 +91,8 @@ class LayerSkipDrafter(ModelDrafter):
         return super().start(generation)
 
     def end(self) -> None:
-        if self.adaptive is not None and self.adaptive.trial_plan is not None:
-            self.adaptive.trial_plan.leave()
+        if self.adaptive is not None and self.adaptive.candidate_plan is not None:
+            self.adaptive.candidate_plan.leave()
         self.plan.leave()
 
     @property
@@ -118,16 +118,18 @@ class LayerSkipExpander(Expander):
     def __init__(self, drafter: LayerSkipDrafter, generation: Generation) -> None:
         self._drafter, self._generation = drafter, generation
         adaptive = drafter.adaptive
-        self._trials = None if adaptive is None else Trials(adaptive, drafter.sublayers, generation, drafter.adapt_to)
+        self._comparisons = (
+            None if adaptive is None else Comparisons(adaptive, drafter.sublayers, generation, drafter.adapt_to)
+        )
 
     def catch_up(self, observed: Observed) -> None:
         tree, adaptive = observed.tree, self._drafter.adaptive
         if adaptive is not None and tree is not None and tree.num_nodes > 0:
-            adaptive.note_cycle(len(observed.path), tree.max_depth, tree.num_nodes)
+            adaptive.record_cycle(len(observed.path), tree.max_depth, tree.num_nodes)
 
     def begin(self, shape: Shape) -> int:
-        if self._trials is not None:
-            self._trials.step()
+        if self._comparisons is not None:
+            self._comparisons.advance()
         return shape.depth
 
     def expand(self, frontier: Frontier) -> DraftLogits:
