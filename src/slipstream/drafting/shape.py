@@ -469,8 +469,16 @@ class _ChosenShape(ShapeInUse):
         size = self._chooser.next(self._auto.costs)
         if size is None:
             return None
-        shape = replace(self._auto.largest, depth=size.depth, total=size.total)
-        return _Look(self._auto.largest, shape, self._chooser.record_candidates) if size.look else shape
+        largest = self._auto.largest
+        if not size.look:
+            return replace(largest, depth=size.depth, total=size.total)
+        return _Look(
+            width=largest.width,
+            depth=largest.depth,
+            total=largest.total,
+            num_kept=size.total,
+            show=self._chooser.record_candidates,
+        )
 
     def record_tree(self, observed: Observed) -> None:
         if observed.tree is not None:
@@ -483,45 +491,16 @@ class _ChosenShape(ShapeInUse):
         self._first = False
 
 
-class _Look(Tree):
-    """Grows the largest tree, shows all its candidates, and keeps as many as `kept` would."""
+@dataclass(frozen=True, kw_only=True)
+class _Look(Dynamic):
+    """Shows all candidates for `total` nodes, and keeps the best few."""
 
-    kind: ClassVar[Kind] = "dynamic"
-
-    def __init__(self, grown: Dynamic, kept: Dynamic, show: Callable[[DraftTree], None]) -> None:
-        self._grown, self._kept, self._show = grown, kept, show
-
-    @property
-    def depth(self) -> int:
-        return self._grown.depth
-
-    @property
-    def most_rows(self) -> int:
-        return self._grown.most_rows
-
-    @property
-    def most_nodes(self) -> int:
-        return self._kept.total
-
-    @property
-    def level_rows(self) -> int:
-        return self._grown.level_rows
-
-    def cut(self, max_depth: int) -> Tree:
-        return _Look(self._grown.cut(max_depth), self._kept, self._show)
-
-    def options(self) -> dict[str, Any]:
-        return self._grown.options()
-
-    def num_children(self, depth: int) -> int:
-        return self._grown.num_children(depth)
-
-    def choose(self, level: DraftTree, confidence: Tensor) -> Tensor:
-        return self._grown.choose(level, confidence)
+    num_kept: int
+    show: Callable[[DraftTree], None]
 
     def keep(self, tree: DraftTree, chosen: Tensor) -> DraftTree:
-        self._show(tree)
-        return rerank(tree, self._kept.total)
+        self.show(tree)
+        return rerank(tree, self.num_kept)
 
 
 def sized(given: Mapping[str, Any], default: Dynamic) -> Dynamic | Auto:
