@@ -30,7 +30,7 @@ class EntrantSpec:
         """Read `[NAME=]METHOD[:OPTION=VALUE,...]`, such as `eagle2-60=eagle2:width=10,depth=6,total=60`.
 
         NAME is the method's if left out. Values are JSON where they can be read so. A part without a value is the
-        shape of the drafts, as `Shape.parse` reads it: `eagle2:10x6x60`, `layer-skip:chain:8`. peers: names that are.
+        shape of the drafts, as `Shape.parse` reads it: `eagle2:10x6x60`, `layer-skip:chain:8`. peers: their names.
         Raises InputError for anything else, an unknown method, and an option that the method does not read.
         """
         from slipstream.methods.registry import METHODS, find_method

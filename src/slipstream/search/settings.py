@@ -83,7 +83,7 @@ def make_shape(
     length: int | None = None,
     threshold: float | None = None,
 ) -> Dynamic | Chain:
-    """The draft of these sizes; None: the default of `layer-skip`. Raises InputError for a size of the other tree."""
+    """The draft of these sizes; None: that of `Dynamic` or `Chain`. Raises InputError for a size of the other tree."""
     if tree not in TREES:
         raise unknown_choice("tree", tree, TREES)
     of_tree = {"width": width, "depth": depth, "total": total}
