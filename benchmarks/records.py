@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import ablations
 import torch
 import transformers
 
@@ -76,7 +77,7 @@ def load_methods(
     models = {PLAIN: plain}
     for name, (method, options) in methods.items():
         if name != PLAIN:
-            models[name] = slipstream.load(plain.target.model, method, tokenizer=plain.tokenizer, **options)
+            models[name] = ablations.load(plain.target.model, method, options, plain.tokenizer)
     return models
 
 

@@ -31,6 +31,7 @@ from slipstream.skipping.skip_set import SkipSet
 
 TASKS = {"summarisation": "cnn_dm", "code": "humaneval"}
 SKIP_PROMPTS = 10  # questions that sets are measured on, and that no search sees
+TOTAL = 12  # nodes of the tree that sets are measured with, which is the one they are searched for
 
 
 def main() -> int:
@@ -169,9 +170,9 @@ class Task:
         }
         figures = self._modelled_figures(base, sets)
         methods: dict[str, tuple[str, dict[str, Any]]] = {
-            name: ("layer-skip", {"skip_set": skip_set}) for name, skip_set in sets.items()
+            name: ("layer-skip", {"skip_set": skip_set, "total": TOTAL}) for name, skip_set in sets.items()
         }
-        methods["adaptive"] = ("layer-skip", {"skip_set": "adaptive"})
+        methods["adaptive"] = ("layer-skip", {"skip_set": "adaptive", "total": TOTAL})
         models = load_methods(self.options.model, methods, dtype=self.options.dtype, device=self.options.device)
         comparison = Comparison(
             models=models,

@@ -94,9 +94,9 @@ class Tally:
         self.rows.setdefault(key, Row()).add(output, verdict)
         for cycle in cycles or ():
             found = fates(cycle)
-            self.curves.setdefault(key, CalibrationCurve()).add(found)
+            self.curves.setdefault(key, CalibrationCurve()).count(found)
             if key[2] == STATIC:
-                self.positions.setdefault(key, PositionTable()).add(cycle, found)
+                self.positions.setdefault(key, PositionTable()).count(cycle, found)
 
     def merge(self, found: Mapping[str, Any]) -> None:
         """Add what `to_dict` gave."""

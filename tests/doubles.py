@@ -17,13 +17,13 @@ from families import VOCAB_SIZE
 from slipstream.core.logits import ProcessingSettings
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree, empty_tree
-from slipstream.drafting.base import Drafter, Drafting, Observed, Run
+from slipstream.drafting.base import Drafter, Drafting, Generation, Observed
 from slipstream.engine.engine import Engine, Request, Step
 from slipstream.methods.registry import METHODS, build_drafter
 from slipstream.target.target import Target
 
 Path = list[int]  # the tokens from the root's child to a node
-Script = Callable[[Run, Sequence[int]], list[Path]]
+Script = Callable[[Generation, Sequence[int]], list[Path]]
 """(run, the true tokens from here on) -> the nodes to draft as paths, parents before children."""
 
 
@@ -67,13 +67,13 @@ class Scripted(Drafter):
         self.script, self.truth = script, list(truth)
         self.observed: list[Observed] = []
 
-    def start(self, run: Run) -> Drafting:
+    def start(self, run: Generation) -> Drafting:
         self.observed.clear()
         return _Scripted(self, run)
 
 
 class _Scripted(Drafting):
-    def __init__(self, drafter: Scripted, run: Run) -> None:
+    def __init__(self, drafter: Scripted, run: Generation) -> None:
         self._drafter, self._run = drafter, run
 
     def propose(self) -> DraftTree:
@@ -90,36 +90,36 @@ def wrong(token: int, shift: int = 1) -> int:
     return (token + shift) % VOCAB_SIZE
 
 
-def always_right(run: Run, ahead: Sequence[int]) -> list[Path]:
+def always_right(run: Generation, ahead: Sequence[int]) -> list[Path]:
     """A chain of the next four true tokens."""
     return chain_paths(ahead[:4])
 
 
-def always_wrong(run: Run, ahead: Sequence[int]) -> list[Path]:
+def always_wrong(run: Generation, ahead: Sequence[int]) -> list[Path]:
     """Two chains that start wrong and go on with the truth."""
     first = ahead[0] if ahead else 0
     tails = [[wrong(first, shift), *ahead[1:3]] for shift in (1, 2)]
     return [path for tail in tails for path in chain_paths(tail)]
 
 
-def right_behind_wrong(run: Run, ahead: Sequence[int]) -> list[Path]:
+def right_behind_wrong(run: Generation, ahead: Sequence[int]) -> list[Path]:
     """Wrong branches in the first slots, three true tokens in the slots behind them."""
     true = list(ahead[:3])
     first = true[0] if true else 0
     return [*chain_paths([wrong(first), 5, 6]), *chain_paths([wrong(first, 2), 7]), *chain_paths(true)]
 
 
-def nothing(run: Run, ahead: Sequence[int]) -> list[Path]:
+def nothing(run: Generation, ahead: Sequence[int]) -> list[Path]:
     """No draft at all."""
     return []
 
 
-def far_too_deep(run: Run, ahead: Sequence[int]) -> list[Path]:
+def far_too_deep(run: Generation, ahead: Sequence[int]) -> list[Path]:
     """A chain beyond every budget and context limit, true as far as the truth is known."""
     return chain_paths([*ahead, *([7] * (150 - len(ahead)))])
 
 
-def exactly_the_budget(run: Run, ahead: Sequence[int]) -> list[Path]:
+def exactly_the_budget(run: Generation, ahead: Sequence[int]) -> list[Path]:
     """A true chain that, with the next token, uses up all that may be emitted."""
     return chain_paths(ahead[: run.max_depth])
 
@@ -133,7 +133,7 @@ def chain_paths(tokens: Iterable[int]) -> list[Path]:
 def proposing(token: int) -> Script:
     """A script that offers `token` (an EOS, say) beside the truth and after it, at every depth."""
 
-    def script(run: Run, ahead: Sequence[int]) -> list[Path]:
+    def script(run: Generation, ahead: Sequence[int]) -> list[Path]:
         paths = [[token], [token, token]]
         for depth in range(1, min(4, len(ahead)) + 1):
             true = list(ahead[:depth])
@@ -143,7 +143,7 @@ def proposing(token: int) -> Script:
     return script
 
 
-def random_tree(run: Run, ahead: Sequence[int]) -> list[Path]:
+def random_tree(run: Generation, ahead: Sequence[int]) -> list[Path]:
     """A tree of up to 14 nodes in a random order: part of the truth, wrong siblings, and branches under both.
 
     The same position always draws the same tree. Wrong nodes stand before and between the true ones, so that the
@@ -176,7 +176,7 @@ class Decoded:
 
 
 def decode(engine: Engine, prompt: Sequence[int], **settings: object) -> Decoded:
-    """Run a request to its end."""
+    """Generation a request to its end."""
     result = Decoded()
     for step in engine.generate(request(prompt, **settings)):
         result.ids += step.token_ids

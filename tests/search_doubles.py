@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from families import build
-from slipstream.drafting.growth import TreeShape
+from slipstream.drafting.shape import Dynamic
 from slipstream.methods.plain import PlainDrafter
 from slipstream.model import Model
 from slipstream.search.search import SkipSearch
@@ -39,7 +39,7 @@ def tiny_model(**settings: Any) -> Model:
 
 
 def small_search(study: Path, trials: int, model: Model | None = None, **settings: Any) -> SkipSearch:
-    options = {"max_new_tokens": 6, "rows": 64, "shape": TreeShape(width=2, depth=2, total=3), "sampler": "random"}
+    options = {"max_new_tokens": 6, "rows": 64, "shape": Dynamic(width=2, depth=2, total=3), "sampler": "random"}
     warm_start = settings.pop("warm_start", None)
     task = settings.pop("task", "code")
     chosen = SearchSettings(**{**options, "trials": trials, **settings})

@@ -28,8 +28,8 @@ from oracle import next_logits, warpers
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree
 from slipstream.core.verify import choose_one_hot, draw
+from slipstream.drafting.chain import ChainDrafting
 from slipstream.engine.engine import Engine, Step
-from slipstream.methods.layer_skip.drafter import _ChainDrafting
 from slipstream.methods.registry import build_drafter
 from slipstream.target.cache import KVCache
 from slipstream.target.target import Target, replaced_forward
@@ -224,15 +224,15 @@ def test_the_dynamic_tree_is_a_one_hot_tree_with_branches(target, memory, monkey
 
 def drop_unsure_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chain that ends early leaves out the token that made it end."""
-    right = _ChainDrafting.propose
+    right = ChainDrafting.propose
 
-    def propose(self: _ChainDrafting) -> DraftTree:
+    def propose(self: ChainDrafting) -> DraftTree:
         tree = right(self)
         assert tree.q is not None
         unsure = tree.q[-1, tree.tokens[-1]] < THRESHOLD
         return tree.first(tree.num_nodes - 1) if unsure else tree
 
-    monkeypatch.setattr(_ChainDrafting, "propose", propose)
+    monkeypatch.setattr(ChainDrafting, "propose", propose)
 
 
 def recover_from_p(monkeypatch: pytest.MonkeyPatch) -> None:

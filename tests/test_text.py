@@ -24,7 +24,7 @@ def play(text: str | list[int], *stop: str) -> tuple[list[str], AnswerText, int]
     tokens = list(text.encode()) if isinstance(text, str) else text
     pieces = []
     for count, token in enumerate(tokens, start=1):
-        if answer.add(token):
+        if answer.append_token(token):
             return [*pieces, answer.release(final=True)], answer, count
         pieces.append(answer.release())
     return [*pieces, answer.release(final=True)], answer, len(tokens)

@@ -27,7 +27,7 @@ PROMPTS = {
 _HEAD_TREE = {"total": 12}
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("plain", {}),
-    "layer-skip": ("layer-skip", {}),
+    "layer-skip": ("layer-skip", _HEAD_TREE),
     "layer-skip chain": ("layer-skip", {"tree": "chain"}),
     "eagle2": ("eagle2", {"width": 8, "depth": 5, "total": 30}),
     "eagle": ("eagle", {}),

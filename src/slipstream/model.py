@@ -260,7 +260,7 @@ class Model:
         """counted: the engine has already shown the tokens to `text`, looking for stop strings."""
         if not counted:
             for token in step.token_ids:
-                text.add(token)
+                text.append_token(token)
         return replace(step, text=text.release(final=step.finish_reason is not None))
 
     def _whole_text(self, text: AnswerText | None, token_ids: list[int], *, counted: bool) -> str:

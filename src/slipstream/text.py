@@ -23,7 +23,7 @@ class AnswerText:
         self._end: int | None = None  # where a stop string begins
         self._released = 0
 
-    def add(self, token: int) -> bool:
+    def append_token(self, token: int) -> bool:
         """Take the next token; true if the text now contains a stop string."""
         self._ids.append(token)
         before = self._decode(self._ids[self._context : self._read])

@@ -9,14 +9,27 @@ PLAIN = EntrantSpec(name="plain", kind="ours", method="plain")
 
 
 def test_an_entrant_is_a_method_with_options_under_a_name() -> None:
-    spec = EntrantSpec.parse("big=eagle2:width=10,total=60,rerank=false,draft=some/head")
+    spec = EntrantSpec.parse("big=eagle2:width=10,total=60,calibrated=false,draft=some/head")
     assert (spec.name, spec.kind, spec.method) == ("big", "ours", "eagle2")
-    assert spec.options == {"width": 10, "total": 60, "rerank": False, "draft": "some/head"}
+    assert spec.options == {"width": 10, "total": 60, "calibrated": False, "draft": "some/head"}
 
 
 def test_an_entrant_is_called_as_its_method_by_default() -> None:
     assert EntrantSpec.parse("lookahead").name == "lookahead"
     assert EntrantSpec.parse("lookahead:window=3").name == "lookahead"
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("eagle2:10x6x60", {"width": 10, "depth": 6, "total": 60}),
+        ("eagle2:auto:10x6x60,draft=some/head", {"width": 10, "depth": 6, "total": "auto:60", "draft": "some/head"}),
+        ("layer-skip:chain:8,threshold=0.3", {"tree": "chain", "length": 8, "threshold": 0.3}),
+        ("medusa:static", {"tree": "mc_sim_7b_63"}),
+    ],
+)
+def test_a_shape_stands_for_the_options_that_ask_for_it(text: str, options: dict[str, object]) -> None:
+    assert EntrantSpec.parse(text).options == options
 
 
 def test_a_peer_is_told_from_a_method() -> None:

@@ -29,7 +29,8 @@ from slipstream.core.rules import Candidates
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.verify import walk
 from slipstream.drafting.growth import grow
-from slipstream.drafting.static_tree import EAGLE_1, StaticTree
+from slipstream.drafting.published_trees import EAGLE_1
+from slipstream.drafting.shape import Static
 from slipstream.engine.engine import Engine
 from slipstream.target.target import Target
 
@@ -107,7 +108,7 @@ def test_a_cycle_without_a_draft_counts_nothing():
 
 
 def test_rank_paths_of_a_static_tree_are_its_table():
-    shape = StaticTree(EAGLE_1, torch.device("cpu"))
+    shape = Static(EAGLE_1)
 
     def expand(frontier, k):
         rows = frontier.tokens.shape[0]
@@ -130,25 +131,25 @@ def nodes(confidence, accepted, reached=None) -> Fates:
 
 def test_a_drafter_as_sure_as_it_is_right_has_no_calibration_error():
     curve = CalibrationCurve()
-    curve.add(nodes([0.25] * 4 + [0.75] * 4, [True, False, False, False, True, True, True, False]))
+    curve.count(nodes([0.25] * 4 + [0.75] * 4, [True, False, False, False, True, True, True, False]))
     assert curve.expected_error == pytest.approx(0.0)
 
 
 def test_the_error_is_the_mean_gap_over_nodes():
     curve = CalibrationCurve()
-    curve.add(nodes([0.9, 0.9, 0.1, 0.1], [True, True, True, False]))
+    curve.count(nodes([0.9, 0.9, 0.1, 0.1], [True, True, True, False]))
     assert curve.expected_error == pytest.approx((0.1 * 2 + 0.4 * 2) / 4)
 
 
 def test_nodes_under_a_rejected_parent_do_not_count():
     curve = CalibrationCurve()
-    curve.add(nodes([0.9, 0.9], [True, False], reached=[True, False]))
+    curve.count(nodes([0.9, 0.9], [True, False], reached=[True, False]))
     assert sum(curve.to_dict()["num_nodes"]) == 1
 
 
 def test_confidence_zero_and_one_have_their_bins():
     curve = CalibrationCurve()
-    curve.add(nodes([0.0, 1.0, 1.0 + 1e-9], [False, True, True]))
+    curve.count(nodes([0.0, 1.0, 1.0 + 1e-9], [False, True, True]))
     counts = curve.to_dict()["num_nodes"]
     assert (counts[0], counts[-1], sum(counts), len(counts)) == (1, 2, 3, NUM_BINS)
 
@@ -156,10 +157,10 @@ def test_confidence_zero_and_one_have_their_bins():
 def test_counts_add_up_as_if_counted_together():
     first, second, both = CalibrationCurve(), CalibrationCurve(), CalibrationCurve()
     one, other = nodes([0.3, 0.8], [True, False]), nodes([0.31, 0.99], [False, True])
-    first.add(one)
-    second.add(other)
-    both.add(one)
-    both.add(other)
+    first.count(one)
+    second.count(other)
+    both.count(one)
+    both.count(other)
     first.merge(second.to_dict())
     assert first.to_dict() == both.to_dict()
 
@@ -171,7 +172,7 @@ def test_a_position_counts_where_the_tree_has_it():
     tree = make_tree([-1, -1, 0], [5, 6, 7], [math.log(x) for x in (0.6, 0.3, 0.4)])
     cycle = cycle_of(tree, torch.tensor([5, 0, 0, 0]))
     positions = PositionTable()
-    positions.add(cycle, fates(cycle))
+    positions.count(cycle, fates(cycle))
     found = positions.to_dict()
     assert [sum(found[name]["num_nodes"]) for name in POSITIONS] == [1, 1, 1, 0, 0, 0]
     assert [found[name]["acceptance"] for name in ("P1", "P2", "P3")] == [1.0, 0.0, 0.0]
@@ -181,7 +182,7 @@ def test_a_position_counts_where_the_tree_has_it():
 def test_thirds_are_of_cycles_by_confidence():
     position = Position([0] * NUM_OCTAVES, [0] * NUM_OCTAVES)
     for value, accepted in [(0.9, True)] * 3 + [(0.3, True), (0.3, False), (0.3, False)] + [(1e-9, False)] * 3:
-        position.add(value, reached=True, accepted=accepted)
+        position.count(value, reached=True, accepted=accepted)
     assert position.third(high=True) == pytest.approx(1.0)
     assert position.third(high=False) == pytest.approx(0.0)
     assert position.to_dict()["acceptance"] == pytest.approx(4 / 9, abs=1e-4)
@@ -190,15 +191,15 @@ def test_thirds_are_of_cycles_by_confidence():
 def test_a_bin_that_straddles_a_third_is_split():
     position = Position([0] * NUM_OCTAVES, [0] * NUM_OCTAVES)
     for accepted in [True] * 3 + [False] * 3:
-        position.add(0.9, reached=True, accepted=accepted)
+        position.count(0.9, reached=True, accepted=accepted)
     assert position.third(high=True) == position.third(high=False) == pytest.approx(0.5)
 
 
 def test_position_counts_add_up():
     cycle = cycle_of(make_tree([-1, -1], [5, 6], [-0.2, -3.0]), torch.tensor([5, 0, 0]))
     once, twice = PositionTable(), PositionTable()
-    once.add(cycle, fates(cycle))
-    twice.add(cycle, fates(cycle))
-    twice.add(cycle, fates(cycle))
+    once.count(cycle, fates(cycle))
+    twice.count(cycle, fates(cycle))
+    twice.count(cycle, fates(cycle))
     once.merge(once.to_dict())
     assert once.to_dict() == twice.to_dict()

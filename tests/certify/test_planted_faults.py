@@ -18,7 +18,7 @@ from families import prompt_ids
 from slipstream.certify.requests import make_request
 from slipstream.core.tree import ancestor_mask, earlier_siblings
 from slipstream.core.verify import walk
-from slipstream.engine.engine import _Generation
+from slipstream.engine.engine import _Decoding
 from slipstream.model import Model
 from slipstream.target.cache import SlotLayer
 from slipstream.target.target import Target
@@ -37,13 +37,13 @@ def certificate(dtype, plant=None, monkeypatch=None, script=right_behind_wrong, 
 
 def position_off_by_one(monkeypatch):
     """Drafted nodes stand one place too far."""
-    right = _Generation._rows
+    right = _Decoding._rows
 
     def rows(self, tree, scouts):
         tokens, parents, depth = right(self, tree, scouts)
         return tokens, parents, depth + 1
 
-    monkeypatch.setattr(_Generation, "_rows", rows)
+    monkeypatch.setattr(_Decoding, "_rows", rows)
 
 
 def sibling_leak(monkeypatch):

@@ -23,7 +23,8 @@ from random_trees import distributions, make_tree, path_to, rows, token_paths, t
 from slipstream.core.rules import Candidates
 from slipstream.core.tree import DraftTree, ancestor_mask, chain
 from slipstream.core.verify import choose_chain, choose_coupled, choose_greedy, choose_one_hot, draw, walk
-from slipstream.drafting.growth import Frontier, TreeShape, grow
+from slipstream.drafting.growth import Frontier, grow
+from slipstream.drafting.shape import Dynamic
 
 ALMOST_ONE = 1.0 - 2.0**-53  # the largest uniform
 TOLERANCE = 1e-12
@@ -283,7 +284,7 @@ def test_choices_in_any_tree_are_distributed_as_p(tree: DraftTree, data: st.Data
     torch.testing.assert_close(one_hot_laws(tree, p), rows(*p), rtol=0, atol=TOLERANCE)
 
 
-def grown(q: Model, shape: TreeShape) -> DraftTree:
+def grown(q: Model, shape: Dynamic) -> DraftTree:
     """The reranked dynamic tree of a drafter with distributions q."""
     paths: list[Path] = []
 
@@ -320,7 +321,7 @@ def tree_law(tree: DraftTree, p: Model, vocab_size: int, length: int) -> Law:
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 3), st.integers(1, 9))
 def test_reranked_dynamic_trees_keep_the_joint_law(seed: int, width: int, depth: int, total: int) -> None:
     p, q = random_model(seed, 3), random_model(seed + 1, 3)
-    tree = grown(q, TreeShape(width=width, depth=depth, total=total))
+    tree = grown(q, Dynamic(width=width, depth=depth, total=total))
     assert distance(tree_law(tree, p, 3, 4), plain_law(p, 3, 4)) < TOLERANCE
 
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from random_trees import token_paths
 from slipstream.core.rules import Candidates
 from slipstream.core.tree import DraftTree, ancestor_mask, chain
-from slipstream.drafting.growth import Frontier, TreeShape, grow, rerank
+from slipstream.drafting.growth import Frontier, grow, rerank
+from slipstream.drafting.shape import Dynamic
 from slipstream.errors import InputError
 
 Path = tuple[int, ...]
@@ -65,7 +66,7 @@ class Recorder:
         )
 
 
-def twin(drafting: Drafting, shape: TreeShape) -> list[tuple[Path, float]]:
+def twin(drafting: Drafting, shape: Dynamic) -> list[tuple[Path, float]]:
     """(path, value) of the nodes kept, in the order of their creation. Values add up in float32, as the paper's."""
     nodes: list[tuple[Path, np.float32]] = []
     frontier = [((), np.float32(0.0))]
@@ -81,7 +82,7 @@ def twin(drafting: Drafting, shape: TreeShape) -> list[tuple[Path, float]]:
     return [(nodes[i][0], float(nodes[i][1])) for i in sorted(ranked[: shape.total])]
 
 
-shapes = st.builds(TreeShape, width=st.integers(1, 5), depth=st.integers(1, 5), total=st.integers(1, 40))
+shapes = st.builds(Dynamic, width=st.integers(1, 5), depth=st.integers(1, 5), total=st.integers(1, 40))
 draftings = st.builds(
     Drafting,
     seed=st.integers(0, 10**6),
@@ -92,14 +93,14 @@ draftings = st.builds(
 
 @settings(max_examples=150, deadline=None)
 @given(draftings, shapes)
-def test_the_tree_equals_the_slow_twins(drafting: Drafting, shape: TreeShape) -> None:
+def test_the_tree_equals_the_slow_twins(drafting: Drafting, shape: Dynamic) -> None:
     tree = grow(Recorder(drafting), torch.tensor([3]), shape)
     assert list(zip(token_paths(tree), tree.log_value.tolist(), strict=True)) == twin(drafting, shape)
 
 
 @settings(max_examples=150, deadline=None)
 @given(draftings, shapes)
-def test_the_tree_is_connected_unique_and_within_its_size(drafting: Drafting, shape: TreeShape) -> None:
+def test_the_tree_is_connected_unique_and_within_its_size(drafting: Drafting, shape: Dynamic) -> None:
     tree = grow(Recorder(drafting), torch.tensor([3]), shape)
     parents = tree.parents.tolist()
     assert all(-1 <= parent < node for node, parent in enumerate(parents))
@@ -112,21 +113,21 @@ def test_the_tree_is_connected_unique_and_within_its_size(drafting: Drafting, sh
 
 @settings(max_examples=80, deadline=None)
 @given(draftings, shapes)
-def test_every_row_run_sees_its_ancestors_and_itself_and_nothing_else(drafting: Drafting, shape: TreeShape) -> None:
+def test_every_row_run_sees_its_ancestors_and_itself_and_nothing_else(drafting: Drafting, shape: Dynamic) -> None:
     recorder = Recorder(drafting)
     grow(recorder, torch.tensor([3]), shape)
     for path, seen in zip(recorder.paths, recorder.visible, strict=True):
         assert seen == {path[:depth] for depth in range(len(path) + 1)}
-    assert len(recorder.paths) <= shape.num_rows
+    assert len(recorder.paths) <= shape.most_rows
     assert len(recorder.widths) == shape.depth  # one pass a level, none for the last
 
 
 def test_rows_run_are_exactly_those_announced_where_the_vocabulary_is_large_enough() -> None:
-    shape = TreeShape(width=4, depth=3, total=10)
+    shape = Dynamic(width=4, depth=3, total=10)
     recorder = Recorder(Drafting(1, 9, CONFIDENCES))
     grow(recorder, torch.tensor([3]), shape)
     assert recorder.widths == [1, 4, 4]
-    assert len(recorder.paths) == shape.num_rows
+    assert len(recorder.paths) == shape.most_rows
 
 
 def test_a_level_runs_no_node_that_cannot_have_a_kept_child() -> None:
@@ -138,7 +139,7 @@ def test_a_level_runs_no_node_that_cannot_have_a_kept_child() -> None:
         asked.append(k)
         return recorder(frontier, k)
 
-    grow(expand, torch.tensor([3]), TreeShape(width=5, depth=3, total=3))
+    grow(expand, torch.tensor([3]), Dynamic(width=5, depth=3, total=3))
     assert recorder.widths == [1, 2, 1]
     assert asked == [3, 2, 1]
 
@@ -149,7 +150,7 @@ def test_certain_children_never_displace_their_parents() -> None:
     EAGLE-2's code accumulates in the model's dtype and keeps such a child without its parent in fp16.
     """
     for total in range(1, 15):
-        tree = grow(Recorder(Drafting(0, 9, [0.0])), torch.tensor([3]), TreeShape(width=3, depth=4, total=total))
+        tree = grow(Recorder(Drafting(0, 9, [0.0])), torch.tensor([3]), Dynamic(width=3, depth=4, total=total))
         assert tree.num_nodes == total
         paths = set(token_paths(tree))
         assert all(path[:-1] in paths or len(path) == 1 for path in paths)
@@ -166,7 +167,7 @@ def test_values_are_float32_whatever_the_drafter_computes_in(dtype: torch.dtype)
         row = torch.tensor([confidence, -math.inf], dtype=dtype)
         return Candidates(torch.tensor([[0, 1]]).expand(len(frontier.tokens), 2), row.expand(len(frontier.tokens), 2))
 
-    tree = grow(expand, torch.tensor([3]), TreeShape(width=2, depth=3, total=4))
+    tree = grow(expand, torch.tensor([3]), Dynamic(width=2, depth=3, total=4))
     assert tree.log_value.dtype == torch.float32
     values = dict(zip(token_paths(tree), tree.log_value.tolist(), strict=True))
     assert values[0,] > values[0, 0] > values[0, 0, 0]
@@ -175,25 +176,25 @@ def test_values_are_float32_whatever_the_drafter_computes_in(dtype: torch.dtype)
 
 def test_a_tree_of_depth_one_is_the_roots_best_children() -> None:
     recorder = Recorder(Drafting(4, 9, [-0.5, -1.0, -2.0]))
-    tree = grow(recorder, torch.tensor([3]), TreeShape(width=5, depth=1, total=3))
+    tree = grow(recorder, torch.tensor([3]), Dynamic(width=5, depth=1, total=3))
     assert token_paths(tree) == [(token,) for token, _ in recorder.drafting.children((), 5)[:3]]
     assert recorder.widths == [1]
 
 
 def test_a_tree_of_width_one_is_a_chain() -> None:
-    tree = grow(Recorder(Drafting(4, 9, [-0.5])), torch.tensor([3]), TreeShape(width=1, depth=6, total=99))
+    tree = grow(Recorder(Drafting(4, 9, [-0.5])), torch.tensor([3]), Dynamic(width=1, depth=6, total=99))
     assert torch.equal(ancestor_mask(tree.parents), ancestor_mask(chain(tree.tokens).parents))
     assert tree.log_value.tolist() == [-0.5 * depth for depth in range(1, 7)]
 
 
 def test_every_candidate_is_kept_where_the_budget_allows() -> None:
-    tree = grow(Recorder(Drafting(4, 9, CONFIDENCES)), torch.tensor([3]), TreeShape(width=3, depth=3, total=1000))
+    tree = grow(Recorder(Drafting(4, 9, CONFIDENCES)), torch.tensor([3]), Dynamic(width=3, depth=3, total=1000))
     assert tree.num_nodes == 3 + 9 + 9
 
 
 @functools.cache
 def candidates() -> DraftTree:
-    return grow(Recorder(Drafting(7, 9, CONFIDENCES)), torch.tensor([3]), TreeShape(width=3, depth=3, total=1000))
+    return grow(Recorder(Drafting(7, 9, CONFIDENCES)), torch.tensor([3]), Dynamic(width=3, depth=3, total=1000))
 
 
 @given(st.integers(1, 25))
@@ -205,19 +206,19 @@ def test_reranking_keeps_the_highest_values(total: int) -> None:
 
 
 def test_a_cut_shape_differs_in_depth_alone() -> None:
-    shape = TreeShape(width=3, depth=5, total=20)
-    assert shape.cut(2) == TreeShape(width=3, depth=2, total=20)
+    shape = Dynamic(width=3, depth=5, total=20)
+    assert shape.cut(2) == Dynamic(width=3, depth=2, total=20)
     assert shape.cut(9) == shape
-    assert shape.num_rows == 1 + 3 * 4
+    assert shape.most_rows == 1 + 3 * 4
 
 
 @pytest.mark.parametrize("name", ["width", "depth", "total"])
 def test_a_shape_below_one_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"tree {name} is 0; it must be at least 1"):
-        TreeShape(**{name: 0})
+        Dynamic(**{name: 0})
 
 
 @pytest.mark.parametrize("name", ["width", "depth", "total"])
 def test_a_tree_that_would_fill_the_memory_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"tree {name} is 1000000; it must be at most"):
-        TreeShape(**{name: 1_000_000})
+        Dynamic(**{name: 1_000_000})

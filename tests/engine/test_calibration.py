@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from families import prompt_ids
 from slipstream.core.confidence import ConfidenceScale
-from slipstream.drafting.growth import TreeShape
+from slipstream.drafting.shape import Dynamic
 from slipstream.engine.calibration import SCALES, Calibration, calibrate, fit
 from slipstream.errors import InputError
 from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
@@ -29,7 +29,7 @@ def target(family_model: Callable[[str], PreTrainedModel]) -> Target:
 
 
 def chain_drafter(target: Target, attention: list[int], mlp: list[int]) -> LayerSkipDrafter:
-    return LayerSkipDrafter(target, {"attention": attention, "mlp": mlp}, shape=TreeShape(width=1, depth=3, total=3))
+    return LayerSkipDrafter(target, {"attention": attention, "mlp": mlp}, shape=Dynamic(width=1, depth=3, total=3))
 
 
 def calibrated(target: Target, drafter: LayerSkipDrafter) -> Calibration:
@@ -91,6 +91,6 @@ def test_a_drafter_that_never_drafts_cannot_be_calibrated(target: Target) -> Non
 
 
 def test_a_tree_is_refused(target: Target) -> None:
-    drafter = LayerSkipDrafter(target, {"attention": [1], "mlp": []}, shape=TreeShape(width=2, depth=2, total=4))
+    drafter = LayerSkipDrafter(target, {"attention": [1], "mlp": []}, shape=Dynamic(width=2, depth=2, total=4))
     with pytest.raises(InputError, match="calibration wants chains"):
         calibrate(target, drafter, PROMPTS, max_new_tokens=4)

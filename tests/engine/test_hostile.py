@@ -54,7 +54,7 @@ class StopAt:
     tokens: Sequence[int]
     seen: list[int] = field(default_factory=list)
 
-    def add(self, token: int) -> bool:
+    def append_token(self, token: int) -> bool:
         self.seen.append(token)
         return self.seen[-len(self.tokens) :] == list(self.tokens)
 

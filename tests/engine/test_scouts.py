@@ -16,13 +16,13 @@ from families import VOCAB_SIZE, prompt_ids
 from oracle import next_logits, oracle_generate
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree
-from slipstream.drafting.base import Drafting, Observed, Run, Scouts
+from slipstream.drafting.base import Drafting, Generation, Observed, Scouts
 from slipstream.engine.engine import Engine
 from slipstream.target.target import Target
 
 PROMPT = prompt_ids(7, seed=4) * 3
 NUM_TOKENS = 14
-Listener = Callable[[Run, list[Path], Tensor], None]
+Listener = Callable[[Generation, list[Path], Tensor], None]
 """(run, the scouts' paths, their logits), called in each pass with scouts."""
 
 
@@ -37,12 +37,12 @@ class Scouting(Scripted):
         super().__init__(script, truth)
         self.scout_script, self.listener = scouts, listener
 
-    def start(self, run: Run) -> Drafting:
+    def start(self, run: Generation) -> Drafting:
         return _Scouting(self, run, super().start(run))
 
 
 class _Scouting(Drafting):
-    def __init__(self, drafter: Scouting, run: Run, inner: Drafting) -> None:
+    def __init__(self, drafter: Scouting, run: Generation, inner: Drafting) -> None:
         self._drafter, self._run, self._inner = drafter, run, inner
 
     def propose(self) -> DraftTree:
@@ -66,16 +66,16 @@ class _Scouting(Drafting):
         self._inner.observe(observed)
 
 
-def the_truth(run: Run, ahead: Sequence[int]) -> list[Path]:
+def the_truth(run: Generation, ahead: Sequence[int]) -> list[Path]:
     return chain_paths(ahead[:4])
 
 
-def bush(run: Run, ahead: Sequence[int]) -> list[Path]:
+def bush(run: Generation, ahead: Sequence[int]) -> list[Path]:
     """Many wrong branches, deeper than any draft of these tests."""
     return [path for first in range(5) for path in chain_paths([wrong(first), *range(8, 16)])]
 
 
-def now_and_then(run: Run, ahead: Sequence[int]) -> list[Path]:
+def now_and_then(run: Generation, ahead: Sequence[int]) -> list[Path]:
     return bush(run, ahead) if len(run.tokens) % 2 else []
 
 
@@ -139,7 +139,7 @@ def test_scouts_read_what_the_target_says_after_their_path(name, family_model):
     """The logits after the text and the scout's own path, whatever else the pass holds."""
     model, read = family_model(name), []
 
-    def compare(run: Run, paths: list[Path], logits: Tensor) -> None:
+    def compare(run: Generation, paths: list[Path], logits: Tensor) -> None:
         assert logits.shape == (len(paths), VOCAB_SIZE)
         for path, row in zip(paths, logits, strict=True):
             if len(path) <= run.max_depth:  # deeper ones stand nearer than they should
@@ -170,7 +170,7 @@ def test_what_scouts_read_is_observed_with_their_pass(target, model):
 def test_scouts_leave_nothing_in_the_cache(name, family_model):
     model, checked = family_model(name), []
 
-    def check_then_draw(run: Run, ahead: Sequence[int]) -> list[Path]:
+    def check_then_draw(run: Generation, ahead: Sequence[int]) -> list[Path]:
         fresh = DynamicCache()  # without a config it keeps windowed layers whole
         model(torch.tensor([run.tokens[:-1]]), past_key_values=fresh)
         for mine, theirs in zip(run.cache.layers, fresh.layers, strict=True):

@@ -15,7 +15,7 @@ from families import CONTEXT, build, prompt_ids
 from oracle import oracle_generate
 from random_trees import token_paths
 from slipstream.core.tree import DraftTree
-from slipstream.drafting.base import Drafter, Drafting, Observed, Run, Scouts
+from slipstream.drafting.base import Drafter, Drafting, Generation, Observed, Scouts
 from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
 from slipstream.methods.lookahead import LookaheadDrafter, LookaheadSettings, NgramPool, Window
@@ -90,12 +90,12 @@ class Recorded(Drafter):
         self.inner = LookaheadDrafter(settings)
         self.cycles: list[Cycle] = []
 
-    def start(self, run: Run) -> Drafting:
+    def start(self, run: Generation) -> Drafting:
         return _Recorded(run, self.inner.start(run), self.cycles)
 
 
 class _Recorded(Drafting):
-    def __init__(self, run: Run, inner: Drafting, cycles: list[Cycle]) -> None:
+    def __init__(self, run: Generation, inner: Drafting, cycles: list[Cycle]) -> None:
         self.run, self.inner, self.cycles = run, inner, cycles
 
     def propose(self) -> DraftTree:
@@ -288,8 +288,8 @@ def test_text_is_that_of_plain_decoding_at_any_size(temperature, sizes, repetiti
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma3", "longrope", "dynamic-rope"])
 def test_no_row_of_the_window_reaches_past_the_budget_the_context_or_a_rope_boundary(name, family_model, monkeypatch):
     target, prompt = Target(family_model(name)), prompt_ids(CONTEXT - 12)
-    if target.rope_boundary is not None:
-        prompt = prompt_ids(target.rope_boundary - 12)
+    if target.family.rope_boundary is not None:
+        prompt = prompt_ids(target.family.rope_boundary - 12)
     limit, right, highest = len(prompt) + 12, Target.forward, []
 
     def forward(self: Target, tokens: torch.Tensor, positions: torch.Tensor, *others: Any, **rest: Any) -> Any:

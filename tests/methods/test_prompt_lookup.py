@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from random_trees import token_paths
 from slipstream.core.rules import GreedyRule
 from slipstream.core.tree import DraftTree
-from slipstream.drafting.base import Drafting, Run
+from slipstream.drafting.base import Drafting, Generation
 from slipstream.errors import InputError
 from slipstream.methods.prompt_lookup import (
     NgramIndex,
@@ -26,11 +26,11 @@ from slipstream.target.target import Target
 texts = st.lists(st.integers(0, 2), min_size=1, max_size=20)
 
 
-def start(text: list[int], max_depth: int = 100, **settings: int) -> tuple[Drafting, Run]:
+def start(text: list[int], max_depth: int = 100, **settings: int) -> tuple[Drafting, Generation]:
     """A lookup at work on `text`."""
     device = torch.device("cpu")
     target = cast(Target, SimpleNamespace(device=device))  # all that lookup asks of a target
-    run = Run(target, KVCache(0, device), GreedyRule(), list(text), len(text), max_depth)
+    run = Generation(target, KVCache(0, device), GreedyRule(), list(text), len(text), max_depth)
     return PromptLookupDrafter(PromptLookupSettings(**settings)).start(run), run
 
 
@@ -136,7 +136,7 @@ def test_two_generations_share_nothing() -> None:
     drafter = PromptLookupDrafter()
     first, run = start([1, 2, 1])
     assert first.propose().num_nodes > 0
-    second = drafter.start(Run(run.target, run.cache, run.rule, [3, 2, 4], 3, 100))
+    second = drafter.start(Generation(run.target, run.cache, run.rule, [3, 2, 4], 3, 100))
     assert second.propose().num_nodes == 0
 
 

@@ -14,15 +14,14 @@ from families import prompt_ids
 from slipstream.core.logits import ProcessingSettings
 from slipstream.core.rules import DecodingRule, GreedyRule, make_rule
 from slipstream.core.sampling import SamplingSettings
-from slipstream.drafting.base import Run
-from slipstream.drafting.exit_threshold import ChainSettings
-from slipstream.drafting.growth import TreeShape
+from slipstream.drafting.base import Generation
+from slipstream.drafting.shape import Chain, Dynamic
 from slipstream.engine.engine import Engine
 from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
 from slipstream.methods.plain import PlainDrafter
 from slipstream.search import agreement as agreement_module
 from slipstream.search.agreement import Answers, Sample
-from slipstream.search.modelled import accepted_of_chain, accepted_of_tree, visited
+from slipstream.search.modelled import ACCEPTED, visited
 from slipstream.skipping.sublayers import SubLayers
 from slipstream.target.target import Target
 
@@ -52,7 +51,9 @@ def answers_of(target: Target, temperature: float = 0.0) -> list[Sample]:
 def drafted_logits(target: Target, drafter: LayerSkipDrafter, sample: Sample, root: int, depth: int) -> list[Tensor]:
     """Logits of the draft's passes below `root`, fed with the sample's own tokens: one pass a token, by the drafter."""
     tokens = torch.tensor(sample.token_ids)
-    run = Run(target, target.new_cache(50), GreedyRule(), list(sample.token_ids[: root + 1]), sample.prompt_length)
+    run = Generation(
+        target, target.new_cache(50), GreedyRule(), list(sample.token_ids[: root + 1]), sample.prompt_length
+    )
     if root:
         target.forward(tokens[:root], torch.arange(root), target.causal(root), run.cache)
         run.cache.commit(None, root)
@@ -104,32 +105,18 @@ def test_a_wider_stride_runs_fewer_rows_and_keeps_the_first_token_of_its_roots_e
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(
-    ("shape", "options"),
-    [
-        (ChainSettings(length=4, threshold=0.0, adaptive=False), {"tree": "chain"}),
-        (TreeShape(width=3, depth=1, total=2), {"tree": "dynamic"}),
-    ],
+    "shape",
+    [Chain(length=4, threshold=0.0, adaptive=False), Dynamic(width=3, depth=1, total=2)],
     ids=["chain", "tree of one level"],
 )
 def test_modelled_cycles_are_those_of_real_generation(
-    family_model: Callable[[str], PreTrainedModel],
-    temperature: float,
-    shape: ChainSettings | TreeShape,
-    options: dict[str, str],
+    family_model: Callable[[str], PreTrainedModel], temperature: float, shape: Chain | Dynamic
 ) -> None:
     target = Target(family_model("qwen3"))
     samples = answers_of(target, temperature)
-    chain = isinstance(shape, ChainSettings)
-    drafter = LayerSkipDrafter(
-        target,
-        {"attention": [1], "mlp": []},
-        shape=None if chain else shape,
-        chain_settings=shape if chain else None,
-        **options,
-    )
-    answers = Answers(target, samples, sampled if temperature else greedy, depth=4 if chain else 1)
-    found = answers.agreement(drafter.plan, 1 if chain else 3)
-    accepted = accepted_of_chain(found, shape)[0] if chain else accepted_of_tree(found, shape)
+    drafter = LayerSkipDrafter(target, {"attention": [1], "mlp": []}, shape)
+    answers = Answers(target, samples, sampled if temperature else greedy, depth=shape.depth)
+    accepted, _ = ACCEPTED[shape.kind](answers.agreement(drafter.plan, shape.level_rows), shape)
     engine = Engine(target, drafter)
     lengths: list[int] = []
     for sample in samples:
@@ -139,4 +126,4 @@ def test_modelled_cycles_are_those_of_real_generation(
         lengths += [len(step.token_ids) for step in real.steps]
     roots = visited(accepted, answers.segments)
     assert [int(accepted[root]) + 1 for root in roots] == lengths
-    assert 1 < sum(lengths) / len(lengths) < 1 + (4 if chain else 1), "a test in which all or nothing is accepted"
+    assert 1 < sum(lengths) / len(lengths) < 1 + shape.depth, "a test in which all or nothing is accepted"

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slipstream.core.rules import Candidates
-from slipstream.drafting.exit_threshold import ChainSettings
-from slipstream.drafting.growth import Frontier, TreeShape, grow
+from slipstream.drafting.growth import Frontier, grow
+from slipstream.drafting.shape import Chain, Dynamic
 from slipstream.search.agreement import Agreement
 from slipstream.search.modelled import accepted_of_chain, accepted_of_tree, modelled_speed, visited
 from slipstream.skipping.costs import CostTable, PassCost
@@ -31,7 +31,7 @@ def test_a_tree_is_the_one_that_growth_grows(
     log_confidence = log_confidence[:, :width].round(
         decimals=data.draw(st.sampled_from([1, 6]))
     )  # with and without ties
-    shape = TreeShape(width=width, depth=depth, total=total)
+    shape = Dynamic(width=width, depth=depth, total=total)
     path = data.draw(st.lists(st.integers(0, width), min_size=depth, max_size=depth))
 
     def expand(frontier: Frontier, k: int) -> Candidates:
@@ -45,14 +45,14 @@ def test_a_tree_is_the_one_that_growth_grows(
             break
         parent = int(same.nonzero()[0])
         expected += 1
-    found = accepted_of_tree(Agreement(torch.tensor([path]), log_confidence[None], torch.tensor([99])), shape)
+    found, _ = accepted_of_tree(Agreement(torch.tensor([path]), log_confidence[None], torch.tensor([99])), shape)
     assert found.tolist() == [expected]
 
 
 def test_a_chain_ends_after_its_first_unsure_token_and_at_the_end_of_the_answer() -> None:
     sure = torch.tensor([[0.9, 0.9, 0.9], [0.9, 0.2, 0.9], [0.2, 0.9, 0.9], [0.9, 0.9, 0.9]])[..., None]
     found = agreement([[0, 0, 1], [0, 0, 0], [1, 0, 0], [0, 0, 0]], sure, room=[9, 9, 9, 2])
-    accepted, drafted = accepted_of_chain(found, ChainSettings(length=3, threshold=0.5))
+    accepted, drafted = accepted_of_chain(found, Chain(length=3, threshold=0.5))
     assert drafted.tolist() == [3, 2, 1, 1]
     assert accepted.tolist() == [2, 2, 0, 1]
 
@@ -81,7 +81,7 @@ def test_costs_add_up_and_lie_on_the_line_between_widths() -> None:
 def test_speed_is_tokens_over_seconds_of_the_cycles() -> None:
     skip_set = SkipSet(num_layers=2, attention=(0,), mlp=(1,))
     found = agreement([[0, 1], [1, 1], [0, 0], [0, 0]], torch.full((4, 2, 1), 0.9), room=[4, 3, 2, 1])
-    figures = modelled_speed(found, [4], ChainSettings(length=2, threshold=0.5), costs(), skip_set)
+    figures = modelled_speed(found, [4], Chain(length=2, threshold=0.5), costs(), skip_set)
     # Root 0 drafts two and keeps one, root 2 drafts one (the answer ends) and keeps it: two cycles, four tokens.
     first = 2 * (5.0 + 0.25) + costs().verify(3)
     second = 1 * (5.0 + 0.25) + costs().verify(2)

@@ -16,7 +16,7 @@ import pytest
 import families
 import search_doubles
 from search_doubles import ALL_LAYERS, PROMPTS, small_search, tiny_model
-from slipstream.drafting.exit_threshold import ChainSettings
+from slipstream.drafting.shape import Chain
 from slipstream.errors import ArtifactError, InputError, LayerSkipUnsupportedError, SkipSetError
 from slipstream.methods.plain import PlainDrafter
 from slipstream.model import Model
@@ -79,7 +79,7 @@ def test_samplers_propose_after_the_starting_points(model: Model, tmp_path: Path
 
 
 def test_the_throughput_objective_measures_real_tokens(model: Model, tmp_path: Path) -> None:
-    shape = ChainSettings(length=2, threshold=0.0)
+    shape = Chain(length=2, threshold=0.0)
     search = small_search(tmp_path / "a.study", 3, model, objective="throughput", repeats=2, shape=shape)
     for trial in search.trials():
         assert trial.value > 0
@@ -123,7 +123,7 @@ def test_settings_that_cannot_be_are_refused(
 
 
 def test_sizes_of_the_other_tree_are_refused() -> None:
-    assert make_shape("chain", length=5) == ChainSettings(length=5)
+    assert make_shape("chain", length=5) == Chain(length=5)
     with pytest.raises(InputError, match="--length says nothing about a dynamic draft"):
         make_shape("dynamic", length=5)
 

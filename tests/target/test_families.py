@@ -1,101 +1,92 @@
-"""Every target family decodes losslessly with every drafter and with any tree; the others are refused with the reason.
-
-Greedy text is compared with `transformers`' own `generate`, sampled text with the oracle; both in float64, where
-rounding cannot flip a token.
-"""
+"""What positions forbid, asked of a family as the engine, drafters and certificates ask."""
 
 from __future__ import annotations
 
-import functools
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-import slipstream
-from doubles import CONFIGURATIONS, Scripted, configured, decode, random_tree, right_behind_wrong
-from families import DYNAMIC_ROPE, FAMILIES, ORIGINAL_CONTEXT, REFUSED, prompt_ids, transformers_greedy
-from oracle import oracle_generate
-from slipstream.engine.engine import Engine
-from slipstream.errors import UnsupportedTargetError
-from slipstream.target.probe import probe
+from slipstream.target.families import Family
 from slipstream.target.target import Target
 
-# Longer than every window; the rolling RoPEs cross their original length (32) in the middle of the answer.
-PROMPT = prompt_ids(6, seed=1) * 2 + prompt_ids(12)
-NUM_TOKENS = 16
-assert len(PROMPT) < ORIGINAL_CONTEXT < len(PROMPT) + NUM_TOKENS
+FIXED = Family(context_length=50)
+LONGROPE = Family(context_length=50, rolling_rope="longrope", rope_boundary=20)
+DYNAMIC = Family(context_length=50, rolling_rope="dynamic", rope_boundary=20)
+SCALED = Family(context_length=50, query_step=8)
+ALL = {"fixed": FIXED, "longrope": LONGROPE, "dynamic": DYNAMIC, "scaled": SCALED}
+each_family = pytest.mark.parametrize("family", ALL.values(), ids=ALL)
 
 
-@pytest.fixture(scope="module")
-def target(family_model):
-    return functools.cache(lambda name: Target(family_model(name)))
+@pytest.mark.parametrize(
+    ("family", "reaches"),
+    [
+        (FIXED, {1: 50, 20: 50, 21: 50}),
+        (LONGROPE, {1: 20, 20: 20, 21: 50}),
+        (DYNAMIC, {1: 20, 20: 20, 21: 20}),
+        (Family(), {1: None, 99: None}),
+        (Family(rolling_rope="longrope", rope_boundary=20), {20: 20, 21: None}),
+        (Family(context_length=9, rolling_rope="dynamic", rope_boundary=20), {3: 9}),
+    ],
+)
+def test_no_pass_reaches_into_other_frequencies(family, reaches):
+    assert {length: family.reach(length) for length in reaches} == reaches
 
 
-@pytest.fixture(scope="module")
-def greedy(family_model):
-    """Greedy text of a family by transformers' generate."""
-
-    @functools.cache
-    def generate(name: str) -> list[int]:
-        model = FAMILIES[name]() if name in DYNAMIC_ROPE else family_model(name)  # dynamic RoPE remembers past lengths
-        return transformers_greedy(model, PROMPT, NUM_TOKENS)
-
-    return generate
-
-
-@pytest.mark.parametrize("configuration", CONFIGURATIONS)
-@pytest.mark.parametrize("name", FAMILIES)
-def test_greedy_output_equals_transformers_generate(name, configuration, target, greedy):
-    engine = Engine(target(name), configured(configuration, target(name)))
-    assert decode(engine, PROMPT, max_new_tokens=NUM_TOKENS).ids == greedy(name)
+@each_family
+@given(length=st.integers(1, 60), chunk=st.integers(1, 25))
+def test_chunks_prefill_all_but_the_root_once(family, length, chunk):
+    chunks = list(family.prefill_chunks(length, chunk))
+    if not family.may_cut_passes:
+        assert chunks == ([(0, length)] if length > 1 else []), "one pass, the root with it"
+        return
+    assert [place for first, end in chunks for place in range(first, end)] == list(range(length - 1))
+    assert all(end - first <= chunk for first, end in chunks)
 
 
-@pytest.mark.parametrize("script", [random_tree, right_behind_wrong])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_greedy_output_survives_any_tree(name, script, target, greedy):
-    result = decode(Engine(target(name), Scripted(script, greedy(name))), PROMPT, max_new_tokens=NUM_TOKENS)
-    assert result.ids == greedy(name)
-    assert result.num_accepted > 0, "nothing was accepted, so nothing was tested"
-    assert any(len(step.token_ids) > 2 for step in result.steps)
+@each_family
+def test_keys_are_made_anew_once_where_they_change(family):
+    """Token by token: the text has just become longer than the boundary, and its root is yet to be run."""
+    anew = [length for length in range(1, 50) if family.must_reprefill(length - 1, length)]
+    assert anew == ([21] if family is LONGROPE else [])
+    assert family.may_keep_keys is (family is not LONGROPE)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in DYNAMIC_ROPE])
-def test_sampled_output_equals_the_oracle_for_any_tree(name, seed, target, family_model):
-    sampling = {"temperature": 1.0, "seed": seed, "max_new_tokens": NUM_TOKENS}
-    expected = oracle_generate(family_model(name), PROMPT, **sampling)
-    result = decode(Engine(target(name), Scripted(random_tree, expected)), PROMPT, **sampling)
-    assert result.ids == expected
-    assert result.num_accepted > 0, "nothing was accepted, so nothing was tested"
+@each_family
+@given(cached=st.integers(0, 60))
+def test_the_rows_of_a_tree_stay_within_one_step_of_the_query_scale(family, cached):
+    most = family.most_nodes(cached)
+    if family.query_step is None:
+        assert most is None
+        return
+    steps = [(slot + 1) // family.query_step for slot in range(cached, cached + most + 2)]  # the root's slot first
+    assert set(steps[:-1]) == {steps[0]}
+    assert steps[-1] == steps[0] + 1, "one more node would be scaled otherwise"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_long_prompts_prefilled_in_chunks_give_the_same_text(name, target, greedy):
-    engine = Engine(target(name), Scripted(random_tree, greedy(name)), prefill_chunk=5)
-    assert decode(engine, PROMPT, max_new_tokens=8).ids == greedy(name)[:8]
+def test_texts_share_a_pass_only_where_slots_and_lengths_mean_nothing():
+    assert {name: family.may_pack_texts for name, family in ALL.items()} == {
+        "fixed": True,
+        "longrope": False,
+        "dynamic": False,
+        "scaled": False,
+    }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_probe_accepts_the_family(name, target):
-    probe(target(name))
+def test_a_family_is_read_off_the_config():
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 32}
+    found = Family.find(SimpleNamespace(max_position_embeddings=128, rope_parameters=rope))
+    assert found == Family(context_length=128, rolling_rope="longrope", rope_boundary=32)
+    rope = {"rope_type": "dynamic", "factor": 4.0}
+    found = Family.find(SimpleNamespace(max_position_embeddings=32, rope_parameters=rope))
+    assert found == Family(context_length=128, rolling_rope="dynamic", rope_boundary=32)
+    scaled = {"floor_scale": 8192, "attn_temperature_tuning": True}
+    assert Family.find(SimpleNamespace(max_position_embeddings=9, **scaled)).query_step == 8192
+    assert Family.find(SimpleNamespace(floor_scale=8192)).query_step is None
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_families_that_cannot_be_verified_are_refused_with_the_reason(name):
-    build, reason = REFUSED[name]
-    with pytest.raises(UnsupportedTargetError, match=f"(?i){reason}"):
-        slipstream.load(build(), drafter="plain")
-
-
-@pytest.mark.parametrize("name", ["mpt", "gpt_neo", "bloom", "falcon-alibi", "rwkv"])
-def test_the_probe_alone_would_find_the_fault(name, monkeypatch):
-    """The list of known models only words the reason; a model nobody thought of is caught by the probe."""
-    monkeypatch.setattr("slipstream.target.target.refuse_unsupported", lambda model: None)
-    with pytest.raises(UnsupportedTargetError, match="draft tree"):
-        probe(Target(REFUSED[name][0]()))
-
-
-def test_flash_attention_is_refused(family_model, monkeypatch):
-    model = FAMILIES["llama"]()
-    monkeypatch.setattr(model.config, "_attn_implementation", "flash_attention_2")
-    with pytest.raises(UnsupportedTargetError, match=r"flash_attention_2.*sdpa"):
-        slipstream.load(model, drafter="plain")
+def test_a_target_knows_its_family(family_model):
+    target = Target(family_model("longrope"))
+    assert target.family.rolling_rope == "longrope"
+    assert target.context_length == target.family.context_length

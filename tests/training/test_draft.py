@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from doubles import decode
 from families import VOCAB_SIZE, build, prompt_ids
 from oracle import oracle_generate
-from slipstream.drafting.growth import TreeShape
+from slipstream.drafting.shape import Dynamic
 from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
 from slipstream.methods.draft_model.checkpoint import load_draft
@@ -90,7 +90,7 @@ def test_a_trained_model_is_accepted_more_and_changes_no_token(trained, target):
     prompts = [prompt_ids(6, seed=seed) for seed in range(200, 206)]
 
     def passes(draft: Target) -> int:
-        engine = Engine(exact, DraftModelDrafter(exact, draft, shape=TreeShape(width=4, depth=3, total=10)))
+        engine = Engine(exact, DraftModelDrafter(exact, draft, shape=Dynamic(width=4, depth=3, total=10)))
         answers = [decode(engine, prompt, max_new_tokens=16) for prompt in prompts]
         assert [one.ids for one in answers] == [oracle_generate(exact.model, p, max_new_tokens=16) for p in prompts]
         return sum(len(one.steps) for one in answers)

@@ -14,8 +14,8 @@ from doubles import decode
 from families import build, prompt_ids
 from methods.eagle.eagle_reference import reference_head, true_features
 from oracle import oracle_generate
-from slipstream.drafting.growth import TreeShape
 from slipstream.drafting.parts import passes
+from slipstream.drafting.shape import Dynamic
 from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
 from slipstream.methods.eagle.checkpoint import load_head
@@ -106,7 +106,7 @@ def test_a_trained_head_is_accepted_more_and_changes_no_token(trained, target):
     prompts = [prompt_ids(6, seed=seed) for seed in range(200, 206)]
 
     def passes(head: EagleHead) -> int:
-        engine = Engine(exact, EagleDrafter(exact, head, TreeShape(width=4, depth=3, total=10)))
+        engine = Engine(exact, EagleDrafter(exact, head, Dynamic(width=4, depth=3, total=10)))
         answers = [decode(engine, prompt, max_new_tokens=16) for prompt in prompts]
         assert [one.ids for one in answers] == [oracle_generate(exact.model, p, max_new_tokens=16) for p in prompts]
         return sum(len(one.steps) for one in answers)
@@ -120,7 +120,7 @@ def test_a_trained_head_is_accepted_more_and_changes_no_token(trained, target):
 
 def test_a_trained_head_samples_as_plain_sampling_does(trained, target):
     exact = Target(build("llama", weight_std=0.25, tie_word_embeddings=True))
-    engine = Engine(exact, EagleDrafter(exact, load_head(trained[1], exact), TreeShape(width=4, depth=3, total=10)))
+    engine = Engine(exact, EagleDrafter(exact, load_head(trained[1], exact), Dynamic(width=4, depth=3, total=10)))
     settings = {"max_new_tokens": 20, "temperature": 0.8, "seed": 3}
     prompt = prompt_ids(6, seed=300)
     assert decode(engine, prompt, **settings).ids == oracle_generate(exact.model, prompt, **settings)

@@ -15,7 +15,7 @@ from families import build, prompt_ids
 from methods.eagle.eagle_reference import true_features
 from methods.hydra.hydra_reference import reference_head, reference_logits, reference_prefix
 from oracle import oracle_generate
-from slipstream.drafting.growth import TreeShape
+from slipstream.drafting.shape import Dynamic
 from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
 from slipstream.methods.hydra.checkpoint import load_heads, published_names
@@ -110,7 +110,7 @@ def test_trained_heads_are_accepted_more_and_change_no_token(temperature, traine
     settings = {"max_new_tokens": 16, "temperature": temperature, "seed": 3}
 
     def passes(heads: HydraHeads) -> int:
-        engine = Engine(exact, HydraDrafter(exact, heads, TreeShape(width=4, depth=3, total=10)))
+        engine = Engine(exact, HydraDrafter(exact, heads, Dynamic(width=4, depth=3, total=10)))
         answers = [decode(engine, prompt, **settings) for prompt in prompts]
         assert [one.ids for one in answers] == [oracle_generate(exact.model, p, **settings) for p in prompts]
         return sum(len(one.steps) for one in answers)

@@ -15,7 +15,7 @@ from families import prompt_ids
 from methods.eagle.eagle_reference import true_features
 from methods.medusa.medusa_reference import cycling_pair
 from oracle import oracle_generate
-from slipstream.drafting.growth import TreeShape
+from slipstream.drafting.shape import Dynamic
 from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
 from slipstream.methods.eagle.settings import EagleSettings
@@ -118,7 +118,7 @@ def test_trained_heads_are_accepted_more_and_change_no_token(temperature, traine
     settings = {"max_new_tokens": 16, "temperature": temperature, "seed": 3}
 
     def passes(heads: MedusaHeads) -> int:
-        engine = Engine(exact, MedusaDrafter(exact, heads, TreeShape(width=4, depth=3, total=10)))
+        engine = Engine(exact, MedusaDrafter(exact, heads, Dynamic(width=4, depth=3, total=10)))
         answers = [decode(engine, prompt, **settings) for prompt in prompts]
         assert [one.ids for one in answers] == [oracle_generate(exact.model, p, **settings) for p in prompts]
         return sum(len(one.steps) for one in answers)

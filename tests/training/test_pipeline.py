@@ -10,7 +10,7 @@ import pytest
 
 from slipstream.errors import ArtifactError, InputError
 from slipstream.training.demo import DemoSettings, demo_pipeline
-from slipstream.training.pipeline import Pipeline, Step
+from slipstream.training.pipeline import Pipeline, Stage
 from slipstream.training.settings import Budget
 
 Make = Callable[..., Pipeline]
@@ -30,8 +30,8 @@ def make(tmp_path: Path) -> Make:
 
             return run
 
-        def step(name: str, reads: str) -> Step:
-            return Step(
+        def step(name: str, reads: str) -> Stage:
+            return Stage(
                 name=name,
                 run=work(name),
                 inputs={reads: tmp_path / reads},
@@ -94,13 +94,13 @@ def test_only_one_step_can_be_chosen(make: Make) -> None:
 def test_step_without_its_input_or_output_is_an_error(make: Make, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         ran(make(), "head")
-    lazy = Step(name="lazy", run=lambda: None, outputs=(tmp_path / "never",))
+    lazy = Stage(name="lazy", run=lambda: None, outputs=(tmp_path / "never",))
     with pytest.raises(ArtifactError, match="without writing"):
         ran(Pipeline([lazy], tmp_path / "other.json"))
 
 
 def test_duplicate_names_are_refused(tmp_path: Path) -> None:
-    step = Step(name="twice", run=lambda: None)
+    step = Stage(name="twice", run=lambda: None)
     with pytest.raises(InputError, match="twice"):
         Pipeline([step, step], tmp_path / "state.json")
 

@@ -167,7 +167,7 @@ class Peer:
             if drafting.assistant_early_exit is not None:
                 stack.enter_context(_layers_put_back(model))
             stack.enter_context(_without_own_deprecations())
-            if self.target.rolling_rope == "dynamic":
+            if self.target.family.remembers_passes:
                 self.target.forget_longer_passes()
             synchronize(self.target.device)
             began = time.perf_counter()

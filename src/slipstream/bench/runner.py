@@ -245,7 +245,7 @@ class BenchRun:
         tally = TreeTally()
         for cycle in reply.cycles:
             if cycle.tree.num_nodes:
-                tally.add(cycle)
+                tally.count(cycle)
         line: dict[str, Any] = {
             "token_ids": reply.token_ids,
             "text": self._text(reply.token_ids),

@@ -29,7 +29,8 @@ class EntrantSpec:
     def parse(cls, text: str, peers: Sequence[str] = ()) -> EntrantSpec:
         """Read `[NAME=]METHOD[:OPTION=VALUE,...]`, such as `eagle2-60=eagle2:width=10,depth=6,total=60`.
 
-        NAME is the method's if left out. Values are JSON where they can be read so. peers: names that are peers.
+        NAME is the method's if left out. Values are JSON where they can be read so. A part without a value is the
+        shape of the drafts, as `Shape.parse` reads it: `eagle2:10x6x60`, `layer-skip:chain:8`. peers: their names.
         Raises InputError for anything else, an unknown method, and an option that the method does not read.
         """
         from slipstream.methods.registry import METHODS, find_method
@@ -39,7 +40,9 @@ class EntrantSpec:
         name, method = (label, method) if named else (head, head)
         if not name or not method:
             raise InputError(f"{text!r} is not of the form [NAME=]METHOD[:OPTION=VALUE,...]")
-        options = dict(_option(part, text) for part in tail.split(",")) if tail else {}
+        options: dict[str, Any] = {}
+        for part in tail.split(",") if tail else ():
+            options |= _options(part, text)
         if method in peers:
             return cls(name=name, kind="peer", method=method, options=options)
         if method not in METHODS:
@@ -48,14 +51,21 @@ class EntrantSpec:
         return cls(name=name, kind="ours", method=method, options=options)
 
 
-def _option(text: str, whole: str) -> tuple[str, Any]:
+def _options(text: str, whole: str) -> dict[str, Any]:
+    from slipstream.drafting.shape import Shape
+
     name, equals, value = text.partition("=")
-    if not (name and equals and value):
+    if text and not equals:
+        try:
+            return Shape.parse(text).options()
+        except InputError as error:
+            raise InputError(f"{whole!r}: option {text!r} is not of the form OPTION=VALUE; {error}") from None
+    if not (name and value):
         raise InputError(f"{whole!r}: option {text!r} is not of the form OPTION=VALUE")
     try:
-        return name, json.loads(value)
+        return {name: json.loads(value)}
     except json.JSONDecodeError:
-        return name, value
+        return {name: value}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,7 +70,7 @@ class CalibrationCurve:
     def __init__(self) -> None:
         self.sums = torch.zeros(3, NUM_BINS, dtype=torch.float64)  # nodes, accepted nodes, their confidences summed
 
-    def add(self, found: Fates) -> None:
+    def count(self, found: Fates) -> None:
         """Take in one tree."""
         confidence, accepted = found.confidence[found.reached], found.accepted[found.reached]
         bins = (confidence * NUM_BINS).long().clamp_(0, NUM_BINS - 1)  # [m]
@@ -104,7 +104,7 @@ class DepthTable:
         self.num_reached: list[int] = []  # entry d: cycles with a node at depth d + 1 whose parent was accepted
         self.num_accepted: list[int] = []
 
-    def add(self, cycle: Cycle, found: Fates) -> None:
+    def count(self, cycle: Cycle, found: Fates) -> None:
         """Take in one tree."""
         depth = cycle.tree.depth.cpu()
         self._add(
@@ -135,7 +135,7 @@ class Position:
     num_reached: int = 0
     """Cycles in which its parent was accepted."""
 
-    def add(self, value: float, reached: bool, accepted: bool) -> None:
+    def count(self, value: float, reached: bool, accepted: bool) -> None:
         """Count one cycle. value: confidence of the path."""
         octave = next((k for k in range(NUM_OCTAVES - 1) if value >= 0.5 ** (k + 1)), NUM_OCTAVES - 1)
         self.num_nodes[octave] += 1
@@ -173,13 +173,13 @@ class PositionTable:
     def __init__(self) -> None:
         self.positions = {name: Position([0] * NUM_OCTAVES, [0] * NUM_OCTAVES) for name in POSITIONS}
 
-    def add(self, cycle: Cycle, found: Fates) -> None:
+    def count(self, cycle: Cycle, found: Fates) -> None:
         """Take in one tree."""
         index = {path: node for node, path in enumerate(rank_paths(cycle))}
         for name, path in POSITIONS.items():
             if path in index:
                 node = index[path]
-                self.positions[name].add(
+                self.positions[name].count(
                     float(found.value[node]), bool(found.reached[node]), bool(found.accepted[node])
                 )
 
@@ -203,13 +203,13 @@ class TreeTally:
         self.num_cycles = 0
         self.calibration, self.positions, self.depths = CalibrationCurve(), PositionTable(), DepthTable()
 
-    def add(self, cycle: Cycle) -> None:
+    def count(self, cycle: Cycle) -> None:
         """Take in one tree, which must have a node."""
         found = fates(cycle)
         self.num_cycles += 1
-        self.calibration.add(found)
-        self.positions.add(cycle, found)
-        self.depths.add(cycle, found)
+        self.calibration.count(found)
+        self.positions.count(cycle, found)
+        self.depths.count(cycle, found)
 
     def merge(self, counts: dict[str, Any]) -> None:
         """Add what `to_dict` gave."""

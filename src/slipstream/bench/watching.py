@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from slipstream.core.tree import DraftTree
-from slipstream.drafting.base import Drafter, Drafting, ForwardingDrafting, Observed, Run
+from slipstream.drafting.base import Drafter, Drafting, ForwardingDrafting, Generation, Observed
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class WatchedDrafter(Drafter):
         cycles, self._cycles = self._cycles, []
         return cycles
 
-    def start(self, run: Run) -> Drafting:
-        return _WatchedDrafting(self.inner.start(run), self._note)
+    def start(self, generation: Generation) -> Drafting:
+        return _WatchedDrafting(self.inner.start(generation), self._keep_cycle)
 
     def end(self) -> None:
         self.inner.end()
@@ -46,16 +46,16 @@ class WatchedDrafter(Drafter):
     def draft_slots(self) -> int:
         return self.inner.draft_slots
 
-    def _note(self, cycle: Cycle) -> None:
+    def _keep_cycle(self, cycle: Cycle) -> None:
         self._cycles.append(cycle)
 
 
 class _WatchedDrafting(ForwardingDrafting):
     def __init__(self, inner: Drafting, note: Callable[[Cycle], None]) -> None:
         super().__init__(inner)
-        self._note = note
+        self._keep_cycle = note
 
     def observe(self, observed: Observed) -> None:
         if observed.tree is not None and observed.choice is not None:
-            self._note(Cycle(observed.tokens[0], observed.tree, observed.choice, tuple(observed.path)))
+            self._keep_cycle(Cycle(observed.tokens[0], observed.tree, observed.choice, tuple(observed.path)))
         super().observe(observed)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from slipstream.drafting.base import Drafter, Drafting, ForwardingDrafting, Observed, Run, Scouts
+from slipstream.drafting.base import Drafter, Drafting, ForwardingDrafting, Generation, Observed, Scouts
 from slipstream.engine.engine import Engine, FinishReason, Request
 from slipstream.target.target import Features, Target
 
@@ -76,8 +76,8 @@ class _Recorder(Drafter):
         self.features = Features(last_hidden=True, layers=inner.features.layers)
         self.passes: list[RecordedPass] = []
 
-    def start(self, run: Run) -> Drafting:
-        return _Recording(self.inner.start(run), self.inner.features, self.passes.append)
+    def start(self, generation: Generation) -> Drafting:
+        return _Recording(self.inner.start(generation), self.inner.features, self.passes.append)
 
     def end(self) -> None:
         self.inner.end()

@@ -96,8 +96,8 @@ class Reference:
         """Yield token after token, as many from each shape as it has rows of text, until the answer ends."""
         self._prefill()
         for shape in shapes:
-            if self._target.rolling_rope == "longrope" and self._cache.length == self._target.rope_boundary:
-                self._cache.rollback(0)  # all keys change their frequencies here
+            if self._target.family.must_reprefill(self._cache.length, len(self._tokens)):
+                self._cache.rollback(0)
                 self._prefill()
             for index in range(len(shape.rows)):
                 self._last = shape, index
@@ -122,16 +122,13 @@ class Reference:
 
     def _prefill(self) -> None:
         """Cache all of the text but its last token, in the chunks that the engine uses."""
-        target, count = self._target, len(self._tokens) - 1
-        whole = target.rolling_rope is not None  # their passes must not be cut: rotary angles depend on the longest
-        chunk = count + 1 if whole else self._chunk
-        for first in range(0, count, chunk):
-            part = self._tokens[first : first + chunk if whole else min(first + chunk, count)]
-            n = len(part)
-            tokens = torch.tensor(part, device=target.device)
-            positions = torch.arange(first, first + n, device=target.device)
-            target.forward(tokens, positions, target.causal(n), self._cache, features=_HIDDEN, last_logits_only=True)
-            self._cache.commit(None, min(n, count - first))
+        target, count = self._target, len(self._tokens)
+        for first, end in target.family.prefill_chunks(count, self._chunk):
+            tokens = torch.tensor(self._tokens[first:end], device=target.device)
+            positions = torch.arange(first, end, device=target.device)
+            visible = target.causal(end - first)
+            target.forward(tokens, positions, visible, self._cache, features=_HIDDEN, last_logits_only=True)
+            self._cache.commit(None, min(end, count - 1) - first)
 
     def _run(self, shape: PassShape, index: int, variant: int) -> TargetOutput:
         """A pass of this shape that holds the text up to its `index`-th row. variant: which content dummies have."""

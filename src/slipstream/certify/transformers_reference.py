@@ -49,7 +49,7 @@ def transformers_answer(target: Target, request: Request) -> TransformersAnswer:
         return_dict_in_generate=True,
         output_logits=True,
         output_scores=True,
-        use_cache=target.rolling_rope != "longrope",  # at its boundary a cache holds keys of the wrong frequencies
+        use_cache=target.family.may_keep_keys,
     )
     if config.pad_token_id is None and request.processing.eos_token_ids:
         config.pad_token_id = request.processing.eos_token_ids[0]  # what `generate` does, with a note in the log

@@ -151,8 +151,8 @@ Depth = Annotated[int | None, typer.Option("--depth", rich_help_panel=DRAFTING, 
 
 
 def parse_total(text: str) -> int | str:
-    """A number of drafted tokens, or "auto"."""
-    if text == "auto":
+    """A number of drafted tokens, or "auto", perhaps with a limit: "auto:40"."""
+    if text.partition(":")[0] == "auto":
         return text
     try:
         return int(text)
@@ -167,7 +167,7 @@ Total = Annotated[
         metavar="N",
         parser=parse_total,
         rich_help_panel=DRAFTING,
-        help="Drafted tokens verified at once; eagle2, medusa, hydra, draft-model: also 'auto', by measured cost.",
+        help="Drafted tokens verified at once, or 'auto' (the default): by measured cost.",
     ),
 ]
 

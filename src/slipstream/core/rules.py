@@ -4,6 +4,9 @@ One rule object serves one generation. The engine calls `choose` on the target's
 `children` (the k best candidates of a node) or `draw` (one drafted token of a chain) on their own logits. Both sides
 of a coupled rule read the same noise: that is what makes a drafter agree with a *sampled* target.
 
+A drafter's vocabulary may be a part of the target's. Its logits then have a column for each of its tokens, `ids` says
+which token of the target a column is ([columns] int64), and tokens and distributions are returned by column.
+
 Positions: the cycle's root stands at absolute position `length`; the next token chosen at depth d takes position
 length + d + 1, so children of depth d take position length + d.
 """
@@ -37,7 +40,7 @@ class Drawn(NamedTuple):
 
     token: Tensor  # [1] int64
     log_confidence: Tensor  # [1] float32
-    q: Tensor | None  # [1, vocab] the distribution it was sampled from; None: not sampled
+    q: Tensor | None  # [1, columns] the distribution it was sampled from; None: not sampled
 
 
 class DecodingRule(ABC):
@@ -55,16 +58,16 @@ class DecodingRule(ABC):
         """The target's next token at the root and every node. logits: [n + 1, vocab], processed. Returns [n + 1]."""
 
     @abstractmethod
-    def scores(self, logits: Tensor, depth: int) -> Tensor:
-        """What candidates at `depth` (1, 2, ...) are ordered by, after each row of drafter's logits. [rows, vocab]."""
+    def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
+        """[rows, columns]: what candidates to stand at `depth` (1, 2, ...) are ordered by."""
 
     @abstractmethod
-    def children(self, logits: Tensor, depth: int, k: int) -> Candidates:
-        """The k best candidates after each row of a drafter's logits [rows, vocab], to stand at `depth` (1, 2, ...)."""
+    def children(self, logits: Tensor, depth: int, k: int, ids: Tensor | None = None) -> Candidates:
+        """The k best to stand at `depth` (1, 2, ...), after each row of a drafter's logits [rows, columns]."""
 
-    def draw(self, logits: Tensor, depth: int) -> Drawn:
-        """One token for a chain, at `depth`. logits: [1, vocab]."""
-        best = self.children(logits, depth, 1)
+    def draw(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Drawn:
+        """One token for a chain, at `depth`. logits: [1, columns]."""
+        best = self.children(logits, depth, 1, ids)
         return Drawn(best.tokens[0], best.log_confidence[0], None)
 
     def guess(self, logits: Tensor, depth: int) -> Tensor:
@@ -82,11 +85,11 @@ class GreedyRule(DecodingRule):
     def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
         return choose_greedy(logits)
 
-    def scores(self, logits: Tensor, depth: int) -> Tensor:
+    def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
         return logits.float()
 
-    def children(self, logits: Tensor, depth: int, k: int) -> Candidates:
-        top = log_confidence(self.scores(logits, depth), self._scale).topk(k, dim=-1)
+    def children(self, logits: Tensor, depth: int, k: int, ids: Tensor | None = None) -> Candidates:
+        top = log_confidence(self.scores(logits, depth, ids), self._scale).topk(k, dim=-1)
         return Candidates(top.indices, top.values)
 
 
@@ -113,22 +116,23 @@ class CoupledRule(DecodingRule):
         depth = torch.cat((torch.zeros_like(tree.depth[:1]), tree.depth))  # [n + 1]
         return choose_coupled(logits, noise[depth])
 
-    def children(self, logits: Tensor, depth: int, k: int) -> Candidates:
+    def children(self, logits: Tensor, depth: int, k: int, ids: Tensor | None = None) -> Candidates:
         """Gumbel-top-k: the tokens with the largest log q + g, q under the target's temperature and truncation.
 
         Under known noise the target takes the largest log p + g. How sure the drafter may be of its own order is
         softmax((log q + g) / s), where s grows with the distance between log p and log q, that is with 1 / temperature.
         """
-        top = log_confidence(self.scores(logits, depth), self._scale).topk(k, dim=-1)
+        top = log_confidence(self.scores(logits, depth, ids), self._scale).topk(k, dim=-1)
         return Candidates(top.indices, top.values.float())
 
-    def scores(self, logits: Tensor, depth: int) -> Tensor:
+    def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
         """The perturbed log q + g but for a constant of each row, which changes neither order nor confidence.
 
         A drafter needs no more than float32 for it, unless the models are in float64.
         """
         q = warp_for(self._processing, logits)
-        return q + self._noise.rows(self.length + 1, depth)[depth - 1].to(q.dtype)
+        noise = self._noise.rows(self.length + 1, depth)[depth - 1]  # [vocab]
+        return q + (noise if ids is None else noise[ids]).to(q.dtype)
 
     def guess(self, logits: Tensor, depth: int) -> Tensor:
         noise = self._noise.rows(self.length + 1, depth - 1 + logits.shape[0])[depth - 1 :]  # [rows, vocab]
@@ -150,15 +154,15 @@ class RejectionRule(DecodingRule):
             return choose_chain(tree.tokens, tree.q, p, u_accept, u_next)
         return choose_one_hot(tree, p, u_accept, u_next)
 
-    def scores(self, logits: Tensor, depth: int) -> Tensor:
+    def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
         return logits.float()
 
-    def children(self, logits: Tensor, depth: int, k: int) -> Candidates:
+    def children(self, logits: Tensor, depth: int, k: int, ids: Tensor | None = None) -> Candidates:
         """The top-k of the drafter's own distribution, as EAGLE-2 does at every temperature."""
-        top = self.scores(logits, depth).log_softmax(dim=-1).topk(k, dim=-1)
+        top = self.scores(logits, depth, ids).log_softmax(dim=-1).topk(k, dim=-1)
         return Candidates(top.indices, top.values)
 
-    def draw(self, logits: Tensor, depth: int) -> Drawn:
+    def draw(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Drawn:
         q = warp_for(self._processing, logits).double().softmax(dim=-1)  # [1, vocab]
         token = draw(q, self._uniform(1))  # [1]
         return Drawn(token, q.gather(1, token[:, None]).squeeze(1).log().float(), q)

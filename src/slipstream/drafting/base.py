@@ -23,7 +23,7 @@ from slipstream.target.target import Features, Target
 
 
 @dataclass(slots=True)
-class Run:
+class Generation:
     """One generation as the engine and its drafter see it. The engine writes it, the drafter reads it."""
 
     target: Target
@@ -33,7 +33,7 @@ class Run:
     """Prompt and all committed tokens; the last is the root."""
     prompt_length: int
     max_depth: int = 0
-    """Deepest node worth drafting now: what the token budget, the context and the target's RoPE leave room for."""
+    """Deepest node worth drafting now: what the token budget, the context and the target's reach leave room for."""
     root: Tensor = field(init=False)
     """[1] int64 on the target's device, the last committed token; its KV is not in the cache yet."""
 
@@ -61,7 +61,7 @@ class Observed:
     path: Sequence[int] = ()
     """Indices of the nodes kept."""
     scouted: Sequence[int] = ()
-    """What `Scouts.read` made of this pass; empty where no scouts went along."""
+    """What `Scouts.summarise` made of this pass; empty where no scouts went along."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +69,16 @@ class Scouts:
     """Rows beside the draft in the target's pass. They see each other as a tree under the root does, are never accepted
     and leave nothing in the cache: the drafter learns from their logits.
 
-    Depths beyond `run.max_depth` are run at that depth, since no pass may reach past the context or a RoPE boundary.
+    Depths beyond `generation.max_depth` are run at that depth, since no pass may go beyond the context or the target's
+    reach.
     """
 
     tokens: Tensor  # [m] int64
     parents: Tensor  # [m] int64, index of the scout before, -1 = root; parents before children
     depth: Tensor  # [m] int64, 1 for the root's children
-    read: Callable[[Tensor], Tensor]  # the target's logits [m, vocab], unprocessed -> [k] int64, for `Observed.scouted`
+    summarise: Callable[
+        [Tensor], Tensor
+    ]  # the target's logits [m, vocab], unprocessed -> [k] int64, for `Observed.scouted`
 
 
 class Drafting(ABC):
@@ -83,7 +86,7 @@ class Drafting(ABC):
 
     @abstractmethod
     def propose(self) -> DraftTree:
-        """A tree under `run.root`, at most `run.max_depth` deep; an empty one is a step of plain decoding."""
+        """A tree under the root, at most `generation.max_depth` deep; an empty one is a step of plain decoding."""
 
     def scouts(self) -> Scouts | None:
         """Rows to run beside the tree just proposed; None for most drafters."""
@@ -92,7 +95,7 @@ class Drafting(ABC):
     def observe(self, observed: Observed) -> None:  # noqa: B027 (a drafter without memory has nothing to note)
         """Take note of newly committed tokens."""
 
-    def lasted(self, seconds: Mapping[Part, float]) -> None:  # noqa: B027 (few drafters size their drafts by it)
+    def end_cycle(self, seconds: Mapping[Part, float]) -> None:  # noqa: B027 (few drafters size their drafts by it)
         """What the cycle just over took, by part. Called once a cycle, after `observe`."""
 
 
@@ -111,8 +114,8 @@ class ForwardingDrafting(Drafting):
     def observe(self, observed: Observed) -> None:
         self.inner.observe(observed)
 
-    def lasted(self, seconds: Mapping[Part, float]) -> None:
-        self.inner.lasted(seconds)
+    def end_cycle(self, seconds: Mapping[Part, float]) -> None:
+        self.inner.end_cycle(seconds)
 
 
 class Drafter(ABC):
@@ -125,7 +128,7 @@ class Drafter(ABC):
     """How sure it may be of its order of tokens when the target samples."""
 
     @abstractmethod
-    def start(self, run: Run) -> Drafting:
+    def start(self, generation: Generation) -> Drafting:
         """Take part in a new generation. Called before the prompt is prefilled."""
 
     def end(self) -> None:  # noqa: B027 (most drafters never touch the target)

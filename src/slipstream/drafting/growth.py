@@ -6,7 +6,8 @@ of all nodes ever attached, the `total` of highest value become the draft. A nod
 ties go to the shallower, then the earlier node, so the choice is always connected. Shapes depend on (width, depth,
 total) alone, and nothing waits for the device.
 
-Which nodes are run next and which are kept in the end is the shape's part; `static_tree.py` answers both from a table.
+Which nodes are run next and which are kept in the end is the shape's part (`shape.py`): a dynamic one goes by values, a
+static one answers both from a table.
 
 Rows: the drafter runs the root as row 0, then at most `width` rows a level; `Frontier.visible` says which rows each new
 row may attend to, so a drafter with a KV cache writes row r to its r-th draft slot.
@@ -15,7 +16,7 @@ row may attend to, so a drafter with a KV cache writes row r to its r-th draft s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -23,14 +24,10 @@ from torch import Tensor
 
 from slipstream.core.rules import Candidates
 from slipstream.core.tree import DraftTree, select_nodes
-from slipstream.errors import InputError
-
-LIMITS = {"width": 256, "depth": 256, "total": 65536}
-"""Largest dynamic tree: a level holds width * width nodes."""
 
 
-class Shape(Protocol):
-    """What a tree grows by. Its answers may depend on values, but their sizes may not."""
+class Growing(Protocol):
+    """What a tree grows by: a tree's shape. Its answers may depend on values, but their sizes may not."""
 
     @property
     def depth(self) -> int:
@@ -44,62 +41,6 @@ class Shape(Protocol):
 
     def keep(self, tree: DraftTree, chosen: Tensor) -> DraftTree:
         """The draft. tree: all nodes, shallower first; chosen: indices of those that `choose` picked, all levels."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TreeShape:
-    """Size of a dynamic tree. The last two fields are the paper's ablations (section 5.3)."""
-
-    width: int = 4
-    """Nodes run together at each level, and children attached to each, at most."""
-    depth: int = 3
-    """Levels below the root."""
-    total: int = 12
-    """Drafted nodes kept for verification."""
-    by_value: bool = True
-    """Run the nodes of highest value; False: of highest confidence under their own parent."""
-    rerank: bool = True
-    """Keep the best `total` of all nodes; False: keep the `width` nodes that each level chose, whatever `total`."""
-
-    def __post_init__(self) -> None:
-        for name in ("by_value", "rerank"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"tree {name} is {getattr(self, name)!r}; it must be true or false")
-        for name, limit in LIMITS.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"tree {name} is {value!r}; it must be at least 1, a whole number")
-            if value > limit:
-                raise InputError(f"tree {name} is {value}; it must be at most {limit}")
-
-    @property
-    def num_rows(self) -> int:
-        """Rows the drafter runs for one tree, root included, at most."""
-        return 1 + self.width * (self.depth - 1)
-
-    def cut(self, max_depth: int) -> TreeShape:
-        """The same shape, at most `max_depth` deep."""
-        return self if max_depth >= self.depth else replace(self, depth=max_depth)
-
-    def num_children(self, depth: int) -> int:
-        return self._useful(depth - 1)
-
-    def choose(self, level: DraftTree, confidence: Tensor) -> Tensor:
-        score = level.log_value if self.by_value else confidence
-        return score.sort(descending=True, stable=True).indices[: self._useful(level.max_depth)]
-
-    def _useful(self, depth: int) -> int:
-        """Nodes of this depth, best first, that can have a child among the `total`, and children that a node can have.
-
-        A child is kept with its own ancestors and after all nodes of higher value: those of its parent's depth that
-        come before the parent, and those of its own that come before it.
-        """
-        if not (self.by_value and self.rerank):
-            return self.width
-        return max(1, min(self.width, self.total - depth))
-
-    def keep(self, tree: DraftTree, chosen: Tensor) -> DraftTree:
-        return rerank(tree, self.total) if self.rerank else select_nodes(tree, chosen.sort().values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +57,7 @@ Expand = Callable[[Frontier, int], Candidates]
 """Runs a frontier and proposes k children per node: (frontier, k) -> Candidates with [w, k] tensors."""
 
 
-def grow(expand: Expand, root: Tensor, shape: Shape) -> DraftTree:
+def grow(expand: Expand, root: Tensor, shape: Growing) -> DraftTree:
     """Grow a tree of `shape` under `root` ([1] int64)."""
     device = root.device
     frontier = Frontier(root, 0, root.new_zeros(1), torch.ones(1, 1, dtype=torch.bool, device=device))

@@ -20,7 +20,7 @@ from slipstream.core.logits import ProcessingSettings
 from slipstream.core.rules import Candidates, DecodingRule
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree
-from slipstream.drafting.base import Drafter, Drafting, ForwardingDrafting, Observed, Run
+from slipstream.drafting.base import Drafter, Drafting, ForwardingDrafting, Generation, Observed
 from slipstream.engine.engine import Engine, Request
 from slipstream.errors import InputError
 from slipstream.target.target import Target
@@ -143,14 +143,14 @@ class _Watched(Drafter):
         self.total = torch.zeros(len(SCALES), dtype=torch.float64)  # [scales] nats
         self.count = 0
 
-    def note(self, scores: Tensor, choice: Tensor) -> None:
+    def count_choices(self, scores: Tensor, choice: Tensor) -> None:
         """Take in choices of the target: scores [n, vocab], choice [n]."""
         self.total += negative_log_likelihood(scores.double(), choice, SCALES).sum(dim=0).cpu()
         self.count += choice.shape[0]
 
-    def start(self, run: Run) -> Drafting:
-        run.rule = recorder = _Recorder(run.rule)
-        return _WatchedDrafting(self, self.inner.start(run), recorder)
+    def start(self, generation: Generation) -> Drafting:
+        generation.rule = recorder = _Recorder(generation.rule)
+        return _WatchedDrafting(self, self.inner.start(generation), recorder)
 
     def end(self) -> None:
         self.inner.end()
@@ -165,19 +165,21 @@ class _Recorder(DecodingRule):
 
     def __init__(self, inner: DecodingRule) -> None:
         self.inner, self.temperature = inner, inner.temperature
-        self.noted: list[Tensor] = []  # scores [1, vocab] of each depth
+        self.asked: list[Tensor] = []  # scores [1, vocab] of each depth
 
     def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
         return self.inner.choose(logits, tree)
 
-    def children(self, logits: Tensor, depth: int, k: int) -> Candidates:
+    def children(self, logits: Tensor, depth: int, k: int, ids: Tensor | None = None) -> Candidates:
+        if ids is not None:
+            raise InputError("calibration wants a drafter with the target's whole vocabulary")
         if logits.shape[0] != 1 or k != 1:
             raise InputError(f"calibration wants chains, but {logits.shape[0]} nodes ask for {k} children each")
-        self.noted.append(self.scores(logits, depth))
+        self.asked.append(self.scores(logits, depth))
         return self.inner.children(logits, depth, k)
 
-    def scores(self, logits: Tensor, depth: int) -> Tensor:
-        return self.inner.scores(logits, depth)
+    def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
+        return self.inner.scores(logits, depth, ids)
 
 
 class _WatchedDrafting(ForwardingDrafting):
@@ -186,12 +188,12 @@ class _WatchedDrafting(ForwardingDrafting):
         self._watched, self._recorder = watched, recorder
 
     def propose(self) -> DraftTree:
-        self._recorder.noted.clear()
+        self._recorder.asked.clear()
         return super().propose()
 
     def observe(self, observed: Observed) -> None:
-        if observed.choice is not None and self._recorder.noted:
-            scores = torch.cat(self._recorder.noted)  # [depth, vocab]
+        if observed.choice is not None and self._recorder.asked:
+            scores = torch.cat(self._recorder.asked)  # [depth, vocab]
             n = min(scores.shape[0], observed.choice.shape[0])  # no pair beyond where a tree was cut
-            self._watched.note(scores[:n], observed.choice[:n])
+            self._watched.count_choices(scores[:n], observed.choice[:n])
         super().observe(observed)

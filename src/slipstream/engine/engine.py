@@ -20,7 +20,7 @@ from slipstream.core.rules import make_rule
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree, ancestor_mask, empty_tree
 from slipstream.core.verify import walk
-from slipstream.drafting.base import Drafter, Observed, Run, Scouts
+from slipstream.drafting.base import Drafter, Generation, Observed, Scouts
 from slipstream.errors import ContextLengthError, InputError
 from slipstream.runtime.clock import CycleClock
 from slipstream.target.cache import KVCache
@@ -33,7 +33,7 @@ FinishReason = Literal["eos", "stop", "length", "context"]
 class Stopper(Protocol):
     """Watches the emitted tokens, all of them, for a stop string."""
 
-    def add(self, token: int) -> bool:
+    def append_token(self, token: int) -> bool:
         """Take the next emitted token; true if the text so far completes a stop string."""
 
 
@@ -72,7 +72,7 @@ class Step:
     sample_s: float = 0.0
     """Seconds to process logits, choose at every node and walk, up to the cycle's one copy to the host."""
     host_s: float = 0.0
-    """Seconds of the cycle outside all these: cuts, commit, what the drafter notes."""
+    """Seconds of the cycle outside all these: cuts, commit, what the drafter observes."""
     finish_reason: FinishReason | None = None
     """Set in the last step."""
     text: str = ""
@@ -97,11 +97,11 @@ class Engine:
         check_request(request, self.target)
         cache = self._take_cache()
         try:
-            generation = _Generation(self, request, cache)
-            step = generation.first_step()
+            decoding = _Decoding(self, request, cache)
+            step = decoding.first_step()
             yield step
             while step.finish_reason is None:
-                step = generation.step()
+                step = decoding.step()
                 yield step
         finally:
             self.drafter.end()
@@ -132,7 +132,7 @@ def check_request(request: Request, target: Target) -> None:
         )
 
 
-class _Generation:
+class _Decoding:
     """State of one generation, and the cycle that advances it."""
 
     def __init__(self, engine: Engine, request: Request, cache: KVCache) -> None:
@@ -142,9 +142,9 @@ class _Generation:
         vocab_size, device = self.target.vocab_size, self.target.device
         self.rule = make_rule(request.processing, request.sampling, vocab_size, device, engine.drafter.confidence)
         self.pipeline = LogitsPipeline(request.processing, vocab_size=vocab_size, device=device)
-        self.run = Run(self.target, cache, self.rule, list(request.prompt_ids), len(request.prompt_ids))
+        self.generation = Generation(self.target, cache, self.rule, list(request.prompt_ids), len(request.prompt_ids))
         self.drafter = engine.drafter
-        self.drafting = self.drafter.start(self.run)
+        self.drafting = self.drafter.start(self.generation)
         self.alone = empty_tree(device)
         self.clock = CycleClock(device)
 
@@ -152,7 +152,7 @@ class _Generation:
     def first_step(self) -> Step:
         """Prefill the prompt up to its last token, and make the first cycle."""
         began = time.perf_counter()
-        self.pipeline.start(self.run.tokens)
+        self.pipeline.start(self.generation.tokens)
         self._prefill()
         return self.step(prefill_s=time.perf_counter() - began)
 
@@ -160,15 +160,15 @@ class _Generation:
     def step(self, prefill_s: float = 0.0) -> Step:
         """One cycle: propose, verify, cut, commit, observe."""
         self.clock.begin()
-        self._cross_rope_boundary()
+        self._renew_keys()
         self.rule.begin(self.cache.length)
         tree, scouts = self._propose()
         self.clock.lap("draft")
         pass_ = self._verify(tree, scouts)
         emitted, finish_reason = self._cut(pass_.emitted)
         self._commit(pass_, emitted)
-        seconds = self.clock.read()
-        self.drafting.lasted(seconds)
+        seconds = self.clock.seconds_by_part()
+        self.drafting.end_cycle(seconds)
         return Step(
             token_ids=tuple(emitted),
             num_drafted=tree.num_nodes,
@@ -183,66 +183,55 @@ class _Generation:
         )
 
     def _prefill(self) -> None:
-        """Cache all tokens but the root, in chunks, or in one pass with the root where RoPE depends on the pass."""
-        tokens = torch.tensor(self.run.tokens, device=self.target.device)  # [length + 1]
-        count = tokens.shape[0] - 1
-        whole = self.target.rolling_rope is not None
-        chunk = count + 1 if whole else self.prefill_chunk
-        for first in range(0, count, chunk):
-            part = tokens[first : first + chunk] if whole else tokens[first : min(first + chunk, count)]
-            n = part.shape[0]
+        """Cache all tokens but the root, in chunks as the model's family has them."""
+        tokens = torch.tensor(self.generation.tokens, device=self.target.device)  # [length + 1]
+        for first, end in self.target.family.prefill_chunks(tokens.shape[0], self.prefill_chunk):
             output = self.target.forward(
-                part,
-                torch.arange(first, first + n, device=tokens.device),
-                self.target.causal(n),
+                tokens[first:end],
+                torch.arange(first, end, device=tokens.device),
+                self.target.causal(end - first),
                 self.cache,
                 features=self.features,
                 last_logits_only=True,
             )
-            kept = min(n, count - first)
+            kept = min(end, tokens.shape[0] - 1) - first
             self.cache.commit(None, kept)
             features = None if output.features is None else output.features[0, :kept]
-            self.drafting.observe(Observed(tokens=self.run.tokens[first : first + kept], features=features))
+            self.drafting.observe(Observed(tokens=self.generation.tokens[first : first + kept], features=features))
 
-    def _cross_rope_boundary(self) -> None:
-        """Prefill anew when the text grows past the boundary of a `longrope`: all keys change their frequencies."""
-        if self.target.rolling_rope == "longrope" and self.cache.length == self.target.rope_boundary:
+    def _renew_keys(self) -> None:
+        """Prefill anew where the keys in the cache are void for the text as it has grown."""
+        if self.target.family.must_reprefill(self.cache.length, len(self.generation.tokens)):
             self.cache.rollback(0)
-            self.drafting = self.drafter.start(self.run)  # what it noted of the old keys and features is void
+            self.drafting = self.drafter.start(self.generation)  # what it knows of the old keys and features is void
             self._prefill()
 
     def _propose(self) -> tuple[DraftTree, Scouts | None]:
-        self.run.max_depth = self._room()
-        if self.run.max_depth == 0:
+        self.generation.max_depth = self._room()
+        if self.generation.max_depth == 0:
             return self.alone, None
-        tree = self.drafting.propose().cut(self.run.max_depth)
-        max_nodes = self.target.max_nodes(self.cache.length)
-        return tree if max_nodes is None else tree.first(max_nodes), self.drafting.scouts()
+        tree = self.drafting.propose().cut(self.generation.max_depth)
+        most_nodes = self.target.family.most_nodes(self.cache.length)
+        return tree if most_nodes is None else tree.first(most_nodes), self.drafting.scouts()
 
     def _room(self) -> int:
-        """Depth worth drafting: a cycle emits at most depth + 1 tokens, and no pass may straddle a RoPE boundary."""
-        room = self._remaining() - 1
-        boundary = self.target.rope_boundary
-        if boundary is not None:
-            to_boundary = boundary - 1 - self.cache.length
-            if to_boundary >= 0:
-                return min(room, to_boundary)
-            return room if self.target.rolling_rope == "longrope" else 0
-        return room
+        """Depth worth drafting: a cycle emits at most depth + 1 tokens, and no pass may exceed the target's reach."""
+        room, reach = self._remaining() - 1, self.target.family.reach(len(self.generation.tokens))
+        return room if reach is None else min(room, max(0, reach - len(self.generation.tokens)))
 
     def _remaining(self) -> int:
         """Tokens that may still be emitted, by the budget and by the context."""
         budget, context = self.request.processing.max_length, self.target.context_length
-        return (budget if context is None else min(budget, context)) - len(self.run.tokens)
+        return (budget if context is None else min(budget, context)) - len(self.generation.tokens)
 
     def _verify(self, tree: DraftTree, scouts: Scouts | None) -> _Pass:
-        """Run the root, the tree and m scouts, choose at every node, walk. Copies to the host once."""
+        """Generation the root, the tree and m scouts, choose at every node, walk. Copies to the host once."""
         rows = 1 + tree.num_nodes
         tokens, parents, depth = self._rows(tree, scouts)  # [n + m]
         visible = ancestor_mask(parents)  # [n + 1 + m, n + 1 + m]
         positions = self.cache.length + torch.cat((depth.new_zeros(1), depth))
         output = self.target.forward(
-            torch.cat((self.run.root, tokens)),
+            torch.cat((self.generation.root, tokens)),
             positions,
             visible,
             self.cache,
@@ -254,7 +243,7 @@ class _Generation:
         logits = self.pipeline.process(output.logits[0, :rows], tree.tokens, ancestors)
         choice = self.rule.choose(logits, tree)  # [n + 1]
         kept = walk(tree, choice, ancestors)
-        scouted = [] if scouts is None else [scouts.read(output.logits[0, rows:])]
+        scouted = [] if scouts is None else [scouts.summarise(output.logits[0, rows:])]
         num_accepted, *rest = torch.cat((kept.num_accepted[None], kept.order, choice, *scouted)).tolist()  # the copy
         self.clock.lap("sample")
         path, choices = rest[:num_accepted], rest[rows - 1 : 2 * rows - 1]
@@ -266,7 +255,7 @@ class _Generation:
         if scouts is None:
             return tree.tokens, tree.parents, tree.depth
         parents = torch.where(scouts.parents < 0, scouts.parents, scouts.parents + tree.num_nodes)
-        depth = scouts.depth.clamp(max=self.run.max_depth)
+        depth = scouts.depth.clamp(max=self.generation.max_depth)
         return (
             torch.cat((tree.tokens, scouts.tokens)),
             torch.cat((tree.parents, parents)),
@@ -278,25 +267,25 @@ class _Generation:
         remaining = self._remaining()
         for index, token in enumerate(tokens):
             emitted = list(tokens[: index + 1])
-            stopped = self.request.stopper is not None and self.request.stopper.add(token)
+            stopped = self.request.stopper is not None and self.request.stopper.append_token(token)
             if token in self.request.processing.eos_token_ids:
                 return emitted, "eos"
             if stopped:
                 return emitted, "stop"
             if index + 1 == remaining:
-                at_budget = len(self.run.tokens) + remaining == self.request.processing.max_length
+                at_budget = len(self.generation.tokens) + remaining == self.request.processing.max_length
                 return emitted, "length" if at_budget else "context"
         return list(tokens), None
 
     def _commit(self, pass_: _Pass, emitted: list[int]) -> None:
         """Keep the KV of the root and of all emitted tokens but the last, which becomes the root."""
         path = pass_.path[: len(emitted) - 1]
-        committed = [self.run.tokens[-1], *emitted[:-1]]
+        committed = [self.generation.tokens[-1], *emitted[:-1]]
         slots, rows = self._places(path, pass_.order)
         self.cache.commit(slots, len(path) + 1)
-        self.run.tokens.extend(emitted)
+        self.generation.tokens.extend(emitted)
         last_row = path[-1] + 1 if path else 0
-        self.run.root = pass_.choice[last_row : last_row + 1]
+        self.generation.root = pass_.choice[last_row : last_row + 1]
         self.pipeline.commit(emitted)
         features = pass_.output.features
         self.drafting.observe(

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from slipstream.core.tree import DraftTree
-from slipstream.drafting.base import Drafter, Drafting, Observed, Run, Scouts
+from slipstream.drafting.base import Drafter, Drafting, Generation, Observed, Scouts
 from slipstream.errors import InputError
 from slipstream.methods.method import Method, pick
 from slipstream.methods.prompt_lookup import Trie
@@ -66,7 +66,7 @@ class LookaheadDrafter(Drafter):
     def __init__(self, settings: LookaheadSettings | None = None) -> None:
         self.settings = settings or LookaheadSettings()
 
-    def start(self, run: Run) -> Drafting:
+    def start(self, run: Generation) -> Drafting:
         return _Lookahead(run, self.settings)
 
     @property
@@ -84,7 +84,7 @@ class _Lookahead(Drafting):
     copy, and the next window goes to the device as the draft does, so nothing waits.
     """
 
-    def __init__(self, run: Run, settings: LookaheadSettings) -> None:
+    def __init__(self, run: Generation, settings: LookaheadSettings) -> None:
         self._run, self._settings = run, settings
         self._pool = NgramPool(settings.guesses)
         self._window = Window(settings.window, settings.level, run.tokens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ class Method:
     """What has to be at hand besides the target."""
     paper: str
     options: tuple[str, ...]
-    """Keyword options of `load` that the method reads."""
+    """Keyword options of `load` that the method reads: `option_names` takes them from its settings classes."""
     build: Callable[[Target, Mapping[str, Any]], Drafter]
     reads_tokenizer: bool = False
     """Whether `build` finds the target's tokenizer among its options, as `tokenizer`."""
+    moved_options: Mapping[str, str] = field(default_factory=dict)
+    """Options that the method had once, and a sentence that says what to do instead."""
     artefact: str | None = None
     """What `draft` must name, unless a packaged one fits: its folder in the package; None: it needs no artefact."""
 
@@ -65,6 +67,14 @@ class Method:
         )
 
 
+def option_names(*sources: str | type) -> tuple[str, ...]:
+    """The options of a method: each source is one by its name, or a settings class whose fields are options."""
+    names: list[str] = []
+    for source in sources:
+        names += [source] if isinstance(source, str) else [one.name for one in fields(source)]
+    return tuple(dict.fromkeys(names))
+
+
 def pick(settings: type, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that are fields of a settings class."""
-    return {field.name: options[field.name] for field in fields(settings) if field.name in options}
+    return {one.name: options[one.name] for one in fields(settings) if one.name in options}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from slipstream.core.tree import DraftTree, empty_tree
-from slipstream.drafting.base import Drafter, Drafting, Run
+from slipstream.drafting.base import Drafter, Drafting, Generation
 from slipstream.methods.method import Method
 from slipstream.target.target import Target
 
@@ -16,8 +16,8 @@ class PlainDrafter(Drafter):
 
     name = "plain"
 
-    def start(self, run: Run) -> Drafting:
-        return _Nothing(run)
+    def start(self, generation: Generation) -> Drafting:
+        return _Nothing(generation)
 
     @property
     def draft_slots(self) -> int:
@@ -25,8 +25,8 @@ class PlainDrafter(Drafter):
 
 
 class _Nothing(Drafting):
-    def __init__(self, run: Run) -> None:
-        self._empty = empty_tree(run.target.device)
+    def __init__(self, generation: Generation) -> None:
+        self._empty = empty_tree(generation.target.device)
 
     def propose(self) -> DraftTree:
         return self._empty

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from slipstream.core.tree import DraftTree
-from slipstream.drafting.base import Drafter, Drafting, Run
+from slipstream.drafting.base import Drafter, Drafting, Generation
 from slipstream.errors import InputError
 from slipstream.methods.method import Method, pick
 from slipstream.target.target import Target
@@ -47,7 +47,7 @@ class PromptLookupDrafter(Drafter):
     def __init__(self, settings: PromptLookupSettings | None = None) -> None:
         self.settings = settings or PromptLookupSettings()
 
-    def start(self, run: Run) -> Drafting:
+    def start(self, run: Generation) -> Drafting:
         return _Lookup(run, self.settings)
 
     @property
@@ -56,7 +56,7 @@ class PromptLookupDrafter(Drafter):
 
 
 class _Lookup(Drafting):
-    def __init__(self, run: Run, settings: PromptLookupSettings) -> None:
+    def __init__(self, run: Generation, settings: PromptLookupSettings) -> None:
         self._run, self._settings = run, settings
         self._index = NgramIndex(settings.max_ngram)
 

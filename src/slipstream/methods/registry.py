@@ -57,6 +57,8 @@ def find_method(name: str, options: Iterable[str] = ()) -> Method:
         raise unknown_choice("method", name, METHODS)
     method = METHODS[name]
     for option in options:
+        if option in method.moved_options:
+            raise InputError(f"method {name!r} has no option {option!r} any more: {method.moved_options[option]}")
         if option not in method.options:
             known = f"it takes {', '.join(method.options)}" if method.options else "it takes none"
             raise InputError(f"method {name!r} has no option {option!r}; {known}")

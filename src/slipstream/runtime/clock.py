@@ -14,12 +14,12 @@ import torch
 
 Part = Literal["draft", "build", "verify", "sample", "host"]
 """draft: the drafter. build: rows, positions and masks of the tree's pass. verify: the target's pass. sample: logits
-processing, choosing and walking, up to the copy to the host. host: the rest; cuts, commit, what the drafter notes."""
+processing, choosing and walking, up to the copy to the host. host: the rest; cuts, commit, what the drafter learns."""
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
 class CycleClock:
-    """Times one cycle after another: `begin`, then `lap(part)` at the end of each part, `read` at the cycle's end."""
+    """Times one cycle after another: `begin`, `lap(part)` at the end of each part, at last `seconds_by_part`."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -45,15 +45,15 @@ class CycleClock:
         else:
             self._times.append(time.perf_counter())
 
-    def read(self) -> dict[Part, float]:
+    def seconds_by_part(self) -> dict[Part, float]:
         """Seconds by part; what no lap claims is the host's. Call it after the host has waited for the last lap."""
         seconds = dict.fromkeys(PARTS, 0.0)
         for index, part in enumerate(self._parts):
-            seconds[part] += self._lasted(index)
+            seconds[part] += self._seconds_of(index)
         seconds["host"] += max(0.0, time.perf_counter() - self._began - sum(seconds.values()))
         return seconds
 
-    def _lasted(self, index: int) -> float:
+    def _seconds_of(self, index: int) -> float:
         if self._cuda:
             return float(self._markers[index].elapsed_time(self._markers[index + 1])) / 1000.0
         return self._times[index + 1] - self._times[index]

@@ -185,8 +185,7 @@ def _best(
 
 def _packed(target: Target, samples: Sequence[Sample]) -> Iterator[list[Sample]]:
     """Samples by passes: as many as fit together; alone where a model looks at slots or at the longest position."""
-    alone = target.rolling_rope is not None or getattr(target.config, "floor_scale", None) is not None
-    limit = 1 if alone else _PACK_SLOTS.get(target.device.type, _DEVICE_PACK_SLOTS)
+    limit = 1 if not target.family.may_pack_texts else _PACK_SLOTS.get(target.device.type, _DEVICE_PACK_SLOTS)
     pack: list[Sample] = []
     for sample in samples:
         if pack and sum(len(one.token_ids) for one in [*pack, sample]) > limit:

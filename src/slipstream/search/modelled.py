@@ -14,15 +14,14 @@ the node on the target's path. The chain's exit threshold is taken as fixed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from slipstream.drafting.exit_threshold import ChainSettings
-from slipstream.drafting.growth import TreeShape
+from slipstream.drafting.shape import Chain, Dynamic, Shape
 from slipstream.search.agreement import Agreement
 from slipstream.skipping.costs import CostTable
 from slipstream.skipping.skip_set import SkipSet
@@ -49,16 +48,12 @@ class Figures:
 def modelled_speed(
     agreement: Agreement,
     segments: Sequence[int],
-    shape: TreeShape | ChainSettings,
+    shape: Shape,
     costs: CostTable,
     skip_set: SkipSet,
 ) -> Figures:
     """The figures of a skip set. segments: roots of each answer, which walks do not leave."""
-    if isinstance(shape, TreeShape):
-        accepted = accepted_of_tree(agreement, shape)
-        drafted = torch.full_like(accepted, min(shape.total, _num_nodes(shape)))
-    else:
-        accepted, drafted = accepted_of_chain(agreement, shape)
+    accepted, drafted = ACCEPTED[shape.kind](agreement, shape)
     roots = visited(accepted, segments)
     num_tokens, num_cycles = sum(segments), len(roots)
     drafts = drafted[roots].tolist()
@@ -73,35 +68,20 @@ def modelled_speed(
     )
 
 
-def cycle_seconds(costs: CostTable, shape: TreeShape | ChainSettings, drafted: int, skip_set: SkipSet) -> float:
+def cycle_seconds(costs: CostTable, shape: Shape, drafted: int, skip_set: SkipSet) -> float:
     """Seconds of a cycle that drafts and verifies `drafted` nodes."""
-    if isinstance(shape, TreeShape):
-        levels = shape.depth
-        draft = costs.draft(1, skip_set) + (levels - 1) * costs.draft(shape.width, skip_set)
-    else:
-        levels = drafted
-        draft = levels * costs.draft(1, skip_set)
-    return draft + levels * costs.overhead + costs.verify(1 + drafted)
+    levels = shape.levels(drafted)
+    root = costs.draft(1, skip_set) if levels else 0.0
+    further = max(0, levels - 1) * costs.draft(shape.level_rows, skip_set)
+    return root + further + levels * costs.overhead + costs.verify(1 + drafted)
 
 
-def widths(shape: TreeShape | ChainSettings) -> list[int]:
+def widths(shape: Shape) -> list[int]:
     """Rows of the passes that drafting and verifying this shape needs."""
-    if isinstance(shape, TreeShape):
-        return sorted({1, shape.width, 1 + min(shape.total, _num_nodes(shape))})
-    return sorted({1, 2, 1 + shape.length})
+    return sorted({1, shape.level_rows, 1 + shape.fewest_nodes, 1 + shape.most_nodes})
 
 
-def children(shape: TreeShape | ChainSettings) -> int:
-    """Best tokens of a row that the shape asks for."""
-    return shape.width if isinstance(shape, TreeShape) else 1
-
-
-def depth(shape: TreeShape | ChainSettings) -> int:
-    """Tokens that the shape drafts ahead at most."""
-    return shape.depth if isinstance(shape, TreeShape) else shape.length
-
-
-def accepted_of_chain(agreement: Agreement, settings: ChainSettings) -> tuple[Tensor, Tensor]:
+def accepted_of_chain(agreement: Agreement, settings: Chain) -> tuple[Tensor, Tensor]:
     """(accepted [roots], drafted [roots]) of chains that end after the first token below the threshold."""
     hits = (agreement.rank == 0).long().cumprod(dim=1).sum(dim=1)  # [roots] tokens right from the root on
     sure = agreement.log_confidence[:, :, 0].exp() >= settings.threshold  # [roots, length]
@@ -110,8 +90,8 @@ def accepted_of_chain(agreement: Agreement, settings: ChainSettings) -> tuple[Te
     return torch.minimum(hits, drafted), drafted
 
 
-def accepted_of_tree(agreement: Agreement, shape: TreeShape) -> Tensor:
-    """[roots] tokens accepted of the dynamic tree below each, grown as `growth.grow` does it.
+def accepted_of_tree(agreement: Agreement, shape: Dynamic) -> tuple[Tensor, Tensor]:
+    """(accepted [roots], drafted [roots]) of the dynamic tree below each root, grown as `growth.grow` does it.
 
     The tree is that of a drafter whose every node at a depth has children with the confidences found on the target's
     path: at the first level that is the tree itself.
@@ -132,7 +112,12 @@ def accepted_of_tree(agreement: Agreement, shape: TreeShape) -> Tensor:
         chosen = order == index[:, None]  # [roots, w]
         place = torch.where(chosen.any(dim=1), chosen.int().argmax(dim=1), -1)
     kept = torch.stack([_kept(levels, level, true[level], shape.total) for level in range(shape.depth)], dim=1)
-    return torch.minimum(kept.long().cumprod(dim=1).sum(dim=1), (agreement.room - 1).clamp(min=0))
+    accepted = torch.minimum(kept.long().cumprod(dim=1).sum(dim=1), (agreement.room - 1).clamp(min=0))
+    return accepted, torch.full_like(accepted, shape.most_nodes)
+
+
+ACCEPTED: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"chain": accepted_of_chain, "dynamic": accepted_of_tree}
+"""By the kind of the shape."""
 
 
 def _kept(levels: Sequence[Tensor], level: int, index: Tensor, total: int) -> Tensor:
@@ -159,8 +144,3 @@ def visited(accepted: Tensor, segments: Sequence[int]) -> list[int]:
             root += lengths[root] + 1
         first += count
     return found
-
-
-def _num_nodes(shape: TreeShape) -> int:
-    """Nodes that a tree of this shape attaches before any is dropped."""
-    return shape.width + (shape.depth - 1) * shape.width**2

@@ -12,12 +12,11 @@ from typing import Any, Protocol
 from slipstream.core.logits import ProcessingSettings, resolve
 from slipstream.core.rules import DecodingRule, make_rule
 from slipstream.core.sampling import SamplingSettings
-from slipstream.drafting.growth import TreeShape
 from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
 from slipstream.model import Model
 from slipstream.output import Output, Stats
 from slipstream.search.agreement import Answers, Sample
-from slipstream.search.modelled import children, cycle_seconds, depth, modelled_speed
+from slipstream.search.modelled import cycle_seconds, modelled_speed
 from slipstream.search.prompts import Messages
 from slipstream.search.settings import SearchSettings
 from slipstream.skipping.costs import CostTable, undisturbed_clock
@@ -60,7 +59,7 @@ class ModelledSpeed:
         settings: SearchSettings,
     ) -> None:
         self._sublayers, self._costs, self._shape = sublayers, costs, settings.shape
-        ahead = depth(settings.shape)
+        ahead = settings.shape.depth
         num_roots = sum(sample.num_starts for sample in samples)
         stride = min(-(-num_roots * ahead // settings.rows), ahead)
         self.answers = Answers(
@@ -68,7 +67,7 @@ class ModelledSpeed:
         )
 
     def __call__(self, skip_set: SkipSet) -> Trialled:
-        agreement = self.answers.agreement(self._sublayers.plan(skip_set), children(self._shape))
+        agreement = self.answers.agreement(self._sublayers.plan(skip_set), self._shape.level_rows)
         figures = modelled_speed(agreement, self.answers.segments, self._shape, self._costs, skip_set)
         return Trialled(figures.tokens_per_second, figures.to_dict())
 
@@ -87,14 +86,8 @@ class MeasuredSpeed:
         self, target: Target, sublayers: SubLayers, samples: Sequence[Sample], settings: SearchSettings
     ) -> None:
         self._samples, self._settings = samples, settings
-        shape = settings.shape
-        self._drafter = LayerSkipDrafter(
-            target,
-            SkipSet(num_layers=sublayers.num_layers, attention=(), mlp=()),
-            tree="dynamic" if isinstance(shape, TreeShape) else "chain",
-            shape=shape if isinstance(shape, TreeShape) else None,
-            chain_settings=None if isinstance(shape, TreeShape) else shape,
-        )
+        nothing = SkipSet(num_layers=sublayers.num_layers, attention=(), mlp=())
+        self._drafter = LayerSkipDrafter(target, nothing, settings.shape)
         self._model = Model(target, self._drafter)
         self._run(samples[0])  # warm-up
 
@@ -106,12 +99,12 @@ class MeasuredSpeed:
 
     def stats(self, skip_set: SkipSet) -> Stats:
         """Counts and times of all prompts, each at the median of its repeats."""
-        self._drafter.use(skip_set)
+        self._drafter.draft_with(skip_set)
         return reduce(add, (self._median(sample) for sample in self._samples))
 
     def cycles(self, skip_set: SkipSet) -> list[tuple[int, float]]:
         """(drafted nodes, undisturbed seconds) of the cycles of all prompts but each one's first."""
-        self._drafter.use(skip_set)
+        self._drafter.draft_with(skip_set)
         return [cycle for sample in self._samples for cycle in self._run(sample).cycles]
 
     def _median(self, sample: Sample) -> Stats:
@@ -190,7 +183,7 @@ def with_overhead(
     """
     shape, found = settings.shape, []
     for num_drafted, seconds in cycles:
-        levels = shape.depth if isinstance(shape, TreeShape) else num_drafted
         if num_drafted:
-            found.append((seconds - cycle_seconds(costs, shape, num_drafted, skip_set)) / levels)
+            beyond = seconds - cycle_seconds(costs, shape, num_drafted, skip_set)
+            found.append(beyond / shape.levels(num_drafted))
     return replace(costs, overhead=max(statistics.median(found), 0.0) if found else 0.0)

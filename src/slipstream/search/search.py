@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from slipstream.drafting.growth import TreeShape
+from slipstream.drafting.shape import Dynamic
 from slipstream.engine.calibration import calibrate
 from slipstream.errors import ArtifactError, InputError
 from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
@@ -188,10 +188,10 @@ class SkipSearch:
         Chains keep the published exit rule, which takes probabilities as they are.
         """
         best = self.best()
-        if not isinstance(self.settings.shape, TreeShape):
+        if self.settings.shape.kind == "chain":
             return best
         depth = self.settings.shape.depth
-        drafter = LayerSkipDrafter(self.target, best, shape=TreeShape(width=1, depth=depth, total=depth))
+        drafter = LayerSkipDrafter(self.target, best, Dynamic(width=1, depth=depth, total=depth))
         prompts = [sample.token_ids[: sample.prompt_length] for sample in self.samples]
         found = calibrate(self.target, drafter, prompts, max_new_tokens=self.settings.max_new_tokens)
         scale = {"confidence_scale": found.scale.to_dict(), "calibration": found.to_dict()}

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from slipstream.drafting.exit_threshold import ChainSettings
-from slipstream.drafting.growth import TreeShape
+from slipstream.drafting.shape import Chain, Dynamic
 from slipstream.errors import InputError, unknown_choice
 
 TREES = ("dynamic", "chain")
@@ -44,7 +43,7 @@ class SearchSettings:
     """Sub-layers skipped together, at most."""
     starting_points: bool = True
     """Begin with the default, uniform and greedy sets."""
-    shape: TreeShape | ChainSettings = field(default_factory=TreeShape)
+    shape: Dynamic | Chain = field(default_factory=Dynamic)
     """The draft that the set is to be good for."""
     seed: int = 0
     """Of the sampler, and of sampled answers."""
@@ -63,13 +62,11 @@ class SearchSettings:
             raise InputError(f"seed is {self.seed}; it must be 0 or more")
         if self.temperature < 0:
             raise InputError(f"temperature is {self.temperature}; it must be 0 or more")
-        if isinstance(self.shape, TreeShape) and not (self.shape.by_value and self.shape.rerank):
-            raise InputError("a search models trees that grow by value and are reranked; leave by_value and rerank on")
 
     @property
     def tree(self) -> str:
         """The name of the draft's shape, as `layer-skip` takes it."""
-        return TREES[0] if isinstance(self.shape, TreeShape) else TREES[1]
+        return self.shape.kind
 
     def defining(self) -> dict[str, Any]:
         """What a study's values hang on: all but how it is searched and how long. JSON values."""
@@ -85,8 +82,8 @@ def make_shape(
     total: int | None = None,
     length: int | None = None,
     threshold: float | None = None,
-) -> TreeShape | ChainSettings:
-    """The draft of these sizes; None: the default of `layer-skip`. Raises InputError for a size of the other tree."""
+) -> Dynamic | Chain:
+    """The draft of these sizes; None: that of `Dynamic` or `Chain`. Raises InputError for a size of the other tree."""
     if tree not in TREES:
         raise unknown_choice("tree", tree, TREES)
     of_tree = {"width": width, "depth": depth, "total": total}
@@ -95,4 +92,4 @@ def make_shape(
     if unread := [name for name, value in other.items() if value is not None]:
         raise InputError(f"--{unread[0]} says nothing about a {tree} draft, which takes {', '.join(own)}")
     given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
-    return TreeShape(**given) if tree == TREES[0] else ChainSettings(**given)
+    return Dynamic(**given) if tree == TREES[0] else Chain(**given)

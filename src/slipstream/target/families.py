@@ -1,7 +1,13 @@
-"""What is known of models from their configuration: how far their positions reach, and which cannot work."""
+"""What is known of models from their configuration: which cannot work, and what the others forbid.
+
+Others ask a target's `Family` how far passes may reach, how a prompt is to be cut and when it has to be run again; that
+rotary frequencies or scaled queries are the reason, they need not know.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -9,6 +15,89 @@ from transformers import PreTrainedModel
 from slipstream.errors import UnsupportedTargetError
 
 _ATTENTION = ("sdpa", "eager")
+
+
+_ROLLING_ROPE = ("longrope", "dynamic")  # their frequencies depend on the largest position of a pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """What a model's positions forbid. Texts are counted in tokens, the root included."""
+
+    context_length: int | None = None
+    """Tokens that the positions reach; None where the configuration names no limit."""
+    rolling_rope: str | None = None
+    """`longrope` or `dynamic` where the rotary frequencies depend on the largest position of a pass."""
+    rope_boundary: int | None = None
+    """Number of tokens up to which a rolling RoPE behaves like a fixed one."""
+    query_step: int | None = None
+    """Llama 4 scales queries by floor((slot + 1) / query_step); None: no query is scaled by its slot."""
+
+    @classmethod
+    def find(cls, config: Any) -> Family:
+        """Read it off a text config."""
+        rope = getattr(config, "rope_parameters", None) or {}
+        rolling = next((kind for kind in _ROLLING_ROPE if rope.get("rope_type") == kind), None)
+        boundary = None
+        if rolling is not None:
+            boundary = int(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+        step = getattr(config, "floor_scale", None) if getattr(config, "attn_temperature_tuning", False) else None
+        return cls(
+            context_length=context_length(config),
+            rolling_rope=rolling,
+            rope_boundary=boundary,
+            query_step=None if step is None else int(step),
+        )
+
+    @property
+    def may_cut_passes(self) -> bool:
+        """Whether a text may be run in any number of passes."""
+        return self.rolling_rope is None
+
+    @property
+    def may_pack_texts(self) -> bool:
+        """Whether several texts may share a pass: a row's slot and the longest text of a pass mean nothing."""
+        return self.may_cut_passes and self.query_step is None
+
+    @property
+    def may_keep_keys(self) -> bool:
+        """Whether keys that are cached stay valid however long the text grows."""
+        return self.rolling_rope != "longrope"
+
+    @property
+    def remembers_passes(self) -> bool:
+        """Whether the model takes a pass for as long as the longest before it, unless it is made to forget."""
+        return self.rolling_rope == "dynamic"
+
+    def reach(self, length: int) -> int | None:
+        """Tokens up to which passes may run a text of `length` tokens, without crossing into other frequencies."""
+        limit, boundary = self.context_length, self.rope_boundary
+        if boundary is not None and (length <= boundary or self.rolling_rope == "dynamic"):
+            return boundary if limit is None else min(limit, boundary)
+        return limit
+
+    def prefill_chunks(self, length: int, chunk: int) -> Iterator[tuple[int, int]]:
+        """(first, end) of the passes that prefill a text of `length` tokens, of about `chunk` tokens each.
+
+        The root needs no prefill; where passes must not be cut, it is part of the one pass all the same.
+        """
+        if length > 1 and not self.may_cut_passes:
+            yield 0, length
+            return
+        for first in range(0, length - 1, chunk):
+            yield first, min(first + chunk, length - 1)
+
+    def must_reprefill(self, cached: int, length: int) -> bool:
+        """Whether the keys of `cached` tokens are void for a text that has grown to `length` tokens."""
+        return not self.may_keep_keys and self.rope_boundary is not None and cached <= self.rope_boundary < length
+
+    def most_nodes(self, cached: int) -> int | None:
+        """Nodes that a tree after `cached` tokens may have; None: any number.
+
+        Within one step of the query scale, slots may stand for positions.
+        """
+        step = self.query_step
+        return None if step is None else max(0, step * ((cached + 1) // step + 1) - cached - 2)
 
 
 def context_length(config: Any) -> int | None:

@@ -21,10 +21,8 @@ from transformers import PreTrainedModel
 
 from slipstream.errors import UnsupportedTargetError
 from slipstream.target.cache import KVCache
-from slipstream.target.families import context_length, refuse_unsupported
+from slipstream.target.families import Family, refuse_unsupported
 from slipstream.target.masks import MaskPlan
-
-_ROLLING_ROPE = ("longrope", "dynamic")  # their frequencies depend on the largest position of a pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +36,10 @@ class Features:
 
     def __bool__(self) -> bool:
         return self.last_hidden or bool(self.layers)
+
+    def width(self, hidden_size: int) -> int:
+        """Numbers that a token's features are, of a model of this hidden size."""
+        return hidden_size * (self.last_hidden + len(self.layers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,8 @@ class Target:
         place: torch.device = model.get_input_embeddings().weight.device
         self.device = torch.device("cpu") if place.type == "meta" else place  # offloaded: accelerate moves inputs
         self.dtype: torch.dtype = model.dtype
-        self.context_length = context_length(self.config)
+        self.family = Family.find(self.config)
+        self.context_length = self.family.context_length
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._bare_head: bool | None = None  # nothing comes after the LM head; found out when it is first used alone
         self._masks = MaskPlan.find(self.config, self.dtype, self._takes_mask_dict)
@@ -109,7 +112,7 @@ class Target:
         """
         if self.context_length is not None:
             positions = positions.clamp(max=self.context_length - 1)
-        if self.rolling_rope == "dynamic":
+        if self.family.remembers_passes:
             self.forget_longer_passes()
         cache.begin(cache.length if start is None else start, positions)
         mask = self._masks.build(visible, positions, cache)
@@ -253,30 +256,6 @@ class Target:
     def name(self) -> str:
         """What to call the model in messages."""
         return self.config._name_or_path or type(self.model).__name__
-
-    @property
-    def rolling_rope(self) -> str | None:
-        """`longrope` or `dynamic` where the rotary frequencies depend on the largest position of a pass, else None."""
-        parameters = getattr(self.config, "rope_parameters", None) or {}
-        return next((kind for kind in _ROLLING_ROPE if parameters.get("rope_type") == kind), None)
-
-    @property
-    def rope_boundary(self) -> int | None:
-        """Number of tokens up to which a rolling RoPE behaves like a fixed one; None for fixed RoPE."""
-        if self.rolling_rope is None:
-            return None
-        parameters = self.config.rope_parameters
-        return int(parameters.get("original_max_position_embeddings") or self.config.max_position_embeddings)
-
-    def max_nodes(self, length: int) -> int | None:
-        """Nodes that a tree after `length` cached tokens may have; None: any number.
-
-        Llama 4 scales queries by floor((slot + 1) / floor_scale): within one such step slots may stand for positions.
-        """
-        scale = getattr(self.config, "floor_scale", None)
-        if scale is None or not getattr(self.config, "attn_temperature_tuning", False):
-            return None
-        return max(0, int(scale) * ((length + 1) // int(scale) + 1) - length - 2)
 
     @property
     def _num_cache_layers(self) -> int:

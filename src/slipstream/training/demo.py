@@ -27,7 +27,7 @@ from slipstream.training.calibration import calibrate_artefact
 from slipstream.training.data import encoded
 from slipstream.training.data.dialogues import Dialogue
 from slipstream.training.data.draft_text import DraftTextSettings, draft_text
-from slipstream.training.pipeline import Pipeline, Step
+from slipstream.training.pipeline import Pipeline, Stage
 from slipstream.training.run import HeadRun
 from slipstream.training.runs import DraftRun, EagleRun, HydraRun, MedusaRun
 from slipstream.training.settings import Budget, TargetSettings
@@ -217,7 +217,7 @@ class _Place:
         return Target(load_model(folder, dtype="bfloat16", device=self.device, attention=None))
 
 
-def _target_step(place: _Place, budget: Budget, settings: TargetSettings, compiled: bool) -> Step:
+def _target_step(place: _Place, budget: Budget, settings: TargetSettings, compiled: bool) -> Stage:
     def train() -> None:
         folder = place.work / "target"
         run = TargetRun(place.data, folder, budget, settings, device=place.device, compiled=compiled)
@@ -226,7 +226,7 @@ def _target_step(place: _Place, budget: Budget, settings: TargetSettings, compil
             place.progress("target", report)
         export(folder, place.out / "target")
 
-    return Step(
+    return Stage(
         name="target",
         run=train,
         inputs={"data": place.data},
@@ -235,7 +235,7 @@ def _target_step(place: _Place, budget: Budget, settings: TargetSettings, compil
     )
 
 
-def _skip_step(place: _Place, settings: SearchSettings) -> Step:
+def _skip_step(place: _Place, settings: SearchSettings) -> Stage:
     """Skip sets of layer-skip; an interrupted search goes on from its study."""
     folder = place.out / "skip_sets"
 
@@ -249,7 +249,7 @@ def _skip_step(place: _Place, settings: SearchSettings) -> Step:
             progress=lambda task, trial: place.progress(f"skip-sets, {task}", trial),
         )
 
-    return Step(
+    return Stage(
         name="skip-sets",
         run=search,
         inputs={"target": place.weights},
@@ -258,7 +258,7 @@ def _skip_step(place: _Place, settings: SearchSettings) -> Step:
     )
 
 
-def _drafter_step(place: _Place, settings: DemoSettings, trained: _Trained) -> Step:
+def _drafter_step(place: _Place, settings: DemoSettings, trained: _Trained) -> Stage:
     """Draft text, training, calibration; the artefact is copied out of the run's folder."""
     folder = place.out / trained.name
     made_with: Mapping[str, object] = {"text": asdict(settings.text), "run": asdict(trained.settings)}
@@ -278,7 +278,7 @@ def _drafter_step(place: _Place, settings: DemoSettings, trained: _Trained) -> S
         calibrate_artefact(trained.method, target, folder, run.held_out, depth=trained.depth)
         _name_target(folder / "config.json")
 
-    return Step(
+    return Stage(
         name=trained.name,
         run=train,
         inputs={"data": place.data, "target": place.weights},

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Stage:
     """One unit of work of the pipeline."""
 
     name: str
@@ -50,10 +50,10 @@ class Outcome:
 class Pipeline:
     """Steps in their order, with the state file that remembers what each last ran with."""
 
-    def __init__(self, steps: Sequence[Step], state_file: Path) -> None:
+    def __init__(self, steps: Sequence[Stage], state_file: Path) -> None:
         names = [step.name for step in steps]
         if duplicates := {name for name in names if names.count(name) > 1}:
-            raise InputError(f"Step names are used twice: {', '.join(sorted(duplicates))}.")
+            raise InputError(f"Stage names are used twice: {', '.join(sorted(duplicates))}.")
         self.steps, self._state_file = tuple(steps), state_file
 
     def run(self, only: str | None = None) -> Iterator[Outcome]:
@@ -65,18 +65,18 @@ class Pipeline:
             if only in (None, step.name):
                 yield self._run_step(step)
 
-    def _run_step(self, step: Step) -> Outcome:
+    def _run_step(self, step: Stage) -> Outcome:
         reason = self.stale(step)
         if reason is None:
             return Outcome(step.name, True, "unchanged")
         logger.info("step %s: %s", step.name, reason)
         step.run()
         if missing := [str(path) for path in step.outputs if not path.exists()]:
-            raise ArtifactError(f"Step {step.name} ended without writing {', '.join(missing)}.")
+            raise ArtifactError(f"Stage {step.name} ended without writing {', '.join(missing)}.")
         self._remember(step)
         return Outcome(step.name, False, reason)
 
-    def stale(self, step: Step) -> str | None:
+    def stale(self, step: Stage) -> str | None:
         """Why a step has to run, or None when its outputs are up to date."""
         saved = self._state().get(step.name)
         if saved is None:
@@ -90,7 +90,7 @@ class Pipeline:
                 return f"{part} changed: {', '.join(changed)}"
         return None
 
-    def _record(self, step: Step) -> dict[str, dict[str, Any]]:
+    def _record(self, step: Stage) -> dict[str, dict[str, Any]]:
         return {
             "inputs": {label: content_hash(path) for label, path in step.inputs.items()},
             "settings": json.loads(json.dumps(dict(step.settings))),
@@ -108,7 +108,7 @@ class Pipeline:
             ) from error
         return state
 
-    def _remember(self, step: Step) -> None:
+    def _remember(self, step: Stage) -> None:
         state = {**self._state(), step.name: self._record(step)}
         self._state_file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._state_file, (json.dumps(state, indent=1) + "\n").encode())

@@ -13,29 +13,29 @@ import torch
 from doubles import decode, request
 from families import VOCAB_SIZE, build, prompt_ids
 from methods.learned import near as near_model
+from methods.watching import Watching
 from oracle import oracle_generate
 from slipstream.core.sampling import SamplingSettings
-from slipstream.drafting.auto_shape import AutoShape
-from slipstream.drafting.base import Drafting, Run
-from slipstream.drafting.growth import TreeShape
+from slipstream.drafting.shape import Auto, Dynamic
 from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
-from slipstream.methods.draft_model.drafter import DraftChainSettings, DraftLength, DraftModelDrafter, tree_costs
+from slipstream.methods.draft_model.drafter import DraftChain, DraftModelDrafter
+from slipstream.methods.registry import build_drafter
 from slipstream.target.target import Target
 from test_rejection import NUM_NEW, VOCAB, Memory, law, p_value, remembered
 from test_rejection import PROMPT as REJECTION_PROMPT
 
 PROMPT = prompt_ids(7, seed=4) * 3
 NUM_TOKENS = 14
-WIDE = TreeShape(width=6, depth=3, total=30)
-CHAIN = DraftChainSettings(length=4, threshold=0.05)
+WIDE = Dynamic(width=6, depth=3, total=30)
+CHAIN = DraftChain(length=4, threshold=0.05)
 TREES: dict[str, dict[str, Any]] = {
-    "dynamic": {"tree": "dynamic", "shape": WIDE},
-    "chain": {"tree": "chain", "chain_settings": CHAIN},
+    "dynamic": {"shape": WIDE},
+    "chain": {"shape": CHAIN},
 }
-WHOLE_CHAIN = {"tree": "chain", "chain_settings": DraftChainSettings(length=3, threshold=0.0)}
-NARROW_TREE = {"tree": "dynamic", "shape": TreeShape(width=2, depth=3, total=8)}
-WHOLE_TREE = {"tree": "dynamic", "shape": TreeShape(width=6, depth=3, total=78)}
+WHOLE_CHAIN = {"shape": DraftChain(length=3, threshold=0.0)}
+NARROW_TREE = {"shape": Dynamic(width=2, depth=3, total=8)}
+WHOLE_TREE = {"shape": Dynamic(width=6, depth=3, total=78)}
 
 
 @pytest.fixture(scope="module")
@@ -55,20 +55,8 @@ def near() -> Target:
     return Target(near_model(build("llama")))
 
 
-class Watched(DraftModelDrafter):
-    """Keeps the drafting at work, and what was proposed after which tokens."""
-
-    def start(self, run: Run) -> Drafting:
-        self.drafting: Any = super().start(run)
-        self.trees: list[Any] = []
-        propose = self.drafting.propose
-
-        def watched() -> Any:
-            self.trees.append(propose())
-            return self.trees[-1]
-
-        self.drafting.propose = watched
-        return self.drafting
+class Watched(Watching, DraftModelDrafter):
+    """Keeps what it proposed."""
 
 
 # -- lossless ------------------------------------------------------------------------------------------------------
@@ -112,8 +100,8 @@ def test_a_sampled_chain_follows_the_targets_law_whatever_the_drafts_vocabulary(
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
     target = Target(build("llama", vocab_size=VOCAB, weight_std=0.4, **sizes))
     draft = Target(build("llama", vocab_size=draft_vocab, weight_std=0.3, num_hidden_layers=1, seed=6, **sizes))
-    chain = DraftChainSettings(length=3, threshold=0.4, schedule="heuristic")
-    engine = Engine(target, DraftModelDrafter(target, draft, tree="chain", chain_settings=chain))
+    chain = DraftChain(length=3, threshold=0.4, schedule="heuristic")
+    engine = Engine(target, DraftModelDrafter(target, draft, chain))
     one, texts, accepted = request(REJECTION_PROMPT, max_new_tokens=NUM_NEW, temperature=1.0), [], []
     memories: tuple[Memory, Memory] = ({}, {})
     with remembered(target.model, memories[0]), remembered(draft.model, memories[1]):
@@ -155,7 +143,7 @@ def test_the_cache_holds_committed_tokens_only(tree, chunk, target):
     drafter = Watched(target, draft, **TREES[tree])
     result = decode(Engine(target, drafter, prefill_chunk=chunk), PROMPT, max_new_tokens=30)
     assert 0 < result.num_accepted < sum(step.num_drafted for step in result.steps)
-    cache, tokens = drafter.drafting.cache, [*PROMPT, *result.ids]
+    cache, tokens = drafter.drafting.expander.cache, [*PROMPT, *result.ids]
     n = cache.length
     assert len(PROMPT) < n < len(tokens)
     fresh = draft.new_cache(0)
@@ -179,7 +167,7 @@ def test_drafting_ends_with_the_draft_models_context(tree, target, caplog):
     assert [step.num_drafted > 0 for step in result.steps[:2]] == [True, True]
     assert [step.num_drafted for step in result.steps[-10:]] == [0] * 10
     assert sum(f"ends at its {len(PROMPT) + 8} tokens" in record.message for record in caplog.records) == 1
-    assert max(int(p.max()) for p in (drafter.drafting.cache.positions,)) < len(PROMPT) + 8
+    assert max(int(p.max()) for p in (drafter.drafting.expander.cache.positions,)) < len(PROMPT) + 8
     long = decode(Engine(target, drafter), prompt_ids(40), max_new_tokens=5)
     assert [step.num_drafted for step in long.steps] == [0] * 5
 
@@ -218,7 +206,7 @@ def test_padded_vocabularies_use_the_common_part(size, tree, target):
     result = decode(Engine(target, drafter), PROMPT, **settings)
     assert result.ids == oracle_generate(target.model, PROMPT, **settings)
     assert max(result.ids) >= VOCAB_SIZE - 20, "no word that the smaller vocabulary lacks"
-    drafted = torch.cat([tree.tokens for tree in drafter.trees])
+    drafted = torch.cat([tree.tokens for _, tree in drafter.proposals])
     assert len(drafted) > 20
     assert int(drafted.max()) < min(size, VOCAB_SIZE)
 
@@ -226,30 +214,17 @@ def test_padded_vocabularies_use_the_common_part(size, tree, target):
 # -- lengths and shapes --------------------------------------------------------------------------------------------
 
 
-def test_the_heuristic_length_is_transformers(target):
-    length = DraftLength(DraftChainSettings(length=8, schedule="heuristic"))
-    seen = [length.current]
-    for accepted, drafted in ((5, 5), (7, 7), (3, 8), (2, 2), (0, 1), *[(0, 1)] * 9):
-        length.update(accepted, drafted)
-        seen.append(length.current)
-    assert seen[:6] == [5, 7, 8, 7, 7, 6]  # 9 is beyond the limit; a chain that was unsure and right changes nothing
-    assert seen[-1] == 1
-    constant = DraftLength(DraftChainSettings(length=8))
-    constant.update(0, 8)
-    assert constant.current == 8
-
-
 def test_the_heuristic_steers_the_chains(target):
-    settings = DraftChainSettings(length=9, threshold=0.0, schedule="heuristic")
-    drafter = DraftModelDrafter(target, target, tree="chain", chain_settings=settings)
+    settings = DraftChain(length=9, threshold=0.0, schedule="heuristic")
+    drafter = DraftModelDrafter(target, target, settings)
     result = decode(Engine(target, drafter), PROMPT, max_new_tokens=6 + 8 + 10 + 10)
     assert [step.num_drafted for step in result.steps] == [5, 7, 9, 9]
 
 
 def test_an_unsure_draft_model_ends_its_chain(target, small):
     def sizes(threshold: float) -> set[int]:
-        settings = DraftChainSettings(length=6, threshold=threshold)
-        drafter = DraftModelDrafter(target, small, tree="chain", chain_settings=settings)
+        settings = DraftChain(length=6, threshold=threshold)
+        drafter = DraftModelDrafter(target, small, settings)
         return {step.num_drafted for step in decode(Engine(target, drafter), PROMPT, max_new_tokens=12).steps[:-6]}
 
     assert sizes(0.0) == {6}
@@ -257,18 +232,18 @@ def test_an_unsure_draft_model_ends_its_chain(target, small):
 
 
 def test_the_adaptive_threshold_follows_what_is_accepted(target, small):
-    settings = DraftChainSettings(length=6, threshold=0.2, adaptive=True)
-    drafter = DraftModelDrafter(target, small, tree="chain", chain_settings=settings)
+    settings = DraftChain(length=6, threshold=0.2, adaptive=True)
+    drafter = DraftModelDrafter(target, small, settings)
     decode(Engine(target, drafter), PROMPT, max_new_tokens=20)
-    assert drafter.threshold.gamma > 0.2
+    assert drafter.shape.exit_rule.gamma > 0.2
 
 
 def test_trees_are_sized_by_measured_cost(target, small):
-    largest = TreeShape(width=3, depth=3, total=8)
-    costs = tree_costs(DraftModelDrafter(target, small), largest)
+    largest = Dynamic(width=3, depth=3, total=8)
+    costs = DraftModelDrafter(target, small).measure(largest)
     assert costs.draft_s[0] == 0 < costs.draft_s[1] <= costs.draft_s[3]
     assert [rows for rows, _ in costs.verify_s] == [1, 2, 4, 8, 9]
-    drafter = DraftModelDrafter(target, small, shape=AutoShape(largest))
+    drafter = DraftModelDrafter(target, small, shape=Auto(largest))
     result = decode(Engine(target, drafter), PROMPT, max_new_tokens=60)
     assert result.ids == oracle_generate(target.model, PROMPT, max_new_tokens=60)
     assert drafter.shape.costs is not None
@@ -278,7 +253,7 @@ def test_trees_are_sized_by_measured_cost(target, small):
 
 def test_measuring_stays_within_the_draft_models_context(target):
     tiny = Target(build("gpt2", sizes={"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 5}))
-    assert len(tree_costs(DraftModelDrafter(target, tiny), TreeShape(width=2, depth=4, total=6)).draft_s) == 5
+    assert len(DraftModelDrafter(target, tiny).measure(Dynamic(width=2, depth=4, total=6)).draft_s) == 5
 
 
 def test_slots_are_enough_for_every_draft(target):
@@ -298,12 +273,12 @@ def test_slots_are_enough_for_every_draft(target):
 )
 def test_chain_settings_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(InputError, match=message):
-        DraftChainSettings(**wrong)
+        DraftChain(**wrong)
 
 
-def test_an_unknown_kind_of_tree_is_refused(target, small):
+def test_an_unknown_kind_of_tree_is_refused(target):
     with pytest.raises(InputError, match="dynamic"):
-        DraftModelDrafter(target, small, tree="dynamc")
+        build_drafter("draft-model", target, {"draft": "unread", "tree": "dynamc"})
 
 
 def test_a_shifted_position_is_noticed(target, monkeypatch):

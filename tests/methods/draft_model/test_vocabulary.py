@@ -15,8 +15,7 @@ from doubles import decode
 from families import REFUSED, build, prompt_ids
 from oracle import oracle_generate
 from slipstream.core.confidence import ConfidenceScale
-from slipstream.drafting.auto_shape import AutoShape
-from slipstream.drafting.growth import TreeShape
+from slipstream.drafting.shape import Auto, Dynamic
 from slipstream.engine.engine import Engine
 from slipstream.errors import ArtifactError, ArtifactWarning, InputError, UnsupportedTargetError
 from slipstream.methods.draft_model.checkpoint import load_draft
@@ -140,14 +139,14 @@ def test_a_folder_drafts_for_a_folder_of_its_tokenizer(tmp_path):
 def test_the_method_is_built_from_its_options(target, small):
     with pytest.warns(ArtifactWarning, match="not at hand"):
         drafter = build_drafter("draft-model", target, {"draft": small.model})
-    assert isinstance(drafter.shape, AutoShape)
+    assert isinstance(drafter.shape, Auto)
     assert drafter.draft.model is small.model
     words = {"tokenizer": Words(WORDS), "draft_tokenizer": Words(WORDS)}
     fixed = {**words, "draft": small.model, "width": 2, "depth": 3, "total": 5}
-    assert METHODS["draft-model"].build(target, fixed).shape == TreeShape(width=2, depth=3, total=5)
+    assert METHODS["draft-model"].build(target, fixed).shape == Dynamic(width=2, depth=3, total=5)
     chain = {**words, "draft": small.model, "tree": "chain", "length": 3, "schedule": "heuristic", "threshold": 0.1}
     built = METHODS["draft-model"].build(target, chain)
-    assert (built.tree, built.chain_settings.length, built.length.current) == ("chain", 3, 3)
+    assert (built.shape.kind, built.shape.length, built.shape.exit_rule.length) == ("chain", 3, 3)
     prompt = prompt_ids(9)
     assert decode(Engine(target, built), prompt).ids == oracle_generate(target.model, prompt, max_new_tokens=16)
 

@@ -12,25 +12,24 @@ from torch import nn
 from doubles import decode, request
 from families import build, prompt_ids
 from methods.eagle.eagle_reference import reference_draft, true_features
+from methods.watching import Watching
 from oracle import oracle_generate
 from slipstream.core.sampling import SamplingSettings
-from slipstream.drafting.base import Drafting, Run
-from slipstream.drafting.default_shape import default_shape
-from slipstream.drafting.growth import TreeShape
-from slipstream.drafting.static_tree import EAGLE_1, StaticTree
+from slipstream.drafting.published_trees import EAGLE_1
+from slipstream.drafting.shape import Dynamic, Static, default_tree
 from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
 from slipstream.methods.eagle.checkpoint import save_head
-from slipstream.methods.eagle.drafter import EagleDrafter, EagleDrafting
+from slipstream.methods.eagle.drafter import EagleDrafter, EagleExpander
 from slipstream.methods.eagle.head import EagleHead, HeadSizes, additive_mask
-from slipstream.methods.registry import METHODS, build_drafter
+from slipstream.methods.registry import METHODS, build_drafter, find_method
 from slipstream.target.target import Target
 
 FAMILIES = ("llama", "qwen2", "gemma2", "mistral", "gpt2", "longrope", "gemma", "granite", "opt")
 PROMPT = prompt_ids(7, seed=4) * 3
-WIDE = TreeShape(width=6, depth=3, total=30)
+WIDE = Dynamic(width=6, depth=3, total=30)
 NUM_TOKENS = 14
-STATIC = StaticTree(EAGLE_1, torch.device("cpu"))
+STATIC = Static(EAGLE_1)
 SHAPES = {"eagle2": WIDE, "eagle": STATIC}
 
 
@@ -50,23 +49,8 @@ def targets(family_model) -> dict[str, Target]:
     return {name: Target(family_model(name)) for name in FAMILIES}
 
 
-class Watched(EagleDrafter):
-    """Keeps the drafting at work, and what it proposed after which tokens."""
-
-    def start(self, run: Run) -> Drafting:
-        self.drafting = _Watched(self, run)
-        return self.drafting
-
-
-class _Watched(EagleDrafting):
-    def __init__(self, drafter: EagleDrafter, run: Run) -> None:
-        super().__init__(drafter, run)
-        self.proposals: list[tuple[list[int], list[int]]] = []
-
-    def propose(self):
-        tree = super().propose()
-        self.proposals.append((list(self._run.tokens), tree.tokens.tolist()))
-        return tree
+class Watched(Watching, EagleDrafter):
+    """Keeps what it proposed."""
 
 
 # -- lossless ------------------------------------------------------------------------------------------------------
@@ -147,10 +131,11 @@ def test_drafts_are_the_heads_own_on_the_whole_text(name, chunk, targets):
     """Against every step recomputed from the first token, without a cache and without the engine."""
     target = targets[name]
     head = random_head(target, seed=2)
-    drafter = Watched(target, head, TreeShape(width=1, depth=3, total=3))
+    drafter = Watched(target, head, Dynamic(width=1, depth=3, total=3))
     decode(Engine(target, drafter, prefill_chunk=chunk), PROMPT, max_new_tokens=6)
-    assert len(drafter.drafting.proposals) >= 4
-    for tokens, drafted in drafter.drafting.proposals:
+    assert len(drafter.proposals) >= 4
+    for tokens, tree in drafter.proposals:
+        drafted = tree.tokens.tolist()
         assert drafted == reference_draft(target, head, tokens, len(drafted))
 
 
@@ -161,7 +146,7 @@ def test_cache_holds_the_accepted_tokens_only(name, targets):
     drafter = Watched(target, head, WIDE)
     result = decode(Engine(target, drafter, prefill_chunk=4), PROMPT, max_new_tokens=40)
     assert max(step.num_accepted for step in result.steps) >= 1, "no branch was ever accepted: the test shows nothing"
-    tokens, cache = drafter.drafting.proposals[-1][0], drafter.drafting.cache
+    tokens, cache = drafter.proposals[-1][0], drafter.drafting.expander.cache
     n = len(tokens) - 1
     assert cache.length == n
     fresh = head.new_cache(target.device, None)
@@ -211,7 +196,7 @@ def exact_pair() -> tuple[Target, EagleHead]:
 
 
 @pytest.mark.parametrize("chunk", [3, 512])
-@pytest.mark.parametrize("shape", [TreeShape(width=1, depth=4, total=4), TreeShape(width=4, depth=4, total=12), STATIC])
+@pytest.mark.parametrize("shape", [Dynamic(width=1, depth=4, total=4), Dynamic(width=4, depth=4, total=12), STATIC])
 def test_a_head_that_computes_the_target_is_always_accepted(shape, chunk):
     """Fails on any shift of tokens, features, positions or slots."""
     target, head = exact_pair()
@@ -225,17 +210,17 @@ def test_a_head_that_computes_the_target_is_always_accepted(shape, chunk):
 def test_a_shifted_position_is_noticed(monkeypatch):
     """The test above is worth something: the same head with its draft rows one position late is rejected."""
     target, head = exact_pair()
-    forward = EagleDrafting._pass
+    forward = EagleExpander._pass
 
-    def late(self: EagleDrafting, tokens: Any, features: Any, positions: Any, visible: Any, start: int) -> Any:
+    def late(self: EagleExpander, tokens: Any, features: Any, positions: Any, visible: Any, start: int) -> Any:
         return forward(self, tokens, features, positions + (start >= self.cache.length > 0), visible, start)
 
     def tau() -> float:
-        drafter = EagleDrafter(target, head, TreeShape(width=1, depth=4, total=4))
+        drafter = EagleDrafter(target, head, Dynamic(width=1, depth=4, total=4))
         return 41 / len(decode(Engine(target, drafter), [1, *PROMPT], max_new_tokens=41).steps)
 
     exact = tau()
-    monkeypatch.setattr(EagleDrafting, "_pass", late)
+    monkeypatch.setattr(EagleExpander, "_pass", late)
     assert tau() < exact
 
 
@@ -245,10 +230,16 @@ def test_a_shifted_position_is_noticed(monkeypatch):
 def test_methods_are_built_from_a_folder(targets, tmp_path):
     target = targets["llama"]
     save_head(random_head(target), tmp_path, target)
-    eagle2 = build_drafter("eagle2", target, {"draft": tmp_path, "width": 2, "total": 7, "rerank": False})
-    assert (eagle2.name, eagle2.shape) == ("eagle2", TreeShape(width=2, depth=5, total=7, rerank=False))
+    eagle2 = build_drafter("eagle2", target, {"draft": tmp_path, "width": 2, "total": 7})
+    assert (eagle2.name, eagle2.shape) == ("eagle2", Dynamic(width=2, depth=5, total=7))
     eagle = build_drafter("eagle", target, {"draft": str(tmp_path)})
-    assert (eagle.name, eagle.shape.total, eagle.shape.depth) == ("eagle", 25, 5)
+    assert (eagle.name, eagle.shape.most_nodes, eagle.shape.depth) == ("eagle", 25, 5)
+
+
+@pytest.mark.parametrize("option", ["by_value", "rerank"])
+def test_options_of_the_ablations_say_where_they_went(option):
+    with pytest.raises(InputError, match=f"no option '{option}' any more: .*ablations"):
+        find_method("eagle2", {option: False})
 
 
 @pytest.mark.parametrize("method", ["eagle", "eagle2"])
@@ -259,14 +250,14 @@ def test_a_missing_head_is_one_clear_line(method, targets):
 
 @pytest.mark.parametrize(("billions", "total"), [(0.01, 20), (7.2, 60), (13, 50), (70, 48)])
 def test_default_trees_are_the_papers(billions, total):
-    shape = default_shape(int(billions * 1e9))
+    shape = default_tree(int(billions * 1e9))
     assert shape.total == total
     assert billions < 3 or (shape.width, shape.depth) == (10, 6)
 
 
 def test_slots_are_enough_for_every_tree(targets):
     target = targets["llama"]
-    for shape in (WIDE, replace(WIDE, rerank=False, total=2), STATIC):
+    for shape in (WIDE, STATIC):
         drafter = Watched(target, random_head(target), shape)
         sizes: list[int] = []
         for step in Engine(target, drafter).generate(request(PROMPT, max_new_tokens=8)):

@@ -12,18 +12,16 @@ from doubles import decode, request
 from families import CONTEXT, build, prompt_ids
 from methods.eagle.eagle_reference import true_features
 from methods.hydra.hydra_reference import reference_draft, reference_prefix
+from methods.watching import Watching
 from oracle import oracle_generate
 from slipstream.core.confidence import ConfidenceScale
 from slipstream.core.sampling import SamplingSettings
-from slipstream.drafting.auto_shape import AutoShape
-from slipstream.drafting.base import Drafting, Run
-from slipstream.drafting.growth import TreeShape
-from slipstream.drafting.medusa_trees import published_tree
-from slipstream.drafting.static_tree import StaticTree
+from slipstream.drafting.published_trees import published_tree
+from slipstream.drafting.shape import Auto, Dynamic, Static
 from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
 from slipstream.methods.hydra.checkpoint import published_names, save_heads
-from slipstream.methods.hydra.drafter import HydraDrafter, HydraDrafting
+from slipstream.methods.hydra.drafter import HydraDrafter, HydraExpander
 from slipstream.methods.hydra.head import HydraHeads, HydraSizes, PrefixSizes
 from slipstream.methods.registry import METHODS, build_drafter
 from slipstream.target.target import Target
@@ -33,8 +31,8 @@ PROMPT = prompt_ids(7, seed=4) * 3
 NUM_TOKENS, NUM_HEADS = 14, 3
 PATHS = ((0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (2, 1), (0, 0, 0), (0, 0, 2), (1, 0, 0), (0, 0, 0, 0))
 CYCLE = torch.randperm(64, generator=torch.Generator().manual_seed(2)).tolist()  # the order of `exact_pair`'s tokens
-STATIC = StaticTree(PATHS, torch.device("cpu"))  # one level deeper than there are heads
-SHAPES = {"dynamic": TreeShape(width=6, depth=3, total=24), "static": STATIC}
+STATIC = Static(PATHS)  # one level deeper than there are heads
+SHAPES = {"dynamic": Dynamic(width=6, depth=3, total=24), "static": STATIC}
 
 
 def random_heads(
@@ -69,23 +67,8 @@ def targets(family_model) -> dict[str, Target]:
     return {name: Target(family_model(name)) for name in FAMILIES}
 
 
-class Watched(HydraDrafter):
-    """Keeps the drafting at work, and what it proposed after which tokens."""
-
-    def start(self, run: Run) -> Drafting:
-        self.drafting = _Watched(self, run)
-        return self.drafting
-
-
-class _Watched(HydraDrafting):
-    def __init__(self, drafter: HydraDrafter, run: Run) -> None:
-        super().__init__(drafter, run)
-        self.proposals: list[tuple[list[int], list[int]]] = []
-
-    def propose(self):
-        tree = super().propose()
-        self.proposals.append((list(self._run.tokens), tree.tokens.tolist()))
-        return tree
+class Watched(Watching, HydraDrafter):
+    """Keeps what it proposed."""
 
 
 # -- lossless ------------------------------------------------------------------------------------------------------
@@ -185,11 +168,12 @@ def test_drafts_are_the_heads_own_on_the_whole_text(name, prefix, chunk, targets
     """Against every step recomputed from the first token, without a cache and without the engine."""
     target = targets[name]
     heads = random_heads(target, prefix=prefix, seed=2)
-    drafter = Watched(target, heads, TreeShape(width=1, depth=3, total=3))
+    drafter = Watched(target, heads, Dynamic(width=1, depth=3, total=3))
     decode(Engine(target, drafter, prefill_chunk=chunk), PROMPT, max_new_tokens=6)
-    assert len(drafter.drafting.proposals) >= 4
-    assert len({tuple(drafted) for _, drafted in drafter.drafting.proposals}) > 2
-    for tokens, drafted in drafter.drafting.proposals:
+    assert len(drafter.proposals) >= 4
+    assert len({tuple(tree.tokens.tolist()) for _, tree in drafter.proposals}) > 2
+    for tokens, tree in drafter.proposals:
+        drafted = tree.tokens.tolist()
         assert drafted == reference_draft(tensors_of(heads), target, tokens, len(drafted))
 
 
@@ -197,18 +181,9 @@ def test_every_branch_is_drafted_from_its_own_path(targets):
     """In a dynamic tree each node's children are the best of the head that saw exactly this path."""
     target = targets["llama"]
     heads = random_heads(target, seed=2)
-    drafter = HydraDrafter(target, heads, TreeShape(width=3, depth=3, total=100))
-    trees = []
-    propose = HydraDrafting.propose
-
-    class Keeping(HydraDrafting):
-        def propose(self):
-            trees.append((list(self._run.tokens), propose(self)))
-            return trees[-1][1]
-
-    drafter.start = lambda run: Keeping(drafter, run)
+    drafter = Watched(target, heads, Dynamic(width=3, depth=3, total=100))
     decode(Engine(target, drafter), PROMPT, max_new_tokens=5)
-    tokens, tree = trees[0]
+    tokens, tree = drafter.proposals[0]
     checked = 0
     for parent in range(-1, tree.num_nodes):
         children = [int(t) for t, p in zip(tree.tokens, tree.parents, strict=True) if p == parent]
@@ -239,10 +214,10 @@ def best_children(tensors, target: Target, tokens: list[int], path: list[int], c
 def test_the_prefix_cache_holds_the_committed_tokens_only(name, targets):
     target = targets[name]
     heads = random_heads(target)
-    drafter = Watched(target, heads, TreeShape(width=8, depth=3, total=60))
+    drafter = Watched(target, heads, Dynamic(width=8, depth=3, total=60))
     result = decode(Engine(target, drafter, prefill_chunk=4), PROMPT, max_new_tokens=40)
     assert max(step.num_accepted for step in result.steps) >= 1, "no branch was ever accepted: the test shows nothing"
-    tokens, cache = drafter.drafting.proposals[-1][0], drafter.drafting._prefix.cache
+    tokens, cache = drafter.proposals[-1][0], drafter.drafting.expander._prefix.cache
     n = len(tokens) - 1
     assert cache.length == n
     fresh = heads.new_cache(target.device, None)
@@ -298,7 +273,7 @@ def exact_pair(part: int, *, prefix: bool = False) -> tuple[Target, HydraHeads]:
 
 
 @pytest.mark.parametrize("chunk", [3, 512])
-@pytest.mark.parametrize("shape", [TreeShape(width=1, depth=4, total=4), TreeShape(width=4, depth=4, total=12), STATIC])
+@pytest.mark.parametrize("shape", [Dynamic(width=1, depth=4, total=4), Dynamic(width=4, depth=4, total=12), STATIC])
 @pytest.mark.parametrize("part", [0, 1, 2, 9])
 def test_heads_that_know_the_target_are_always_accepted(part, shape, chunk):
     """Fails on any shift between features, embeddings and heads, whichever of them is read."""
@@ -313,7 +288,7 @@ def test_heads_that_know_the_target_are_always_accepted(part, shape, chunk):
 
 def test_heads_behind_the_prefix_layer_are_aligned_too():
     target, heads = exact_pair(0, prefix=True)
-    drafter = HydraDrafter(target, heads, TreeShape(width=1, depth=4, total=4))
+    drafter = HydraDrafter(target, heads, Dynamic(width=1, depth=4, total=4))
     result = decode(Engine(target, drafter, prefill_chunk=3), CYCLE[:9], max_new_tokens=41)
     assert [len(step.token_ids) for step in result.steps[:-1]] == [5] * 8
 
@@ -321,15 +296,15 @@ def test_heads_behind_the_prefix_layer_are_aligned_too():
 def test_a_shifted_feature_is_noticed(monkeypatch):
     """The tests above are worth something: the same heads fed with the feature one token earlier are never right."""
     target, heads = exact_pair(0)
-    observe = HydraDrafting.observe
+    catch_up = HydraExpander.catch_up
 
-    def late(self: HydraDrafting, observed: Any) -> None:
+    def late(self: HydraExpander, observed: Any) -> None:
         old = self._feature
-        observe(self, observed)
+        catch_up(self, observed)
         self._feature = observed.features[-2:-1] if len(observed.tokens) > 1 else old
 
-    monkeypatch.setattr(HydraDrafting, "observe", late)
-    drafter = HydraDrafter(target, heads, TreeShape(width=1, depth=4, total=4))
+    monkeypatch.setattr(HydraExpander, "catch_up", late)
+    drafter = HydraDrafter(target, heads, Dynamic(width=1, depth=4, total=4))
     assert len(decode(Engine(target, drafter), CYCLE[:9], max_new_tokens=20).steps) == 20
 
 
@@ -338,14 +313,14 @@ def test_earlier_layers_can_feed_the_heads(offset, targets):
     """hidden_state_offset k of the released code: its tuple of hidden states, counted k back from the last."""
     target = targets["llama"]
     heads = random_heads(target, prefix=False, offset=offset)
-    drafter = Watched(target, heads, TreeShape(width=1, depth=1, total=1))
+    drafter = Watched(target, heads, Dynamic(width=1, depth=1, total=1))
     decode(Engine(target, drafter, prefill_chunk=4), PROMPT, max_new_tokens=4)
-    for tokens, drafted in drafter.drafting.proposals[:-1]:
+    for tokens, tree in drafter.proposals[:-1]:
         with torch.inference_mode():
             states = target.model(torch.tensor([tokens[:-1]]), output_hidden_states=True).hidden_states
             root = target.model.get_input_embeddings()(torch.tensor(tokens[-1:]))
             inputs = torch.cat((states[-(offset + 1)][0, -1:], root), dim=1)
-            assert drafted == [int(heads.logits(0, inputs[None], target)[0, 0].argmax())]
+            assert tree.tokens.tolist() == [int(heads.logits(0, inputs[None], target)[0, 0].argmax())]
 
 
 # -- shapes --------------------------------------------------------------------------------------------------------
@@ -354,7 +329,7 @@ def test_earlier_layers_can_feed_the_heads(offset, targets):
 def test_a_tree_deeper_than_the_heads_is_refused(targets):
     heads = random_heads(targets["llama"])
     with pytest.raises(InputError, match="tree depth is 4, but each level takes a head and there are 3"):
-        HydraDrafter(targets["llama"], heads, TreeShape(depth=4))
+        HydraDrafter(targets["llama"], heads, Dynamic(depth=4))
 
 
 def test_a_static_tree_is_cut_to_the_heads(targets):
@@ -370,10 +345,10 @@ def test_the_method_is_built_from_a_folder(targets, tmp_path):
     heads.confidence = ConfidenceScale(floor=0.3, slope=0.2)
     save_heads(heads, tmp_path, target)
     fixed = build_drafter("hydra", target, {"draft": tmp_path, "width": 2, "depth": 2, "total": 3})
-    assert fixed.shape == TreeShape(width=2, depth=2, total=3)
+    assert fixed.shape == Dynamic(width=2, depth=2, total=3)
     by_cost = build_drafter("hydra", target, {"draft": str(tmp_path), "width": 3})
-    assert isinstance(by_cost.shape, AutoShape)
-    assert (by_cost.largest.width, by_cost.largest.depth) == (3, NUM_HEADS)
+    assert isinstance(by_cost.shape, Auto)
+    assert (by_cost.shape.level_rows, by_cost.shape.depth) == (3, NUM_HEADS)
     assert (by_cost.name, by_cost.confidence) == ("hydra", heads.confidence)
     static = build_drafter("hydra", target, {"draft": tmp_path, "tree": "static"})
     named = build_drafter("hydra", target, {"draft": tmp_path, "tree": "vicuna_7b_stage1"})

@@ -1,4 +1,4 @@
-"""The adaptive skip set: no token changes, idle sub-layers are found, trials keep to their share of the time."""
+"""The adaptive skip set: no token changes, idle sub-layers are found, comparisons keep to their share of the time."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from oracle import oracle_generate
 from slipstream.core.logits import ProcessingSettings
 from slipstream.core.rules import GreedyRule
 from slipstream.core.sampling import SamplingSettings
-from slipstream.drafting.base import Run
-from slipstream.drafting.exit_threshold import ChainSettings
-from slipstream.drafting.growth import TreeShape
+from slipstream.drafting.base import Generation
+from slipstream.drafting.shape import Auto, Chain, Dynamic, Shape
 from slipstream.engine.engine import Engine, Request
 from slipstream.errors import InputError
-from slipstream.methods.layer_skip.adapt import AdaptiveSkipSet, AdaptSettings, TrialResult
+from slipstream.methods.layer_skip.adapt import AdaptiveSkipSet, AdaptSettings, ComparisonResult
+from slipstream.methods.layer_skip.comparison import score_tokens
 from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
 from slipstream.methods.layer_skip.effects import Effects
-from slipstream.methods.layer_skip.trial import try_set
+from slipstream.methods.registry import build_drafter
+from slipstream.runtime.costs import Costs
 from slipstream.skipping.costs import CostTable, PassCost
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.skipping.sublayers import SubLayers
@@ -68,13 +69,17 @@ def costs() -> CostTable:
     return CostTable(passes=tuple(one(rows) for rows in ROWS), prefix=64)
 
 
+SHAPES: dict[str, Shape] = {
+    "dynamic": Dynamic(width=3, depth=3, total=6),
+    "chain": Chain(length=4, threshold=0.0, adaptive=False),
+}
+
+
 def drafter(target: Target, tree: str = "dynamic", overhead: float = 0.3) -> LayerSkipDrafter:
     made = LayerSkipDrafter(
         target,
         START,
-        tree=tree,
-        shape=TreeShape(width=3, depth=3, total=6),
-        chain_settings=ChainSettings(length=4, threshold=0.0, adaptive=False),
+        SHAPES[tree],
         adapt=AdaptSettings(overhead=overhead, trial_rows=16),
     )
     assert made.adaptive is not None
@@ -113,7 +118,7 @@ def test_what_does_nothing_is_left_out_and_what_is_missed_comes_back(target: Tar
 
 
 @pytest.mark.parametrize("overhead", [0.05, 0.3])
-def test_trials_keep_to_the_overhead_at_every_cycle(
+def test_comparisons_keep_to_the_overhead_at_every_cycle(
     target: Target, overhead: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, widths = drafter(target, overhead=overhead), []
@@ -122,17 +127,17 @@ def test_trials_keep_to_the_overhead_at_every_cycle(
 
     def counted(tokens: torch.Tensor, positions: torch.Tensor, *args: object, **kwargs: object) -> object:
         if bool((positions.diff() > 0).all()) and tokens.shape[0] > 8:
-            widths.append(tokens.shape[0])  # neither a level nor a tree: the prompt or a trial
+            widths.append(tokens.shape[0])  # neither a level nor a tree: the prompt or a comparison
         return forward(tokens, positions, *args, **kwargs)
 
     monkeypatch.setattr(target, "forward", counted)
     for step in steps_of(Engine(target, made), 150):
-        assert adaptive.trials_s <= overhead * (adaptive.trials_s + adaptive.cycles_s) + 1e-12
+        assert adaptive.comparisons_s <= overhead * (adaptive.comparisons_s + adaptive.cycles_s) + 1e-12
         assert len(step.token_ids) > 0
     assert adaptive.num_passes > 0
     assert len(widths) == adaptive.num_passes  # a prompt of 9 tokens prefills 8
     spent = sum(costs().draft(rows, SkipSet(num_layers=NUM_LAYERS, attention=(), mlp=())) for rows in widths)
-    assert adaptive.trials_s <= spent + 1e-9
+    assert adaptive.comparisons_s <= spent + 1e-9
 
 
 def steps_of(engine: Engine, num_tokens: int) -> Iterator[slipstream.Step]:
@@ -145,7 +150,7 @@ def test_under_rejection_the_set_changes_only_between_drafts(target: Target, mon
     used: list[list[SkipSet]] = [[]]
     forward = made.forward
 
-    def noted(run: Run, tokens: torch.Tensor, depth: int, visible: torch.Tensor) -> torch.Tensor:
+    def noted(run: Generation, tokens: torch.Tensor, depth: int, visible: torch.Tensor) -> torch.Tensor:
         if depth == 0:
             used.append([])
         used[-1].append(made.skip_set)
@@ -160,12 +165,12 @@ def test_under_rejection_the_set_changes_only_between_drafts(target: Target, mon
     assert len({id(cycle[0]) for cycle in used if cycle}) > 1
 
 
-# -- a trial -----------------------------------------------------------------------------------------------------------
+# -- a comparison ----------------------------------------------------------------------------------------------------
 
 
-def committed(target: Target, tokens: list[int]) -> Run:
+def committed(target: Target, tokens: list[int]) -> Generation:
     """A generation in which all tokens but the last are cached."""
-    run = Run(target, target.new_cache(32), GreedyRule(), tokens, 4, 9)
+    run = Generation(target, target.new_cache(32), GreedyRule(), tokens, 4, 9)
     n = len(tokens) - 1
     target.forward(torch.tensor(tokens[:-1]), torch.arange(n), target.causal(n), run.cache)
     run.cache.commit(None, n)
@@ -174,10 +179,10 @@ def committed(target: Target, tokens: list[int]) -> Run:
 
 @pytest.mark.parametrize("end", [20, 17])
 @torch.inference_mode()
-def test_a_trial_says_what_the_first_row_of_a_draft_would_say(target: Target, end: int) -> None:
+def test_a_comparison_says_what_the_first_row_of_a_draft_would_say(target: Target, end: int) -> None:
     tokens = prompt_ids(21, seed=4)
     plan = SubLayers.find(target.model).plan(SkipSet(num_layers=NUM_LAYERS, attention=(0, 3), mlp=(1,)))
-    scores, hits = try_set(committed(target, tokens), plan, 8, end, 2)
+    scores, hits = score_tokens(committed(target, tokens), plan, 8, end, 2)
     for row, place in enumerate(range(8, end)):
         run = committed(target, tokens[: place + 1])  # the token at `place` is the root
         with plan:
@@ -191,7 +196,7 @@ def test_a_trial_says_what_the_first_row_of_a_draft_would_say(target: Target, en
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_a_trial_leaves_all_that_is_committed_as_it_was(
+def test_a_comparison_leaves_all_that_is_committed_as_it_was(
     target: Target, interrupted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = committed(target, prompt_ids(21, seed=4))
@@ -201,9 +206,9 @@ def test_a_trial_leaves_all_that_is_committed_as_it_was(
     if interrupted:
         monkeypatch.setattr(target.model, "forward", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            try_set(run, plan, 4, 20, 1)
+            score_tokens(run, plan, 4, 20, 1)
     else:
-        try_set(run, plan, 4, 20, 1)
+        score_tokens(run, plan, 4, 20, 1)
     assert run.length == 20
     assert torch.equal(run.cache.positions[:20], positions)
     for layer, (keys, values) in zip(run.cache.layers, before, strict=True):
@@ -216,14 +221,14 @@ def interrupt(*args: object, **kwargs: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_generation_given_up_during_a_trial_leaves_the_model_usable(
+def test_a_generation_given_up_during_a_comparison_leaves_the_model_usable(
     target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = drafter(target)
     engine, forward = Engine(target, made), target.forward
 
     def struck(tokens: torch.Tensor, *args: object, **kwargs: object) -> object:
-        if tokens.shape[0] == 16:  # a trial: with its candidate's sub-layers out
+        if tokens.shape[0] == 16:  # a comparison: with its candidate's sub-layers out
             raise KeyboardInterrupt
         return forward(tokens, *args, **kwargs)
 
@@ -241,7 +246,7 @@ def test_a_generation_given_up_during_a_trial_leaves_the_model_usable(
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=5, max_size=5), st.integers(0, 2**31))
-def test_effects_of_single_sublayers_follow_from_trials_of_several(truth: list[float], seed: int) -> None:
+def test_effects_of_single_sublayers_follow_from_comparisons_of_several(truth: list[float], seed: int) -> None:
     effects, rng = Effects(5, mean=0.2, sd=0.5), torch.Generator().manual_seed(seed)
     for _ in range(60):
         change = torch.randint(-1, 2, (5,), generator=rng).tolist()
@@ -265,7 +270,7 @@ def adaptive() -> AdaptiveSkipSet:
     made = AdaptiveSkipSet(SkipSet(num_layers=NUM_LAYERS, attention=(0,), mlp=()), AdaptSettings(), level_rows=3)
     made.costs = costs()
     for _ in range(20):
-        made.note_cycle(2, 3, 6)
+        made.record_cycle(2, 3, 6)
     return made
 
 
@@ -296,14 +301,14 @@ def test_speed_decides_not_likeness_alone(
 ) -> None:
     made = adaptive()
     base, candidate = made.current, candidate_for(made, attention)
-    made.learn(candidate, base, TrialResult(difference=difference, variance=variance, hits=0.2 * difference))
+    made.learn(candidate, base, ComparisonResult(difference=difference, variance=variance, hits=0.2 * difference))
     assert (made.current is candidate) is taken
 
 
-def test_a_trial_against_a_set_no_longer_in_use_teaches_but_changes_nothing() -> None:
+def test_a_comparison_against_a_set_no_longer_in_use_teaches_but_changes_nothing() -> None:
     made = adaptive()
     old = SkipSet(num_layers=NUM_LAYERS, attention=(3,), mlp=())
-    made.learn(candidate_for(made, (2, 3)), old, TrialResult(difference=0.0, variance=1e-4, hits=0.0))
+    made.learn(candidate_for(made, (2, 3)), old, ComparisonResult(difference=0.0, variance=1e-4, hits=0.0))
     assert made.num_changes == 0
     assert made.effects.tried[2]
 
@@ -346,3 +351,31 @@ def test_adaptive_is_a_value_of_skip_set_and_costs_are_measured(target: Target) 
 def test_wrong_options_are_refused(target: Target, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         slipstream.load(target.model, **options)
+
+
+def test_costs_of_drafting_follow_the_set_that_is_drafted_with(target: Target) -> None:
+    """Of a set that adapts they are rescaled, within a generation; of another set they are measured anew."""
+    made = LayerSkipDrafter(target, START, Auto(Dynamic(width=3, depth=3, total=6)), adapt=AdaptSettings(trial_rows=16))
+    assert made.adaptive is not None
+    assert isinstance(made.shape, Auto)
+    made.adaptive.costs = costs()
+    made.shape.costs = before = Costs(((1, 1.0), (7, 2.0)), (0.0, 0.5, 1.0, 1.5))
+    less = SkipSet(num_layers=NUM_LAYERS, attention=(), mlp=())
+    made.adapt_to(less)
+    ratio = made.adaptive.draft_seconds(less, 3) / made.adaptive.draft_seconds(made.adaptive.start, 3)
+    assert ratio > 1
+    assert made.shape.costs.draft_s == pytest.approx([ratio * seconds for seconds in before.draft_s])
+    assert made.shape.costs.verify_s == before.verify_s
+    made.draft_with(made.adaptive.start)
+    assert made.shape.costs is None
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_adapting_set_may_be_sized_by_cost(target: Target, temperature: float) -> None:
+    settings = {"max_new_tokens": 60, "temperature": temperature, "seed": 1}
+    model = build_drafter("layer-skip", target, {"skip_set": "adaptive", "start_set": START, "trial_rows": 16})
+    result = decode(Engine(target, model), PROMPT, **settings)
+    assert result.ids == oracle_generate(target.model, PROMPT, **settings)
+    assert isinstance(model.shape, Auto)
+    assert model.shape.costs is not None
+    assert max(step.num_drafted for step in result.steps) < model.draft_slots

@@ -13,8 +13,6 @@ from types import FrameType
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -24,13 +22,16 @@ from slipstream.core.logits import ProcessingSettings
 from slipstream.core.rules import DecodingRule, make_rule
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree, chain
-from slipstream.drafting.base import Observed, Run
-from slipstream.drafting.exit_threshold import AdaptiveThreshold, ChainSettings
-from slipstream.drafting.growth import TreeShape
+from slipstream.drafting.base import Generation, Observed
+from slipstream.drafting.shape import Auto, Chain, Dynamic, Shape
+from slipstream.drafting.tree import TreeDrafting
 from slipstream.engine.engine import Engine, Request
 from slipstream.errors import InputError
 from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
 from slipstream.methods.plain import PlainDrafter
+from slipstream.methods.registry import build_drafter
+from slipstream.runtime.clock import PARTS
+from slipstream.runtime.costs import Costs
 from slipstream.skipping.plan import SkipPlan
 from slipstream.skipping.sublayers import SubLayers
 from slipstream.target.target import Target
@@ -45,7 +46,7 @@ def target(family_model: Callable[[str], PreTrainedModel]) -> Target:
 
 
 def chain_drafter(target: Target, **settings: float) -> LayerSkipDrafter:
-    return LayerSkipDrafter(target, SKIP, tree="chain", chain_settings=ChainSettings(**settings))
+    return LayerSkipDrafter(target, SKIP, Chain(**settings))
 
 
 def rule_for(temperature: float, verification: str = "coupled") -> DecodingRule:
@@ -54,9 +55,13 @@ def rule_for(temperature: float, verification: str = "coupled") -> DecodingRule:
     return make_rule(processing, sampling, VOCAB_SIZE, torch.device("cpu"))
 
 
-def prefilled(target: Target, drafter: LayerSkipDrafter, rule: DecodingRule | None = None, max_depth: int = 50) -> Run:
+def prefilled(
+    target: Target, drafter: LayerSkipDrafter, rule: DecodingRule | None = None, max_depth: int = 50
+) -> Generation:
     """A generation whose prompt is cached up to its last token, the root."""
-    run = Run(target, target.new_cache(drafter.draft_slots), rule or rule_for(0.0), PROMPT, len(PROMPT), max_depth)
+    run = Generation(
+        target, target.new_cache(drafter.draft_slots), rule or rule_for(0.0), PROMPT, len(PROMPT), max_depth
+    )
     n = len(PROMPT) - 1
     target.forward(torch.tensor(PROMPT[:-1]), torch.arange(n), target.causal(n), run.cache)
     run.cache.commit(None, n)
@@ -67,75 +72,18 @@ def prefilled(target: Target, drafter: LayerSkipDrafter, rule: DecodingRule | No
 # -- the adaptive threshold ---------------------------------------------------------------------------------------
 
 
-def published_updates(history: list[tuple[int, int]], length: int, gamma: float, alpha: float) -> list[float]:
-    """gamma after every verification, as the released code computes it (auto_parameters = [1, .5, alpha, .01, .9])."""
-    acceptance, gammas = 0.0, []
-    for num_accepted, num_drafted in history:
-        acceptance = 0.5 * acceptance + 0.5 * num_accepted / num_drafted
-        if acceptance < alpha:
-            new = gamma + 0.01
-        elif num_drafted == length:
-            new = gamma
-        else:
-            new = gamma - 0.01
-        gamma = 0.9 * gamma + 0.1 * new
-        gammas.append(gamma)
-    return gammas
-
-
-def test_the_defaults_are_those_of_the_published_runs() -> None:
-    settings = ChainSettings()
-    assert (settings.length, settings.threshold, settings.target_acceptance, settings.adaptive) == (12, 0.6, 0.9, True)
-
-
-@given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 12)).map(lambda pair: (min(pair), pair[1])), max_size=40))
-def test_the_threshold_follows_the_published_rule(history: list[tuple[int, int]]) -> None:
-    threshold, gammas = AdaptiveThreshold(ChainSettings()), []
-    for num_accepted, num_drafted in history:
-        threshold.update(num_accepted, num_drafted)
-        gammas.append(threshold.gamma)
-    assert gammas == pytest.approx(published_updates(history, length=12, gamma=0.6, alpha=0.9))
-
-
-@pytest.mark.parametrize(
-    ("num_accepted", "num_drafted", "moved"), [(0, 12, 0.001), (0, 5, 0.001), (5, 5, -0.001), (12, 12, 0.0)]
-)
-def test_the_threshold_rises_when_too_little_is_accepted_and_falls_unless_the_draft_was_full(
-    num_accepted: int, num_drafted: int, moved: float
-) -> None:
-    threshold = AdaptiveThreshold(ChainSettings(), acceptance=1.0 if num_accepted else 0.0)
-    threshold.update(num_accepted, num_drafted)
-    assert threshold.gamma == pytest.approx(0.6 + moved)
-
-
-@pytest.mark.parametrize(("threshold", "accepted"), [(0.0, True), (1.0, False)])
-def test_the_threshold_stays_a_probability(threshold: float, accepted: bool) -> None:
-    adaptive = AdaptiveThreshold(ChainSettings(threshold=threshold))
-    for _ in range(2000):
-        adaptive.update(3 * accepted, 3)
-    assert 0.0 <= adaptive.gamma <= 1.0
-
-
-def test_a_fixed_threshold_and_an_empty_draft_change_nothing() -> None:
-    fixed, idle = AdaptiveThreshold(ChainSettings(adaptive=False)), AdaptiveThreshold(ChainSettings())
-    fixed.update(0, 5)
-    idle.update(0, 0)
-    assert (fixed.gamma, idle.gamma, idle.acceptance) == (0.6, 0.6, 0.0)
-
-
 def test_the_threshold_learns_from_verified_chains_and_is_carried_over(target: Target) -> None:
     drafter = chain_drafter(target)
     run = prefilled(target, drafter)
     drafting = drafter.start(run)
     tree = chain(torch.tensor([1, 2, 3]))
     drafting.observe(Observed(tokens=[1, 2], features=None))  # a prefill chunk says nothing about drafts
-    assert drafter.threshold.gamma == 0.6
+    assert drafter.shape.exit_rule.gamma == 0.6
     for _ in range(3):
         drafting.observe(Observed(tokens=[9], features=None, tree=tree, path=()))
-    expected = published_updates([(0, 3)] * 3, length=12, gamma=0.6, alpha=0.9)[-1]
-    assert drafter.threshold.gamma == pytest.approx(expected)
-    drafter.start(run)
-    assert drafter.threshold.gamma == pytest.approx(expected)
+    expected = drafter.shape.exit_rule.gamma
+    assert expected > 0.6
+    assert drafter.start(run).exit_rule.gamma == drafting.exit_rule.gamma == expected
 
 
 def test_another_generation_does_not_disturb_the_average_of_this_one(target: Target) -> None:
@@ -149,8 +97,8 @@ def test_another_generation_does_not_disturb_the_average_of_this_one(target: Tar
             drafting.observe(Observed(tokens=[9], features=None, tree=tree, path=path))
             if interleaved:
                 drafter.start(prefilled(target, drafter))
-        gammas.append(drafter.threshold.gamma)
-    assert gammas[0] == gammas[1] == published_updates([(3, 3), (3, 3), (0, 3)], length=12, gamma=0.6, alpha=0.3)[-1]
+        gammas.append(drafter.shape.exit_rule.gamma)
+    assert gammas[0] == gammas[1] < 0.6
 
 
 @pytest.mark.parametrize(
@@ -166,12 +114,12 @@ def test_another_generation_does_not_disturb_the_average_of_this_one(target: Tar
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        ChainSettings(**wrong)
+        Chain(**wrong)
 
 
 def test_an_unknown_kind_of_tree_is_refused(target: Target) -> None:
     with pytest.raises(InputError, match="dynamic"):
-        LayerSkipDrafter(target, SKIP, tree="dynamc")
+        build_drafter("layer-skip", target, {"tree": "dynamc"})
 
 
 # -- the chain's exit -----------------------------------------------------------------------------------------------
@@ -181,7 +129,7 @@ def chain_with_confidences(target: Target, confidences: list[float], **settings:
     """The chain that is drafted when its tokens 0, 1, 2, ... have these probabilities."""
     drafter = chain_drafter(target, adaptive=False, **settings)
 
-    def forward(run: Run, tokens: Tensor, depth: int, visible: Tensor) -> Tensor:
+    def forward(run: Generation, tokens: Tensor, depth: int, visible: Tensor) -> Tensor:
         rest = (1.0 - confidences[depth]) / (VOCAB_SIZE - 1)
         row = torch.full((1, VOCAB_SIZE), math.log(max(rest, 1e-30)))
         row[0, depth] = math.log(confidences[depth])
@@ -267,7 +215,7 @@ def test_a_sampled_chain_carries_the_distributions_it_was_drawn_from(target: Tar
 @torch.inference_mode()
 def test_the_dynamic_tree_holds_the_skipping_targets_values(target: Target, temperature: float) -> None:
     """Every node's value is the sum of confidences along its own path, siblings and other branches unseen."""
-    drafter = LayerSkipDrafter(target, SKIP, shape=TreeShape(width=3, depth=3, total=12))
+    drafter = LayerSkipDrafter(target, SKIP, shape=Dynamic(width=3, depth=3, total=12))
     reference, run = Reference(target), prefilled(target, drafter, rule_for(temperature))
     tree = drafter.start(run).propose()
     parents, paths = tree.parents.tolist(), token_paths(tree)
@@ -282,17 +230,51 @@ def test_the_dynamic_tree_holds_the_skipping_targets_values(target: Target, temp
 
 
 def test_a_tree_is_no_deeper_than_the_room(target: Target) -> None:
-    drafter = LayerSkipDrafter(target, SKIP, shape=TreeShape(width=2, depth=4, total=12))
+    drafter = LayerSkipDrafter(target, SKIP, shape=Dynamic(width=2, depth=4, total=12))
     tree = drafter.start(prefilled(target, drafter, max_depth=2)).propose()
     assert int(tree.depth.max()) == tree.max_depth == 2
+
+
+def test_trees_are_sized_by_measured_cost_unless_a_total_is_given(target: Target) -> None:
+    def shape(**options: object) -> Shape:
+        return build_drafter("layer-skip", target, {"skip_set": SKIP, **options}).shape
+
+    assert isinstance(shape(), Auto)
+    assert (shape().options(), shape(total="auto", width=2, depth=3).options()) == (
+        {"width": 4, "depth": 5, "total": "auto:20"},
+        {"width": 2, "depth": 3, "total": "auto:20"},
+    )
+    assert shape(total=12) == Dynamic(width=4, depth=3, total=12)
+    assert shape(tree="chain", length=3) == Chain(length=3)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("level", "drafts"), [(0.0, True), (9.0, False)])
+def test_a_set_that_does_not_pay_gives_way_to_plain_decoding(
+    target: Target, level: float, drafts: bool, temperature: float
+) -> None:
+    drafter = LayerSkipDrafter(target, {"attention": [], "mlp": []}, Auto(Dynamic(width=2, depth=3, total=6)))
+    drafter.shape.costs = Costs(((1, 1.0), (7, 1.0)), tuple(level * depth for depth in range(4)))
+    drafter.shape.need_costs(drafter.measure)  # measured already
+    shape = drafter.shape.for_generation(rule_for(temperature))
+    generation, sizes = prefilled(target, drafter, rule_for(temperature)), []
+    drafting = TreeDrafting(drafter.expander(generation), shape, generation)
+    for _ in range(40):
+        tree = drafting.propose()
+        drafting.observe(Observed(tokens=[9], features=None, tree=tree, path=range(tree.max_depth)))
+        rest_s, draft_s = 1.0, level * tree.max_depth
+        drafting.end_cycle({**dict.fromkeys(PARTS, 0.0), "draft": draft_s, "verify": rest_s})
+        sizes.append(tree.num_nodes)
+    assert (min(sizes[9:31]) > 0) is drafts
+    assert drafts or max(sizes[9:31]) == 0
 
 
 # -- what drafting may touch: no extra memory ------------------------------------------------------------------------
 
 DRAFTERS: dict[str, Callable[[Target], LayerSkipDrafter]] = {
     "chain": lambda target: chain_drafter(target, length=6, threshold=0.0),
-    "dynamic": lambda target: LayerSkipDrafter(target, SKIP, shape=TreeShape(width=3, depth=4, total=5)),
-    "large-total": lambda target: LayerSkipDrafter(target, SKIP, shape=TreeShape(width=3, depth=2, total=30)),
+    "dynamic": lambda target: LayerSkipDrafter(target, SKIP, shape=Dynamic(width=3, depth=4, total=5)),
+    "large-total": lambda target: LayerSkipDrafter(target, SKIP, shape=Dynamic(width=3, depth=2, total=30)),
 }
 each_drafter = pytest.mark.parametrize("make", DRAFTERS.values(), ids=DRAFTERS)
 
@@ -350,7 +332,7 @@ def cache_after_generating(target: Target, drafter: LayerSkipDrafter | PlainDraf
     """Bytes of KV that an engine holds after a generation up to the context limit."""
     engine = Engine(target, drafter)
     processing = ProcessingSettings(prompt_length=len(PROMPT), max_length=10_000)
-    runs: list[Run] = []
+    runs: list[Generation] = []
     start = drafter.start
     drafter.start = lambda run: runs.append(run) or start(run)  # type: ignore[method-assign]  # to see the cache
     *_, last = engine.generate(Request(prompt_ids=PROMPT, processing=processing))

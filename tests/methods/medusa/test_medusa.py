@@ -10,19 +10,16 @@ import torch
 from doubles import decode, request
 from families import CONTEXT, prompt_ids
 from methods.medusa.medusa_reference import cycling_pair, reference_draft
+from methods.watching import Watching
 from oracle import oracle_generate
 from slipstream.core.sampling import SamplingSettings
-from slipstream.core.tree import DraftTree
-from slipstream.drafting.auto_shape import AutoShape
-from slipstream.drafting.base import Drafting, Run
-from slipstream.drafting.growth import TreeShape
-from slipstream.drafting.head_drafter import choose_shape
-from slipstream.drafting.medusa_trees import TREES, expand, published_tree
-from slipstream.drafting.static_tree import StaticTree
+from slipstream.drafting.drafter import head_shape
+from slipstream.drafting.published_trees import TREES, expand, published_tree
+from slipstream.drafting.shape import Auto, Dynamic, Static
 from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
 from slipstream.methods.medusa.checkpoint import save_heads
-from slipstream.methods.medusa.drafter import MedusaDrafter, MedusaDrafting
+from slipstream.methods.medusa.drafter import MedusaDrafter
 from slipstream.methods.medusa.head import MedusaHeads, MedusaSizes
 from slipstream.methods.registry import METHODS, build_drafter
 from slipstream.target.target import Target
@@ -30,8 +27,8 @@ from slipstream.target.target import Target
 FAMILIES = ("llama", "qwen2", "gemma2", "mistral", "gpt2", "longrope", "opt", "mixtral", "cohere")
 PROMPT = prompt_ids(7, seed=4) * 3
 NUM_TOKENS, NUM_HEADS = 14, 3
-STATIC = StaticTree(published_tree("mc_sim_7b_63"), torch.device("cpu"))  # one level deeper than there are heads
-SHAPES = {"dynamic": TreeShape(width=6, depth=3, total=24), "static": STATIC}
+STATIC = Static(published_tree("mc_sim_7b_63"))  # one level deeper than there are heads
+SHAPES = {"dynamic": Dynamic(width=6, depth=3, total=24), "static": STATIC}
 
 
 def random_heads(target: Target, *, own: bool = False, seed: int = 0) -> MedusaHeads:
@@ -52,19 +49,8 @@ def targets(family_model) -> dict[str, Target]:
     return {name: Target(family_model(name)) for name in FAMILIES}
 
 
-class Watched(MedusaDrafter):
-    """Keeps what it proposed after which tokens."""
-
-    def start(self, run: Run) -> Drafting:
-        self.proposals: list[tuple[list[int], DraftTree]] = []
-        return _Watched(self, run)
-
-
-class _Watched(MedusaDrafting):
-    def propose(self) -> DraftTree:
-        tree = super().propose()
-        self._drafter.proposals.append((list(self._run.tokens), tree))
-        return tree
+class Watched(Watching, MedusaDrafter):
+    """Keeps what it proposed."""
 
 
 # -- lossless ------------------------------------------------------------------------------------------------------
@@ -137,7 +123,7 @@ def test_generations_do_not_touch_each_other(targets):
 
 def test_trees_sized_by_cost_change_no_token(targets):
     target = targets["llama"]
-    drafter = MedusaDrafter(target, random_heads(target), AutoShape(TreeShape(width=4, depth=3, total=10)))
+    drafter = MedusaDrafter(target, random_heads(target), Auto(Dynamic(width=4, depth=3, total=10)))
     result = decode(Engine(target, drafter), PROMPT, max_new_tokens=40)
     assert result.ids == oracle_generate(target.model, PROMPT, max_new_tokens=40)
     assert result.steps[0].num_drafted == 7, "width + depth until more is known"
@@ -158,7 +144,7 @@ def test_drafts_are_the_heads_own_at_the_token_before_the_root(name, chunk, targ
         for j in range(2)
         for part in ("weight", "bias")
     }
-    drafter = Watched(target, heads, TreeShape(width=1, depth=3, total=3))
+    drafter = Watched(target, heads, Dynamic(width=1, depth=3, total=3))
     decode(Engine(target, drafter, prefill_chunk=chunk), PROMPT, max_new_tokens=6)
     assert len(drafter.proposals) >= 4
     for tokens, tree in drafter.proposals:
@@ -188,7 +174,7 @@ def test_all_nodes_of_a_depth_have_the_same_candidates(temperature, targets):
 
 
 @pytest.mark.parametrize("chunk", [3, 512])
-@pytest.mark.parametrize("shape", [TreeShape(width=1, depth=4, total=4), TreeShape(width=4, depth=4, total=12), STATIC])
+@pytest.mark.parametrize("shape", [Dynamic(width=1, depth=4, total=4), Dynamic(width=4, depth=4, total=12), STATIC])
 def test_heads_that_know_the_text_are_always_accepted(shape, chunk):
     """Fails on any shift of heads, features or depths."""
     target, heads, cycle = cycling_pair()
@@ -203,7 +189,7 @@ def test_heads_one_depth_late_are_noticed():
     target, heads, cycle = cycling_pair()
     for part in heads.parameters():
         part.data = part.data.roll(1, dims=0)
-    result = decode(Engine(target, MedusaDrafter(target, heads, TreeShape(width=1, depth=4, total=4))), cycle[:5])
+    result = decode(Engine(target, MedusaDrafter(target, heads, Dynamic(width=1, depth=4, total=4))), cycle[:5])
     assert sum(step.num_accepted for step in result.steps) == 0
 
 
@@ -215,7 +201,7 @@ def test_published_trees_have_63_nodes_with_their_parents(name):
     paths = published_tree(name)
     assert len(paths) == len(set(paths)) == 63
     assert {path[:-1] for path in paths} <= {(), *paths}
-    assert StaticTree(paths, torch.device("cpu")).depth == (3 if name == "vicuna_33b_stage1" else 4)
+    assert Static(paths).depth == (3 if name == "vicuna_33b_stage1" else 4)
 
 
 def test_the_default_tree_is_the_released_list():
@@ -245,11 +231,11 @@ def test_the_method_is_built_from_a_folder(targets, tmp_path):
         assert isinstance(drafter, MedusaDrafter)
         return drafter
 
-    assert isinstance(built().shape, AutoShape), "sized by measured cost unless a total is given"
-    assert built().largest.depth == NUM_HEADS
-    assert built(width=2, depth=2, total=5).shape == TreeShape(width=2, depth=2, total=5)
+    assert isinstance(built().shape, Auto), "sized by measured cost unless a total is given"
+    assert built().shape.depth == NUM_HEADS
+    assert built(width=2, depth=2, total=5).shape == Dynamic(width=2, depth=2, total=5)
     static = built(tree="static")
-    assert (static.shape.depth, static.shape.total) == (3, 61), "cut to the levels there are heads for"
+    assert (static.shape.depth, static.shape.most_nodes) == (3, 61), "cut to the levels there are heads for"
     assert built(tree="zephyr_stage2").shape.paths != static.shape.paths
 
 
@@ -282,13 +268,13 @@ def test_large_targets_get_one_level_a_head():
             def num_parameters() -> int:
                 return 7_000_000_000
 
-    shape = choose_shape("medusa", Large, 5, "dynamic", {"total": 63})  # type: ignore[arg-type]
+    shape = head_shape("medusa", Large, 5, {"total": 63})  # type: ignore[arg-type]
     assert (shape.width, shape.depth, shape.total) == (10, 5, 63)
 
 
 def test_slots_are_enough_for_every_tree(targets):
     target = targets["llama"]
-    for shape in (*SHAPES.values(), TreeShape(width=3, depth=3, total=2, rerank=False)):
+    for shape in SHAPES.values():
         drafter = MedusaDrafter(target, random_heads(target), shape)
         steps = decode(Engine(target, drafter), PROMPT, max_new_tokens=8).steps
         assert max(step.num_drafted for step in steps) < drafter.draft_slots

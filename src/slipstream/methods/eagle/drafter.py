@@ -11,87 +11,74 @@ the next cycle's rows of the accepted tokens are made anew from the target's fea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from slipstream.core.rules import Candidates
-from slipstream.core.tree import DraftTree, empty_tree
-from slipstream.drafting.auto_shape import AutoShape, ShapeInUse
-from slipstream.drafting.base import Drafting, Observed, Run
-from slipstream.drafting.growth import Frontier, TreeShape, grow
-from slipstream.drafting.head_drafter import HeadDrafter
-from slipstream.drafting.static_tree import StaticTree
+from slipstream.drafting.base import Generation, Observed
+from slipstream.drafting.drafter import ModelDrafter
+from slipstream.drafting.expander import DraftLogits, Expander
+from slipstream.drafting.growth import Frontier
+from slipstream.drafting.shape import Shape
 from slipstream.methods.eagle.head import EagleHead, additive_mask
-from slipstream.runtime.clock import Part
 from slipstream.target.target import Features, Target
 
 
-class EagleDrafter(HeadDrafter):
+class EagleDrafter(ModelDrafter):
     """A target's draft head and the tree it grows: dynamic for `eagle2`, static for `eagle`."""
 
     features = Features(last_hidden=True)
 
-    def __init__(self, target: Target, head: EagleHead, shape: TreeShape | StaticTree | AutoShape) -> None:
-        """head: on the target's device, in its dtype, as `load_head` returns it. shape: an `AutoShape` sizes the trees
-        by what they cost here, which is measured at the first generation.
-        """
-        self.name = "eagle" if isinstance(shape, StaticTree) else "eagle2"
-        self.target, self.head, self.shape = target, head, shape
-        self.confidence = head.confidence
+    def __init__(self, target: Target, head: EagleHead, shape: Shape) -> None:
+        """head: on the target's device, in its dtype, as `load_head` returns it."""
+        super().__init__(target, shape)
+        self.name = "eagle" if shape.kind == "static" else "eagle2"
+        self.head, self.confidence = head, head.confidence
         self.embed = target.model.get_input_embeddings()
 
-    def begin(self, run: Run) -> Drafting:
-        return EagleDrafting(self, run)
+    def expander(self, generation: Generation) -> EagleExpander:
+        return EagleExpander(self, generation)
 
 
-class EagleDrafting(Drafting):
+class EagleExpander(Expander):
     """The head at work on one generation."""
 
-    def __init__(self, drafter: EagleDrafter, run: Run) -> None:
-        self._drafter, self._run = drafter, run
-        self._shape = ShapeInUse(drafter.shape, run.rule)
+    def __init__(self, drafter: EagleDrafter, generation: Generation) -> None:
+        self._drafter, self._generation = drafter, generation
         self._head, self._target = drafter.head, drafter.target
         context = self._target.context_length
-        limit = None if context is None else context + drafter.largest.num_rows
+        limit = None if context is None else context + drafter.shape.most_rows
         self.cache = self._head.new_cache(self._target.device, limit)
         self._pending: Tensor | None = None  # [m, h] features of committed tokens whose rows are still to be run
         self._outputs: Tensor  # [rows, h] predicted features of the root and of the tree's rows so far
 
-    def observe(self, observed: Observed) -> None:
+    def catch_up(self, observed: Observed) -> None:
         """Take the features of committed tokens; a prompt's go through the head at once, but for the last."""
         assert observed.features is not None
         new = observed.features.to(self._target.device)  # a sharded target ends on another device than it begins
         self._pending = new if self._pending is None else torch.cat((self._pending, new))
         if observed.tree is None and self._pending.shape[0] > 1:
             self._run_pending(self._pending.shape[0] - 1)
-        self._shape.note(observed)
 
-    def lasted(self, seconds: Mapping[Part, float]) -> None:
-        self._shape.lasted(seconds)
+    def is_ready(self) -> bool:
+        return self._pending is not None  # a prompt of one token has no feature to draft from yet
 
-    def propose(self) -> DraftTree:
-        if self._pending is None:  # a prompt of one token: there is no feature to draft from yet
-            return empty_tree(self._target.device)
-        shape = self._shape.next()
-        if shape is None:
-            return empty_tree(self._target.device)
+    def begin(self, shape: Shape) -> int:
+        assert self._pending is not None
         self._outputs = self._run_pending(self._pending.shape[0])[-1:]  # [1, h]
-        return grow(self._expand, self._run.root, shape.cut(self._run.max_depth))
+        return shape.depth
 
     def _run_pending(self, count: int) -> Tensor:
-        """Run and commit the first `count` pending rows. Returns their predicted features, [count, h]."""
+        """Generation and commit the first `count` pending rows. Returns their predicted features, [count, h]."""
         assert self._pending is not None
         features, self._pending = self._pending[:count], self._pending[count:]
         first = self.cache.length
-        tokens = torch.tensor(self._run.tokens[first + 1 : first + 1 + count], device=features.device)
+        tokens = torch.tensor(self._generation.tokens[first + 1 : first + 1 + count], device=features.device)
         positions = torch.arange(first, first + count, device=features.device)
         output = self._pass(tokens, features, positions, self._target.causal(count), first)
         self.cache.commit(None, count)
         return output
 
-    def _expand(self, frontier: Frontier, k: int) -> Candidates:
+    def expand(self, frontier: Frontier) -> DraftLogits:
         if frontier.depth > 0:
             features = self._outputs[frontier.parent_rows]  # [w, h]
             visible = frontier.visible[:, 1:]  # without the root's row, which is committed
@@ -100,8 +87,7 @@ class EagleDrafting(Drafting):
             output = self._pass(frontier.tokens, features, positions, visible, start)
             self._outputs = torch.cat((self._outputs, output))
         newest = self._outputs[-frontier.tokens.shape[0] :]  # [w, h]
-        logits = self._target.head(newest[None])[0]  # [w, vocab]
-        return self._run.rule.children(logits, frontier.depth + 1, min(k, logits.shape[-1]))
+        return DraftLogits(self._target.head(newest[None])[0])
 
     def _pass(self, tokens: Tensor, features: Tensor, positions: Tensor, visible: Tensor, start: int) -> Tensor:
         """The head over rows [w] written from slot `start` on, which see all committed rows and what `visible` says."""

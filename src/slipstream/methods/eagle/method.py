@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from slipstream.drafting.base import Drafter
-from slipstream.methods.method import Method, pick
+from slipstream.drafting.shape import Dynamic, Shape
+from slipstream.methods.method import Method, option_names, pick
 from slipstream.target.target import Target
 
 
 def _dynamic(target: Target, options: Mapping[str, Any]) -> Drafter:
-    from slipstream.drafting.auto_shape import AutoShape
-    from slipstream.drafting.default_shape import default_shape
-    from slipstream.drafting.growth import TreeShape
-    from slipstream.methods.eagle.checkpoint import load_head
-    from slipstream.methods.eagle.drafter import EagleDrafter
+    from slipstream.drafting.shape import default_tree, sized
 
-    given = pick(TreeShape, options)
-    by_cost = given.get("total", "auto") == "auto" and given.keys() <= {"width", "depth", "total"}
-    if by_cost:
-        given.pop("total", None)
-    shape = replace(default_shape(target.model.num_parameters()), **given)
-    head = load_head(EAGLE2.draft(target, options), target)
-    return EagleDrafter(target, head, AutoShape(shape) if by_cost else shape)
+    return _drafter(EAGLE2, target, options, sized(pick(Dynamic, options), default_tree(target.model.num_parameters())))
 
 
 def _static(target: Target, options: Mapping[str, Any]) -> Drafter:
-    from slipstream.drafting.static_tree import EAGLE_1, StaticTree
+    from slipstream.drafting.published_trees import EAGLE_1
+    from slipstream.drafting.shape import Static
+
+    return _drafter(EAGLE, target, options, Static(EAGLE_1).within(target.vocab_size))
+
+
+def _drafter(method: Method, target: Target, options: Mapping[str, Any], shape: Shape) -> Drafter:
     from slipstream.methods.eagle.checkpoint import load_head
     from slipstream.methods.eagle.drafter import EagleDrafter
 
-    paths = (path for path in EAGLE_1 if max(path) < target.vocab_size)
-    head = load_head(EAGLE.draft(target, options), target)
-    return EagleDrafter(target, head, StaticTree(paths, target.device))
+    return EagleDrafter(target, load_head(method.draft(target, options), target), shape)
 
 
 EAGLE2 = Method(
@@ -42,7 +36,10 @@ EAGLE2 = Method(
     summary="a one-layer head on the target's features grows a tree by its confidence (EAGLE-2)",
     needs="an EAGLE head trained for the target",
     paper="arXiv 2406.16858",
-    options=("draft", "width", "depth", "total", "by_value", "rerank", "calibrated"),
+    options=option_names("draft", Dynamic, "calibrated"),
+    moved_options=dict.fromkeys(
+        ("by_value", "rerank"), "it is an ablation of the paper, now in benchmarks/ablations.py"
+    ),
     build=_dynamic,
     artefact="eagle",
 )
@@ -52,7 +49,7 @@ EAGLE = Method(
     summary="the same head fills a tree of fixed shape (EAGLE-1)",
     needs="an EAGLE head trained for the target",
     paper="arXiv 2401.15077",
-    options=("draft",),
+    options=option_names("draft"),
     build=_static,
     artefact="eagle",
 )

@@ -16,87 +16,70 @@ paper, which takes tokens that the target would not have sampled, changes the di
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from slipstream.core.rules import Candidates
-from slipstream.core.tree import DraftTree, empty_tree
-from slipstream.drafting.auto_shape import AutoShape, ShapeInUse
-from slipstream.drafting.base import Drafting, Observed, Run
-from slipstream.drafting.growth import Frontier, TreeShape, grow
-from slipstream.drafting.head_drafter import HeadDrafter
-from slipstream.drafting.static_tree import StaticTree
+from slipstream.drafting.base import Generation, Observed
+from slipstream.drafting.drafter import ModelDrafter, fit_to_heads
+from slipstream.drafting.expander import DraftLogits, Expander
+from slipstream.drafting.growth import Frontier
+from slipstream.drafting.shape import Shape
 from slipstream.methods.eagle.head import additive_mask
 from slipstream.methods.hydra.head import HydraHeads
-from slipstream.runtime.clock import Part
 from slipstream.target.target import Features, Target
 
 
-class HydraDrafter(HeadDrafter):
+class HydraDrafter(ModelDrafter):
     """A target's Hydra heads and the tree they grow: dynamic by their confidence, or of fixed shape."""
 
     name = "hydra"
 
-    def __init__(self, target: Target, heads: HydraHeads, shape: TreeShape | StaticTree | AutoShape) -> None:
+    def __init__(self, target: Target, heads: HydraHeads, shape: Shape) -> None:
         """heads: on the target's device, in its dtype, as `load_heads` returns them. shape: a static tree is cut to as
-        many levels as there are heads; an `AutoShape` sizes the trees by what they cost here, which is measured at the
-        first generation. Raises InputError for a dynamic tree that is deeper than there are heads.
+        many levels as there are heads. Raises InputError for a dynamic tree that is deeper.
         """
-        self.target, self.heads = target, heads
-        self.confidence = heads.confidence
-        self.take_shape(shape, heads.sizes.num_heads)
+        super().__init__(target, fit_to_heads(shape, heads.sizes.num_heads))
+        self.heads, self.confidence = heads, heads.confidence
         self.embed = target.model.get_input_embeddings()
         offset = heads.sizes.feature_offset
         self.features = Features(layers=(target.num_layers - offset,)) if offset else Features(last_hidden=True)
 
-    def begin(self, run: Run) -> Drafting:
-        return HydraDrafting(self, run)
+    def expander(self, generation: Generation) -> HydraExpander:
+        return HydraExpander(self)
 
 
-class HydraDrafting(Drafting):
+class HydraExpander(Expander):
     """The heads at work on one generation."""
 
-    def __init__(self, drafter: HydraDrafter, run: Run) -> None:
-        self._drafter, self._run = drafter, run
-        self._shape = ShapeInUse(drafter.shape, run.rule)
-        self._heads, self._target = drafter.heads, drafter.target
-        self._prefix = None
-        if drafter.heads.prefix is not None:
-            self._prefix = _PrefixRows(drafter.heads, self._target)
+    def __init__(self, drafter: HydraDrafter) -> None:
+        self._heads, self._target, self._embed = drafter.heads, drafter.target, drafter.embed
+        self._prefix = None if drafter.heads.prefix is None else _PrefixRows(drafter.heads, drafter.target)
         self._feature: Tensor | None = None  # [1, h] of the token before the root
         self._inputs: Tensor  # [w, h + depth * e] what the head of the last level run saw of each of its rows
 
-    def observe(self, observed: Observed) -> None:
+    def catch_up(self, observed: Observed) -> None:
         """Take the features of committed tokens."""
         assert observed.features is not None
         new = observed.features.to(self._target.device)  # a sharded target ends on another device than it begins
         self._feature = new[-1:]
         if self._prefix is not None:
-            self._prefix.add(new, at_once=observed.tree is None)
-        self._shape.note(observed)
+            self._prefix.append(new, at_once=observed.tree is None)
 
-    def lasted(self, seconds: Mapping[Part, float]) -> None:
-        self._shape.lasted(seconds)
+    def is_ready(self) -> bool:
+        return self._feature is not None  # a prompt of one token has no feature to draft from yet
 
-    def propose(self) -> DraftTree:
-        if self._feature is None:  # a prompt of one token: there is no feature to draft from yet
-            return empty_tree(self._target.device)
-        shape = self._shape.next()
-        if shape is None:
-            return empty_tree(self._target.device)
+    def begin(self, shape: Shape) -> int:
+        assert self._feature is not None
         self._inputs = self._feature if self._prefix is None else self._prefix.newest()  # [1, h]
-        return grow(self._expand, self._run.root, shape.cut(self._run.max_depth))
+        return shape.depth
 
-    def _expand(self, frontier: Frontier, k: int) -> Candidates:
+    def expand(self, frontier: Frontier) -> DraftLogits:
         """The head of this depth over the frontier: each row gets its parent's input and the embedding of its token."""
         run_before = frontier.visible.shape[1] - frontier.visible.shape[0]
         parents = frontier.parent_rows - max(0, run_before - self._inputs.shape[0])  # [w] among the level before
-        embeddings = self._drafter.embed(frontier.tokens[None])[0]  # [w, e]
+        embeddings = self._embed(frontier.tokens[None])[0]  # [w, e]
         self._inputs = torch.cat((self._inputs[parents], embeddings), dim=1)  # [w, h + (depth + 1) * e]
-        logits = self._heads.logits(frontier.depth, self._inputs[None], self._target)[0]  # [w, vocab]
-        return self._run.rule.children(logits, frontier.depth + 1, min(k, logits.shape[-1]))
+        return DraftLogits(self._heads.logits(frontier.depth, self._inputs[None], self._target)[0])
 
 
 class _PrefixRows:
@@ -109,14 +92,14 @@ class _PrefixRows:
         self._pending: Tensor | None = None  # [m, h] features of committed tokens whose rows are still to be run
         self._newest: Tensor  # [1, h] the layer's output at the last row run
 
-    def add(self, features: Tensor, *, at_once: bool) -> None:
-        """Note features [n, h]; at_once: run their rows now, as is best for the chunks of a prompt."""
+    def append(self, features: Tensor, *, at_once: bool) -> None:
+        """Take features [n, h]; at_once: run their rows now, as is best for the chunks of a prompt."""
         self._pending = features if self._pending is None else torch.cat((self._pending, features))
         if at_once:
             self.newest()
 
     def newest(self) -> Tensor:
-        """Run and commit the pending rows. Returns the layer's output at the last token, [1, h]."""
+        """Generation and commit the pending rows. Returns the layer's output at the last token, [1, h]."""
         if self._pending is not None:
             features, self._pending = self._pending, None
             first, count = self.cache.length, features.shape[0]

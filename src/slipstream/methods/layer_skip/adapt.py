@@ -3,11 +3,11 @@
 As SWIFT (arXiv 2410.06916) and CLaSp (arXiv 2505.24196) do, the set follows the text; unlike them it is judged by
 modelled speed, the expected tokens of a cycle over its measured cost, and not by likeness to the target alone.
 
-How well a set drafts is read off one pass over tokens that were already accepted (`trial.py`): its score of a token is
-the log-probability it gives to it, cut off where the token is surely missed and where it is surely drafted. On 688
-tokens of the demo target and 28 changes of one sub-layer, mean scores told sets apart 1.6 to 2 times as sharply as
+How well a set drafts is read off one pass over tokens that were already accepted (`comparison.py`): its score of a
+token is the log-probability it gives to it, cut off where the token is surely missed and where it is surely drafted. On
+688 tokens of the demo target and 28 changes of one sub-layer, mean scores told sets apart 1.6 to 2 times as sharply as
 counts of drafted tokens, and correlated with those counts at 0.99 and more; the cut-offs were chosen on the same
-tokens. What a nat is worth in acceptance is learnt from the same passes. From the trials follow the effects of the
+tokens. What a nat is worth in acceptance is learnt from the same passes. From the comparisons follow the effects of the
 single sub-layers (`effects.py`); a draw from them proposes the next candidate, and a candidate is taken into use once
 it is faster even one standard deviation below its mean. None of this can change a token: the set decides what is
 drafted, the target what is kept.
@@ -31,13 +31,13 @@ from slipstream.skipping.plan import SkipPlan
 from slipstream.skipping.skip_set import SkipSet
 
 FEWEST_ROWS = 16
-"""Accepted tokens that a trial needs at least."""
+"""Accepted tokens that a comparison needs at least."""
 
 _FIRST_CYCLES = 8  # cycles before acceptance is known well enough to model speed
 _KEEP = 0.97  # of the averages over cycles, at each cycle
 _FLIPS = 4  # sub-layers in which a candidate may differ
 _SLOPE, _SLOPE_WEIGHT = 0.2, 0.25  # acceptance lost per nat: first guess (the demo's), and its weight in nats squared
-_KEEP_SLOPE = 0.99  # of what is known of that, at each trial
+_KEEP_SLOPE = 0.99  # of what is known of that, at each comparison
 _MOST_CREDIT = 4  # passes' worth of overhead that may be saved up
 
 
@@ -46,7 +46,7 @@ class AdaptSettings:
     """How a skip set is adapted."""
 
     overhead: float = 0.05
-    """Share of a generation's time that trials may take, by the measured costs of passes."""
+    """Share of a generation's time that comparisons may take, by the measured costs of passes."""
     trial_rows: int = 64
     """Accepted tokens on which sets are compared, at most."""
 
@@ -72,7 +72,7 @@ def adapt_settings(options: Mapping[str, Any]) -> AdaptSettings | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrialResult:
+class ComparisonResult:
     """How a candidate did against the set in use, on the same tokens."""
 
     difference: float
@@ -95,21 +95,21 @@ class AdaptiveSkipSet:
         self.settings, self.level_rows, self.num_children = settings, level_rows, num_children
         self.costs: CostTable | None = None
         """To be measured before the first cycle, for passes of 1, `level_rows` and `trial_rows` rows at least."""
-        self.trial_plan: SkipPlan | None = None
+        self.candidate_plan: SkipPlan | None = None
         """The last candidate's, which an interrupt may have left in place."""
         self.effects = Effects(2 * start.num_layers, mean=2 / start.num_layers, sd=2 / start.num_layers)
         self.num_cycles = self.num_passes = self.num_changes = 0
-        self.cycles_s = self.trials_s = 0.0
-        """Time of all cycles and of all passes for trials, by the measured costs."""
+        self.cycles_s = self.comparisons_s = 0.0
+        """Time of all cycles and of all passes for comparisons, by the measured costs."""
         self._credit_s = 0.0
         self._weight = self._accepted = self._depth = self._nodes = 0.0  # fading sums over cycles
-        self._slope, self._slope_weight = _SLOPE * _SLOPE_WEIGHT, _SLOPE_WEIGHT  # fading sums over trials
+        self._slope, self._slope_weight = _SLOPE * _SLOPE_WEIGHT, _SLOPE_WEIGHT  # fading sums over comparisons
         self._random = torch.Generator().manual_seed(0)
 
     # -- what cycles tell --------------------------------------------------------------------------------------------
 
-    def note_cycle(self, num_accepted: int, depth: int, num_nodes: int) -> None:
-        """A draft so deep and large was verified; it earns trials their time."""
+    def record_cycle(self, num_accepted: int, depth: int, num_nodes: int) -> None:
+        """A draft so deep and large was verified; it earns comparisons their time."""
         self._weight = _KEEP * self._weight + 1.0
         self._accepted = _KEEP * self._accepted + num_accepted
         self._depth = _KEEP * self._depth + depth
@@ -117,7 +117,7 @@ class AdaptiveSkipSet:
         self.num_cycles += 1
         spent, share = self.seconds(self.current), self.settings.overhead
         self.cycles_s += spent
-        self._credit_s = min(self._credit_s + spent * share / (1 - share), _MOST_CREDIT * self._most_trial_s)
+        self._credit_s = min(self._credit_s + spent * share / (1 - share), _MOST_CREDIT * self._most_comparison_s)
 
     @property
     def depth(self) -> float:
@@ -129,15 +129,15 @@ class AdaptiveSkipSet:
         """Probability that the next drafted token is accepted: what gives the observed tokens a cycle."""
         return acceptance_of(1.0 + self._accepted / self._weight, self.depth)
 
-    def can_afford_trial(self) -> bool:
+    def can_afford_comparison(self) -> bool:
         """Whether cycles have earned a pass over `trial_rows` rows, and said enough to judge it by."""
-        return self.num_cycles >= _FIRST_CYCLES and self._credit_s >= self._most_trial_s
+        return self.num_cycles >= _FIRST_CYCLES and self._credit_s >= self._most_comparison_s
 
     def pay(self, skip_set: SkipSet, rows: int) -> None:
-        """A pass for a trial is run."""
+        """A pass for a comparison is run."""
         seconds = self._costs.draft(rows, skip_set)
         self._credit_s -= seconds
-        self.trials_s += seconds
+        self.comparisons_s += seconds
         self.num_passes += 1
 
     # -- the model of speed ------------------------------------------------------------------------------------------
@@ -148,15 +148,20 @@ class AdaptiveSkipSet:
         return self.costs
 
     @property
-    def _most_trial_s(self) -> float:
-        """Seconds of a full pass over as many rows as a trial may have: none takes more."""
+    def _most_comparison_s(self) -> float:
+        """Seconds of a full pass over as many rows as a comparison may have: none takes more."""
         return self._costs.verify(self.settings.trial_rows)
 
     def seconds(self, skip_set: SkipSet) -> float:
         """Modelled seconds of a cycle that drafts with a set, of the mean depth and size of late."""
+        verify = self._costs.verify(1 + round(self._nodes / self._weight))
+        return self.draft_seconds(skip_set, self.depth) + verify
+
+    def draft_seconds(self, skip_set: SkipSet, depth: float) -> float:
+        """Modelled seconds of drafting so many levels with a set."""
         costs = self._costs
-        draft = costs.draft(1, skip_set) + (self.depth - 1) * costs.draft(self.level_rows, skip_set)
-        return draft + self.depth * costs.overhead + costs.verify(1 + round(self._nodes / self._weight))
+        passes = costs.draft(1, skip_set) + (depth - 1) * costs.draft(self.level_rows, skip_set)
+        return passes + depth * costs.overhead
 
     def speed(self, difference: float, seconds: float) -> float:
         """Modelled tokens per second of a set that drafts better by `difference` nats a token."""
@@ -202,10 +207,10 @@ class AdaptiveSkipSet:
         attention, mlp = (tuple(j for j in skipped if j < n), tuple(j - n for j in skipped if j >= n))
         return SkipSet(num_layers=n, attention=attention, mlp=mlp, target=self.start.target)
 
-    # -- what trials tell --------------------------------------------------------------------------------------------
+    # -- what comparisons tell ---------------------------------------------------------------------------------------
 
-    def learn(self, candidate: SkipSet, base: SkipSet, result: TrialResult) -> None:
-        """Take in a trial of `candidate` against `base`, and use the candidate if it is faster."""
+    def learn(self, candidate: SkipSet, base: SkipSet, result: ComparisonResult) -> None:
+        """Take in a comparison of `candidate` against `base`, and use the candidate if it is faster."""
         change = [int(was) - int(now) for was, now in zip(_skipped(base), _skipped(candidate), strict=True)]
         self.effects.learn(change, result.difference, result.variance)
         self._slope = _KEEP_SLOPE * self._slope + result.hits * result.difference

@@ -1,8 +1,8 @@
-"""What keeping each sub-layer is worth, learnt from trials of whole skip sets by Bayesian linear regression.
+"""What keeping each sub-layer is worth, learnt from comparisons of whole skip sets by Bayesian linear regression.
 
-A trial says how much better or worse a candidate set drafts than the set in use. The difference is taken as the sum of
-the effects of the sub-layers in which the two differ, so one trial teaches about all of them; the posterior says how
-sure that is, and a draw from it (Thompson sampling) proposes what is good or little known.
+A comparison says how much better or worse a candidate set drafts than the set in use. The difference is taken as the
+sum of the effects of the sub-layers in which the two differ, so one comparison teaches about all of them; the posterior
+says how sure that is, and a draw from it (Thompson sampling) proposes what is good or little known.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Effects:
-    """Normal beliefs about the effect of each of `size` sub-layers; old trials fade, since the text changes."""
+    """Normal beliefs about the effect of each of `size` sub-layers; old comparisons fade, since the text changes."""
 
     def __init__(self, size: int, mean: float, sd: float) -> None:
         """mean, sd: of the prior, the same for every sub-layer."""
@@ -22,12 +22,12 @@ class Effects:
         self._prior_weighted = torch.full((size,), mean / sd**2, dtype=torch.float64)
         self._precision = self._prior.clone()  # [size, size]
         self._weighted = self._prior_weighted.clone()  # [size] precision @ mean
-        self._fade = 1.0 - 1.0 / (8 * size)  # a trial counts for about eight rounds of all sub-layers
+        self._fade = 1.0 - 1.0 / (8 * size)  # a comparison counts for about eight rounds of all sub-layers
         self.tried = [False] * size
-        """Whether each sub-layer has been changed in a trial."""
+        """Whether each sub-layer has been changed in a comparison."""
 
     def learn(self, change: Sequence[int], difference: float, variance: float) -> None:
-        """Take in a trial. change: +1 for a sub-layer that only the candidate keeps, -1 for one only it skips."""
+        """Take in a comparison. change: +1 for a sub-layer that only the candidate keeps, -1 for one only it skips."""
         x = torch.tensor(change, dtype=torch.float64)
         self._precision = self._prior + self._fade * (self._precision - self._prior) + torch.outer(x, x) / variance
         self._weighted = self._prior_weighted + self._fade * (self._weighted - self._prior_weighted)

@@ -16,72 +16,55 @@ offered.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
-from slipstream.core.rules import Candidates
-from slipstream.core.tree import DraftTree, empty_tree
-from slipstream.drafting.auto_shape import AutoShape, ShapeInUse
-from slipstream.drafting.base import Drafting, Observed, Run
-from slipstream.drafting.growth import Frontier, TreeShape, grow
-from slipstream.drafting.head_drafter import HeadDrafter
-from slipstream.drafting.static_tree import StaticTree
+from slipstream.drafting.base import Generation, Observed
+from slipstream.drafting.drafter import ModelDrafter, fit_to_heads
+from slipstream.drafting.expander import DraftLogits, Expander
+from slipstream.drafting.growth import Frontier
+from slipstream.drafting.shape import Shape
 from slipstream.methods.medusa.head import MedusaHeads
-from slipstream.runtime.clock import Part
 from slipstream.target.target import Features, Target
 
 
-class MedusaDrafter(HeadDrafter):
+class MedusaDrafter(ModelDrafter):
     """A target's Medusa heads and the tree made of their guesses."""
 
     name = "medusa"
     features = Features(last_hidden=True)
 
-    def __init__(self, target: Target, heads: MedusaHeads, shape: TreeShape | StaticTree | AutoShape) -> None:
+    def __init__(self, target: Target, heads: MedusaHeads, shape: Shape) -> None:
         """heads: on the target's device, in its dtype, as `load_heads` returns them. shape: a static tree is cut to as
-        many levels as there are heads; an `AutoShape` sizes the trees by what they cost here, which is measured at the
-        first generation. Raises InputError for a dynamic tree that is deeper than there are heads.
+        many levels as there are heads. Raises InputError for a dynamic tree that is deeper.
         """
-        self.target, self.heads = target, heads
-        self.confidence = heads.confidence
-        self.take_shape(shape, heads.sizes.num_heads)
+        super().__init__(target, fit_to_heads(shape, heads.sizes.num_heads))
+        self.heads, self.confidence = heads, heads.confidence
 
-    def begin(self, run: Run) -> Drafting:
-        return MedusaDrafting(self, run)
+    def expander(self, generation: Generation) -> MedusaExpander:
+        return MedusaExpander(self)
 
 
-class MedusaDrafting(Drafting):
+class MedusaExpander(Expander):
     """The heads at work on one generation."""
 
-    def __init__(self, drafter: MedusaDrafter, run: Run) -> None:
-        self._drafter, self._run = drafter, run
-        self._shape = ShapeInUse(drafter.shape, run.rule)
+    def __init__(self, drafter: MedusaDrafter) -> None:
+        self._heads, self._target = drafter.heads, drafter.target
         self._feature: Tensor | None = None  # [1, h] of the token before the root
         self._logits: Tensor  # [levels, vocab] of the tree under way
 
-    def observe(self, observed: Observed) -> None:
+    def catch_up(self, observed: Observed) -> None:
         """Take the feature of the last token that was committed: the root comes after it."""
         assert observed.features is not None
-        self._feature = observed.features[-1:].to(self._drafter.target.device)  # a sharded target ends on another one
-        self._shape.note(observed)
+        self._feature = observed.features[-1:].to(self._target.device)  # a sharded target ends on another one
 
-    def lasted(self, seconds: Mapping[Part, float]) -> None:
-        self._shape.lasted(seconds)
+    def is_ready(self) -> bool:
+        return self._feature is not None  # a prompt of one token has no feature to draft from yet
 
-    def propose(self) -> DraftTree:
-        if self._feature is None:  # a prompt of one token: there is no feature to draft from yet
-            return empty_tree(self._drafter.target.device)
-        shape = self._shape.next()
-        if shape is None:
-            return empty_tree(self._drafter.target.device)
-        shape = shape.cut(self._run.max_depth)
-        self._logits = self._drafter.heads.all_logits(self._feature, self._drafter.target, shape.depth)
-        return grow(self._expand, self._run.root, shape)
+    def begin(self, shape: Shape) -> int:
+        assert self._feature is not None
+        self._logits = self._heads.all_logits(self._feature, self._target, shape.depth)
+        return shape.depth
 
-    def _expand(self, frontier: Frontier, k: int) -> Candidates:
-        """The candidates of the frontier's depth, the same for each of its nodes."""
-        logits = self._logits[frontier.depth : frontier.depth + 1]  # [1, vocab]
-        best = self._run.rule.children(logits, frontier.depth + 1, min(k, logits.shape[-1]))  # [1, k]
-        rows = frontier.tokens.shape[0]
-        return Candidates(best.tokens.expand(rows, -1), best.log_confidence.expand(rows, -1))
+    def expand(self, frontier: Frontier) -> DraftLogits:
+        """The logits of the frontier's depth, the same for each of its nodes."""
+        return DraftLogits(self._logits[frontier.depth : frontier.depth + 1])

@@ -35,7 +35,7 @@ def can_decode_batches(target: Target) -> bool:
     config = target.config
     return (
         config._attn_implementation == "sdpa"
-        and target.rolling_rope is None
+        and target.family.may_cut_passes
         and set(layer_reaches(config).values()) == {Reach()}
         and getattr(config, "layer_types", None) in (None, ["full_attention"] * config.num_hidden_layers)
         and target.model._can_set_attn_implementation()

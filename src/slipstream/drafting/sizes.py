@@ -19,19 +19,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Generic, Literal, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from slipstream.core.rules import DecodingRule
 from slipstream.core.tree import DraftTree
-from slipstream.drafting.base import Observed
-from slipstream.drafting.growth import TreeShape, rerank
-from slipstream.drafting.static_tree import StaticTree
-from slipstream.errors import InputError
 from slipstream.runtime.clock import Part
 from slipstream.runtime.costs import Costs, Fastest, fastest
 
@@ -53,60 +48,6 @@ verified than usual; then a trial, which drafts, and a plain cycle, to be compar
 and of double in turn. Between rounds comes what is best."""
 
 
-class AutoShape:
-    """Chooses the shape of every cycle, none larger than `largest`.
-
-    Carried over from prompt to prompt, and shared by generations that take turns: what a cycle proposes is verified and
-    noted before another one begins, so no tree is taken for another's, and an estimate is that of all their texts.
-    Greedy and sampled texts have estimates of their own: less is accepted of the same drafts when sampling.
-    """
-
-    def __init__(self, largest: TreeShape) -> None:
-        """Raises InputError for a shape that does not keep the nodes of highest value: no other can be sized."""
-        if not (largest.by_value and largest.rerank):
-            raise InputError("a tree without values or reranking cannot be sized by cost; give its total")
-        self.largest = largest
-        self.costs: Costs | None = None
-        """To be measured before the first tree."""
-        self._choosers: dict[tuple[type[DecodingRule], float], SizeChooser] = {}
-
-    def under(self, rule: DecodingRule) -> SizeChooser:
-        """The one that chooses for texts under such a rule, temperatures to the first decimal place."""
-        assert self.costs is not None
-        chooser = self._choosers.setdefault((type(rule), round(rule.temperature, 1)), SizeChooser(self.largest))
-        chooser.costs = self.costs
-        return chooser
-
-
-FixedShape = TypeVar("FixedShape", bound=TreeShape | StaticTree)
-
-
-class ShapeInUse(Generic[FixedShape]):
-    """The shape of a drafter's trees in one generation, fixed or chosen anew each cycle."""
-
-    def __init__(self, shape: FixedShape | AutoShape, rule: DecodingRule) -> None:
-        self._fixed = None if isinstance(shape, AutoShape) else shape
-        self._chooser = shape.under(rule) if isinstance(shape, AutoShape) else None
-        self._before: CycleTimes | None = None
-        self._first = True
-
-    def next(self) -> FixedShape | TreeShape | None:
-        """The tree of the cycle that begins; None: none, since it would not pay."""
-        return self._fixed if self._chooser is None else self._chooser.next()
-
-    def note(self, observed: Observed) -> None:
-        """What became of the cycle's tree."""
-        if self._chooser is not None and observed.tree is not None:
-            self._chooser.note(observed.tree, len(observed.path))
-
-    def lasted(self, seconds: Mapping[Part, float]) -> None:
-        """What the cycle took. A generation's first is no neighbour: it does what no other has to."""
-        if self._chooser is not None:
-            times = self._chooser.lasted(seconds, self._before)
-            self._before = None if self._first else times
-            self._first = False
-
-
 @dataclass(frozen=True, slots=True)
 class CycleTimes:
     """What a cycle took."""
@@ -119,16 +60,25 @@ class CycleTimes:
     rest_s: float
 
 
-class SizeChooser:
-    """Chooses sizes for texts of one kind, cycle by cycle: `next`, then `note` and `lasted` for what became of it."""
+class Size(NamedTuple):
+    """Of a tree."""
 
-    def __init__(self, largest: TreeShape) -> None:
-        self.largest = largest
-        self.costs: Costs
-        """As measured before the first tree."""
-        self._gains = _Gains(largest)
+    depth: int
+    total: int
+    look: bool = False
+    """Grow the largest tree, show all its candidates to `record_candidates`, and keep `total` of them."""
+
+
+class SizeChooser:
+    """Chooses sizes for texts of one kind, cycle by cycle: `next`, then the `record_` methods for what became of it."""
+
+    def __init__(self, depth: int, total: int, first_total: int) -> None:
+        """depth, total: of the largest tree. first_total: nodes until more is known."""
+        self._largest = Size(depth, total)
+        self._costs: Costs
+        self._gains = _Gains(self._largest)
         self._corrections = _Corrections()
-        self._good = replace(largest, total=min(largest.total, largest.width + largest.depth))  # the best of all trees
+        self._good = Size(depth, min(total, first_total))  # the best of all trees
         self._gain = 1.0  # of `_good`, over plain decoding
         self._pays = True  # `_good` is better than plain decoding
         self._round: deque[Kind] = deque()
@@ -136,24 +86,29 @@ class SizeChooser:
         self._tree = 0, 0  # depth and nodes of the cycle under way
         self._cycle, self._next_round, self._interval, self._rounds = 0, 0, _INTERVAL, 0
 
-    def next(self) -> TreeShape | None:
-        """The shape of this cycle; None: decode plainly."""
+    def next(self, costs: Costs) -> Size | None:
+        """The size of this cycle; None: decode plainly. costs: as they were measured."""
+        self._costs = costs
         if self._cycle >= self._next_round:
             self._begin_round()
         self._cycle += 1
         self._kind = self._round.popleft() if self._round else "best"
         if self._kind == "look":
-            return self._look()
+            return self._good._replace(look=True)
         if self._kind == "trial":
             return self._trial()
         return self._good if self._kind == "best" and self._pays else None
 
-    def note(self, tree: DraftTree, num_accepted: int) -> None:
+    def record_candidates(self, tree: DraftTree) -> None:
+        """All nodes that a look attached."""
+        self._gains.record_candidates(tree)
+
+    def record_tree(self, tree: DraftTree, num_accepted: int) -> None:
         """What became of the cycle's tree, an empty one included."""
         self._tree = tree.max_depth, tree.num_nodes
-        self._gains.note_accepted(tree, num_accepted, looking=self._kind == "look")
+        self._gains.record_accepted(tree, num_accepted, looking=self._kind == "look")
 
-    def lasted(self, seconds: Mapping[Part, float], before: CycleTimes | None) -> CycleTimes | None:
+    def record_times(self, seconds: Mapping[Part, float], before: CycleTimes | None) -> CycleTimes | None:
         """What the cycle took, by part. After a look, copies its estimate to the host.
 
         before: the same of the cycle before it, if that is one to compare with. Returns this one's, unless it is not:
@@ -163,9 +118,9 @@ class SizeChooser:
         times = CycleTimes(*self._tree, draft_s, sum(seconds.values()) - draft_s)
         looked, self._kind = self._kind == "look", "best"
         if before is not None and not looked:
-            self._corrections.compare(self.costs, before, times)
+            self._corrections.compare(self._costs, before, times)
         if self._gains.fresh:
-            self._gains.read()
+            self._gains.copy_to_host()
             self._decide()
             if self._rounds >= _FIRST_ROUNDS:
                 self._interval = _INTERVAL if self._pays else min(2 * self._interval, _LONGEST_INTERVAL)
@@ -180,53 +135,32 @@ class SizeChooser:
         self._round = deque(("look", "trial", "plain") if timed else ("look",))
         self._next_round = self._cycle + (len(self._round) if self._rounds < _FIRST_ROUNDS else self._interval)
 
-    def _look(self) -> TreeShape:
-        return _Watched(
-            width=self.largest.width,
-            depth=self.largest.depth,
-            total=self.largest.total,
-            num_kept=self._good.total,
-            watch=self._gains.note_candidates,
-        )
-
-    def _trial(self) -> TreeShape:
+    def _trial(self) -> Size:
         """The best size, and in other rounds half and double of it."""
         times = self._corrections.num_compared % 4
         if times == 1:
-            return replace(self._good, total=min(2 * self._good.total, self.largest.total))
+            return self._good._replace(total=min(2 * self._good.total, self._largest.total))
         if times == 3:
             half = max(1, self._good.total // 2)
-            return replace(self._good, total=half, depth=min(self._good.depth, half))
+            return Size(min(self._good.depth, half), half)
         return self._good
 
     def _decide(self) -> None:
-        """Choose the shape anew."""
-        found = self._gains.best(self._corrections.corrected(self.costs))
+        """Choose the size anew."""
+        found = self._gains.best(self._corrections.corrected(self._costs))
         self._gain, self._pays = found.gain, found.gain > 1
-        self._good = replace(self.largest, depth=found.depth, total=found.total)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Watched(TreeShape):
-    """A shape that shows all candidates for `total` nodes and keeps the best few."""
-
-    num_kept: int
-    watch: Callable[[DraftTree], None]
-
-    def keep(self, tree: DraftTree, chosen: Tensor) -> DraftTree:
-        self.watch(tree)
-        return rerank(tree, self.num_kept)
+        self._good = Size(found.depth, found.total)
 
 
 class _Gains:
     """What trees bring: drafted tokens accepted, by depth and size."""
 
-    def __init__(self, largest: TreeShape) -> None:
+    def __init__(self, largest: Size) -> None:
         self._largest = largest
         self.fresh = False
-        """Candidates were noted that are still to be read."""
+        """Candidates were recorded that are still to be copied."""
         self._expected: Tensor | None = None  # [depth, total] tokens that a tree so deep and large brings by its values
-        self._values: list[list[float]] = []  # the same as last read
+        self._values: list[list[float]] = []  # the same as last copied
         self._believed, self._accepted = 0.0, 0.0  # tokens that values promised and that came, recent ones above all
         self._chosen, self._promise = Fastest(0, 0, 0.0), 0.0  # what values promise of one tree of the chosen size
         self._look = 0, 0  # nodes of the last look, and how many were accepted
@@ -236,7 +170,7 @@ class _Gains:
         """Whether there is an estimate; none yet where all looks were cut short."""
         return bool(self._values)
 
-    def note_candidates(self, tree: DraftTree) -> None:
+    def record_candidates(self, tree: DraftTree) -> None:
         """Take the values of a largest tree's candidates into the estimate; stays on the device."""
         if tree.max_depth < self._largest.depth:
             return  # cut short by the end of the budget
@@ -246,7 +180,7 @@ class _Gains:
         self._expected = best if self._expected is None else _KEEP * self._expected + (1 - _KEEP) * best
         self.fresh = True
 
-    def note_accepted(self, tree: DraftTree, num_accepted: int, *, looking: bool) -> None:
+    def record_accepted(self, tree: DraftTree, num_accepted: int, *, looking: bool) -> None:
         """How much of a tree was accepted: of a look, or of one of the chosen size that nothing cut short."""
         if looking:
             self._look = tree.num_nodes, num_accepted
@@ -254,7 +188,7 @@ class _Gains:
             self._accepted += num_accepted
             self._believed += self._promise
 
-    def read(self) -> None:
+    def copy_to_host(self) -> None:
         """Copy the estimate to the host after a look; what came before it counts less."""
         assert self._expected is not None
         self.fresh = False
@@ -264,7 +198,7 @@ class _Gains:
         self._accepted = _KEEP * self._accepted + num_accepted
 
     def best(self, costs: Costs) -> Fastest:
-        """The tree with the most tokens per second, by what was read last."""
+        """The tree with the most tokens per second, by what was copied last."""
         trust = (self._accepted + _PRIOR) / (self._believed + _PRIOR)
         self._chosen = fastest(costs, [[value * trust for value in row] for row in self._values])
         self._promise = self._values[self._chosen.depth - 1][self._chosen.total - 1]

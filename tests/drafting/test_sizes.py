@@ -20,14 +20,16 @@ from slipstream.bench.watching import WatchedDrafter
 from slipstream.certify import recording
 from slipstream.core.rules import Candidates, GreedyRule
 from slipstream.core.tree import DraftTree, empty_tree
-from slipstream.drafting.auto_shape import AutoShape, CycleTimes, ShapeInUse, SizeChooser
 from slipstream.drafting.base import Drafting, ForwardingDrafting, Observed
-from slipstream.drafting.growth import Frontier, TreeShape, grow
+from slipstream.drafting.growth import Frontier, grow
+from slipstream.drafting.shape import Auto, Dynamic, ShapeInUse
+from slipstream.drafting.sizes import CycleTimes, Size, SizeChooser
 from slipstream.engine.engine import Engine
-from slipstream.errors import InputError
+from slipstream.methods.draft_model.drafter import DraftModelDrafter
 from slipstream.methods.eagle.checkpoint import save_head
 from slipstream.methods.eagle.drafter import EagleDrafter
 from slipstream.methods.hydra.drafter import HydraDrafter
+from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
 from slipstream.methods.medusa.drafter import MedusaDrafter
 from slipstream.methods.registry import build_drafter
 from slipstream.runtime import costs as runtime
@@ -35,7 +37,7 @@ from slipstream.runtime.clock import PARTS, Part
 from slipstream.runtime.costs import Costs, fastest, measure_verification, typical_s
 from slipstream.target.target import Target
 
-LARGEST = TreeShape(width=4, depth=4, total=12)
+LARGEST = Dynamic(width=4, depth=4, total=12)
 
 
 def costs(*, row: float, level: float, whole: float = 1.0) -> Costs:
@@ -104,21 +106,20 @@ class World:
     """Spread of what a cycle takes."""
     seed: int = 0
 
-    def run(self, chooser: SizeChooser | Always, num_cycles: int) -> float:
+    def run(self, use: ShapeInUse, num_cycles: int) -> float:
         """Tokens per second."""
         rng, tokens, seconds = random.Random(self.seed), 0, 0.0
-        before = None
         for _ in range(num_cycles):
-            tree = self.draft(chooser.next())
-            accepted = self.accept(tree, rng)
+            tree = self.draft(use.next())
+            path = list(range(self.accept(tree, rng)))
             took = self.cycle(tree, self.speed(seconds) * rng.gauss(1, self.noise))
-            chooser.note(tree, accepted)
-            before = chooser.lasted(took, before)
-            tokens += 1 + accepted
+            use.record_tree(Observed(tokens=[0], features=None, tree=tree, path=path))
+            use.record_times(took)
+            tokens += 1 + len(path)
             seconds += sum(took.values())
         return tokens / seconds
 
-    def best(self) -> TreeShape | None:
+    def best(self) -> Dynamic | None:
         """The fixed size with the most tokens per second; None: plain decoding."""
         tree = self.draft(LARGEST)
         values = tree.log_value.exp() / self.claimed**tree.depth
@@ -140,7 +141,7 @@ class World:
         seconds["sample"] = self.fixed_s / speed if tree.num_nodes else 0.0
         return seconds
 
-    def draft(self, shape: TreeShape | None) -> DraftTree:
+    def draft(self, shape: Dynamic | None) -> DraftTree:
         """The tree of this shape; None: none."""
         return empty_tree() if shape is None else grow(self._expand, torch.tensor([0]), shape)
 
@@ -163,18 +164,23 @@ class World:
         return Candidates(torch.arange(len(confidence)).expand(rows, -1), confidence.expand(rows, -1))
 
 
-class Always:
-    """Chooses one size for ever."""
+class Plain(ShapeInUse):
+    """Never drafts."""
 
-    def __init__(self, shape: TreeShape | None) -> None:
-        self._shape = shape
+    def next(self) -> None:
+        return None
 
-    def next(self) -> TreeShape | None:
-        return self._shape
 
-    def note(self, tree: DraftTree, num_accepted: int) -> None: ...
+def always(shape: Dynamic | None) -> ShapeInUse:
+    """One size for ever; None: no tree."""
+    return Plain(LARGEST) if shape is None else ShapeInUse(shape)
 
-    def lasted(self, seconds: Mapping[Part, float], before: None) -> None: ...
+
+def by_cost(measured: Costs) -> ShapeInUse:
+    """Sizes chosen by these costs."""
+    auto = Auto(LARGEST)
+    auto.costs = measured
+    return auto.for_generation(GreedyRule())
 
 
 CHEAP, DEAR = costs(row=0.02, level=0.1), costs(row=0.3, level=0.5)
@@ -199,18 +205,14 @@ CHEAP, DEAR = costs(row=0.02, level=0.1), costs(row=0.3, level=0.5)
 )
 def test_the_choice_comes_near_the_best_fixed_size(measured, world, share):
     """Also where costs or values are wrong: cycles and acceptance correct them."""
-    chooser = SizeChooser(LARGEST)
-    chooser.costs = measured
-    assert world.run(chooser, 1000) > share * world.run(Always(world.best()), 1000)
+    assert world.run(by_cost(measured), 1000) > share * world.run(always(world.best()), 1000)
 
 
 @pytest.mark.parametrize("true_costs", [CHEAP, DEAR], ids=["drafting pays", "nothing pays"])
 def test_a_machine_that_is_slow_now_and_then_does_not_mislead(true_costs):
     """Half as fast for a third of the time: only neighbours are compared."""
     world = World(true_costs, speed=lambda seconds: 0.5 if seconds % 90 < 30 else 1.0)
-    chooser = SizeChooser(LARGEST)
-    chooser.costs = true_costs
-    assert world.run(chooser, 1500) > 0.95 * world.run(Always(world.best()), 1500)
+    assert world.run(by_cost(true_costs), 1500) > 0.95 * world.run(always(world.best()), 1500)
 
 
 # --- the choice in real generations ---------------------------------------------------------------------------------
@@ -221,24 +223,29 @@ START = 9  # cycles of the first three rounds
 @pytest.fixture
 def as_costs_say(monkeypatch):
     """The clock of a machine on which every cycle takes what the measured costs say."""
-    trees = {}
-    note, lasted = SizeChooser.note, SizeChooser.lasted
+    trees, costs_of = {}, {}
+    choose, record_tree, record_times = SizeChooser.next, SizeChooser.record_tree, SizeChooser.record_times
 
-    def keep(self: SizeChooser, tree: DraftTree, num_accepted: int) -> None:
+    def keep_costs(self: SizeChooser, measured: Costs) -> Size | None:
+        costs_of[self] = measured
+        return choose(self, measured)
+
+    def keep_tree(self: SizeChooser, tree: DraftTree, num_accepted: int) -> None:
         trees[self] = tree
-        note(self, tree, num_accepted)
+        record_tree(self, tree, num_accepted)
 
     def by_costs(self: SizeChooser, seconds: Mapping[Part, float], before: CycleTimes | None) -> CycleTimes | None:
         assert set(seconds) == set(PARTS), "the engine tells what the cycle took"
-        verify_s = self.costs.verify(1 + trees[self].num_nodes)
-        draft_s = self.costs.draft_s[trees[self].max_depth]
-        return lasted(self, {**dict.fromkeys(PARTS, 0.0), "draft": draft_s, "verify": verify_s}, before)
+        verify_s = costs_of[self].verify(1 + trees[self].num_nodes)
+        draft_s = costs_of[self].draft_s[trees[self].max_depth]
+        return record_times(self, {**dict.fromkeys(PARTS, 0.0), "draft": draft_s, "verify": verify_s}, before)
 
-    monkeypatch.setattr(SizeChooser, "note", keep)
-    monkeypatch.setattr(SizeChooser, "lasted", by_costs)
+    monkeypatch.setattr(SizeChooser, "next", keep_costs)
+    monkeypatch.setattr(SizeChooser, "record_tree", keep_tree)
+    monkeypatch.setattr(SizeChooser, "record_times", by_costs)
 
 
-def shapes_of(shape: AutoShape, drafter: EagleDrafter, prompt: list[int], num_tokens: int) -> list[int]:
+def shapes_of(shape: Auto, drafter: EagleDrafter, prompt: list[int], num_tokens: int) -> list[int]:
     """Sizes of the trees of a generation, and a check of its tokens."""
     result = decode(Engine(drafter.target, drafter), prompt, max_new_tokens=num_tokens)
     assert result.ids == oracle_generate(drafter.target.model, prompt, max_new_tokens=num_tokens)
@@ -248,7 +255,7 @@ def shapes_of(shape: AutoShape, drafter: EagleDrafter, prompt: list[int], num_to
 @pytest.mark.usefixtures("as_costs_say")
 def test_a_good_head_gets_its_whole_tree_where_rows_are_free():
     target, head = exact_pair()
-    shape = AutoShape(LARGEST)
+    shape = Auto(LARGEST)
     shape.costs = costs(row=0.0, level=0.01)
     sizes = shapes_of(shape, EagleDrafter(target, head, shape), [1, *PROMPT], 90)
     assert set(sizes[START:-2]) == {LARGEST.total}
@@ -257,7 +264,7 @@ def test_a_good_head_gets_its_whole_tree_where_rows_are_free():
 @pytest.mark.usefixtures("as_costs_say")
 def test_a_sure_head_gets_a_chain_where_rows_are_dear():
     target, head = exact_pair()
-    shape = AutoShape(LARGEST)
+    shape = Auto(LARGEST)
     shape.costs = costs(row=0.2, level=0.01)
     sizes = shapes_of(shape, EagleDrafter(target, head, shape), [1, *PROMPT], 90)
     assert max(sizes[START:-2]) < LARGEST.total
@@ -267,7 +274,7 @@ def test_a_sure_head_gets_a_chain_where_rows_are_dear():
 @pytest.mark.usefixtures("as_costs_say")
 def test_a_useless_head_is_left_alone():
     target = Target(build("llama"))
-    shape = AutoShape(LARGEST)
+    shape = Auto(LARGEST)
     shape.costs = costs(row=0.3, level=0.2)
     sizes = shapes_of(shape, EagleDrafter(target, random_head(target), shape), PROMPT, 90)
     believed, left_alone = sizes[:20], sizes[20:]  # the head is certain of its drafts, and wrong: not for long
@@ -279,7 +286,7 @@ def test_a_useless_head_is_left_alone():
 def test_drafting_is_taken_up_again_where_it_pays():
     """After a stretch of plain decoding the head has many rows to catch up on."""
     target, head = exact_pair()
-    shape = AutoShape(LARGEST)
+    shape = Auto(LARGEST)
     shape.costs = costs(row=9.0, level=9.0)
     drafter = EagleDrafter(target, head, shape)
     assert set(shapes_of(shape, drafter, [1, *PROMPT], 60)[START:-6]) == {0}
@@ -293,7 +300,7 @@ def test_drafting_is_taken_up_again_where_it_pays():
 def test_generations_that_take_turns_share_one_estimate():
     """A tree is noted before another generation proposes its own: both go on to draft with a good head."""
     target, head = exact_pair()
-    shape = AutoShape(LARGEST)
+    shape = Auto(LARGEST)
     shape.costs = costs(row=0.5, level=0.01)  # a chain pays for a head that is believed, and for no other
     engine = Engine(target, EagleDrafter(target, head, shape))
     answers: dict[int, list[int]] = {1: [], 2: []}
@@ -312,7 +319,7 @@ def test_generations_that_take_turns_share_one_estimate():
 def test_answers_of_a_few_tokens_never_show_a_whole_tree():
     """Every look is cut short by the budget: the first size stays, and nothing is decided on nothing."""
     target, head = exact_pair()
-    shape = AutoShape(LARGEST)
+    shape = Auto(LARGEST)
     shape.costs = costs(row=9.0, level=9.0)  # nothing would pay
     engine = Engine(target, EagleDrafter(target, head, shape))
     drafted = []
@@ -329,15 +336,15 @@ def test_a_generations_first_cycle_is_no_neighbour():
     world = World(CHEAP)
 
     def mean_size(slower: float) -> float:
-        shape, rng, sizes = AutoShape(LARGEST), random.Random(0), []
+        shape, rng, sizes = Auto(LARGEST), random.Random(0), []
         shape.costs = CHEAP
         for _ in range(60):
-            use = ShapeInUse(shape, GreedyRule())
+            use = shape.for_generation(GreedyRule())
             for cycle in range(16):
                 tree = world.draft(use.next() if cycle < 15 else None)
                 path = list(range(world.accept(tree, rng)))
-                use.note(Observed(tokens=[0], features=None, tree=tree, path=path))
-                use.lasted(world.cycle(tree, speed=1 / slower if cycle == 0 else 1.0))
+                use.record_tree(Observed(tokens=[0], features=None, tree=tree, path=path))
+                use.record_times(world.cycle(tree, speed=1 / slower if cycle == 0 else 1.0))
                 sizes.append(tree.num_nodes)
         return sum(sizes) / len(sizes)
 
@@ -354,7 +361,7 @@ WRAPPED = {
 @pytest.mark.parametrize("wrapped", WRAPPED)
 def test_sizes_are_chosen_as_well_where_a_drafter_is_watched(wrapped):
     target, head = exact_pair()
-    shape = AutoShape(LARGEST)
+    shape = Auto(LARGEST)
     shape.costs = costs(row=9.0, level=9.0)
     drafter = WRAPPED[wrapped](EagleDrafter(target, head, shape))
     steps = decode(Engine(target, drafter), [1, *PROMPT], max_new_tokens=60).steps
@@ -366,15 +373,9 @@ def test_those_who_watch_a_draft_pass_everything_on():
     assert hooks == {name for name in vars(ForwardingDrafting) if not name.startswith("_")}
 
 
-@pytest.mark.parametrize("shape", [TreeShape(rerank=False), TreeShape(by_value=False)])
-def test_a_tree_without_values_is_not_sized(shape):
-    with pytest.raises(InputError, match="give its total"):
-        AutoShape(shape)
-
-
 def test_texts_of_another_temperature_have_an_estimate_of_their_own():
     target, head = exact_pair()
-    shape = AutoShape(LARGEST)
+    shape = Auto(LARGEST)
     shape.costs = costs(row=0.0, level=0.01)
     engine = Engine(target, EagleDrafter(target, head, shape))
     greedy = decode(engine, [1, *PROMPT], max_new_tokens=90).steps
@@ -387,29 +388,31 @@ def test_texts_of_another_temperature_have_an_estimate_of_their_own():
     assert again[2].num_drafted > 0, "near enough to the temperature before"
 
 
-HEADS = {
-    "eagle": lambda target: EagleDrafter(target, random_head(target), AutoShape(LARGEST)),
-    "medusa": lambda target: MedusaDrafter(target, medusa_heads(target), AutoShape(replace(LARGEST, depth=3))),
-    "hydra": lambda target: HydraDrafter(target, hydra_heads(target), AutoShape(replace(LARGEST, depth=3))),
+DRAFTERS = {
+    "eagle": lambda target: EagleDrafter(target, random_head(target), Auto(LARGEST)),
+    "medusa": lambda target: MedusaDrafter(target, medusa_heads(target), Auto(replace(LARGEST, depth=3))),
+    "hydra": lambda target: HydraDrafter(target, hydra_heads(target), Auto(replace(LARGEST, depth=3))),
+    "layer-skip": lambda target: LayerSkipDrafter(target, {"attention": [1], "mlp": [0]}, Auto(LARGEST)),
+    "draft-model": lambda target: DraftModelDrafter(target, target, Auto(LARGEST)),
 }
 
 
-@pytest.mark.parametrize("method", HEADS)
+@pytest.mark.parametrize("method", DRAFTERS)
 def test_costs_are_measured_on_the_real_models(method):
-    drafter = HEADS[method](Target(build("llama")))
-    measured = drafter.measure(drafter.largest)
+    drafter = DRAFTERS[method](Target(build("llama")))
+    measured = drafter.measure(drafter.shape.largest)
     assert [rows for rows, _ in measured.verify_s] == [1, 2, 4, 8, 13]
     assert all(seconds > 0 for _, seconds in measured.verify_s)
-    assert len(measured.draft_s) == drafter.largest.depth + 1
+    assert len(measured.draft_s) == drafter.shape.depth + 1
     assert measured.draft_s[0] == 0 < measured.draft_s[1] <= measured.draft_s[-1]
-    assert isinstance(drafter.shape, AutoShape), "measured on a copy"
+    assert drafter.shape.costs is None, "measured apart"
 
 
-@pytest.mark.parametrize("method", HEADS)
+@pytest.mark.parametrize("method", DRAFTERS)
 def test_measuring_fits_a_short_context(method):
     """Every cycle that is timed commits a row to the drafter's own cache."""
     target = Target(build("llama", max_position_embeddings=20))
-    drafter = HEADS[method](target)
+    drafter = DRAFTERS[method](target)
     result = decode(Engine(target, drafter), PROMPT[:5], max_new_tokens=6)
     assert result.ids == oracle_generate(target.model, PROMPT[:5], max_new_tokens=6)
     assert drafter.shape.costs is not None
@@ -424,10 +427,9 @@ def test_automatic_size_is_the_default(tmp_path):
     target = Target(build("llama"))
     save_head(random_head(target), tmp_path, target)
     drafter = build_drafter("eagle2", target, {"draft": tmp_path, "depth": 3, "total": "auto"})
-    assert isinstance(drafter.shape, AutoShape)
-    assert drafter.largest.depth == 3
-    assert isinstance(build_drafter("eagle2", target, {"draft": tmp_path}).shape, AutoShape)
-    assert isinstance(build_drafter("eagle2", target, {"draft": tmp_path, "rerank": False}).shape, TreeShape)
+    assert isinstance(drafter.shape, Auto)
+    assert drafter.shape.depth == 3
+    assert isinstance(build_drafter("eagle2", target, {"draft": tmp_path}).shape, Auto)
     torch.manual_seed(0)
     sizes = decode(Engine(target, drafter), PROMPT, max_new_tokens=9).steps
     assert drafter.shape.costs is not None

@@ -1,17 +1,30 @@
-"""The static trees published for Medusa (arXiv 2401.10774, section 2.3.3; the lists of the released code), as data.
+"""Static trees that were published, as data.
 
-Each has 63 nodes, found by adding the node of highest expected acceptance one after the other; ranks among siblings are
-always 0 .. count - 1, so numbers of children are enough: a word holds those of one level's nodes in order (the first
-word the root's), `A` is ten, zeros at the end of a word are left out. The names are those of the released lists.
+A node is named by its path of ranks: (0, 2) is the third-best child of the best child of the root.
+
+Medusa's (arXiv 2401.10774, section 2.3.3; the lists of the released code) have 63 nodes each, found by adding the node
+of highest expected acceptance one after the other; ranks among siblings are always 0 .. count - 1, so numbers of
+children are enough: a word holds those of one level's nodes in order (the first word the root's), `A` is ten, zeros at
+the end of a word are left out. The names are those of the released lists.
 """
 
 from __future__ import annotations
 
-from slipstream.drafting.static_tree import Path
 from slipstream.errors import unknown_choice
 
+Path = tuple[int, ...]
+
+EAGLE_1: tuple[Path, ...] = (
+    *((0,), (1,), (2,), (3,)),
+    *((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 1), (3, 0)),
+    *((0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 1, 0), (0, 1, 1), (0, 2, 0), (0, 2, 1), (1, 0, 0)),
+    *((0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 0, 2)),
+    *((0, 0, 0, 0, 0), (0, 0, 0, 0, 1)),
+)
+"""The tree of EAGLE-1's released code (arXiv 2401.15077), drafted at every size of target: 25 nodes, 5 levels."""
+
 DEFAULT = "mc_sim_7b_63"
-"""The released default for every model."""
+"""Medusa's released default for every model."""
 
 TREES = {
     "mc_sim_7b_63": "A A732111111 A32111110020000001 2",
