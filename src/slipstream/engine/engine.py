@@ -225,7 +225,7 @@ class _Decoding:
         return (budget if context is None else min(budget, context)) - len(self.generation.tokens)
 
     def _verify(self, tree: DraftTree, scouts: Scouts | None) -> _Pass:
-        """Generation the root, the tree and m scouts, choose at every node, walk. Copies to the host once."""
+        """Run the root, the tree and m scouts, choose at every node, walk. Copies to the host once."""
         rows = 1 + tree.num_nodes
         tokens, parents, depth = self._rows(tree, scouts)  # [n + m]
         visible = ancestor_mask(parents)  # [n + 1 + m, n + 1 + m]

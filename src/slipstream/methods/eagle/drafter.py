@@ -68,7 +68,7 @@ class EagleExpander(Expander):
         return shape.depth
 
     def _run_pending(self, count: int) -> Tensor:
-        """Generation and commit the first `count` pending rows. Returns their predicted features, [count, h]."""
+        """Run and commit the first `count` pending rows. Returns their predicted features, [count, h]."""
         assert self._pending is not None
         features, self._pending = self._pending[:count], self._pending[count:]
         first = self.cache.length

@@ -99,7 +99,7 @@ class _PrefixRows:
             self.newest()
 
     def newest(self) -> Tensor:
-        """Generation and commit the pending rows. Returns the layer's output at the last token, [1, h]."""
+        """Run and commit the pending rows. Returns the layer's output at the last token, [1, h]."""
         if self._pending is not None:
             features, self._pending = self._pending, None
             first, count = self.cache.length, features.shape[0]
