@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import ablations
 import torch
 import transformers
 
-import ablations
 import slipstream
 from slipstream.bench.comparison import PLAIN, VERDICTS
 from slipstream.prompts import Prompt
