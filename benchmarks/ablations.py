@@ -1,4 +1,4 @@
-"""The ablations of EAGLE-2's tree (arXiv 2406.16858, section 5.3): trees without its values, or not reranked."""
+"""The ablations of EAGLE-2's dynamic tree (arXiv 2406.16858, section 5.3): without its values, or not reranked."""
 
 from __future__ import annotations
 

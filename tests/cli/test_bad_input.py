@@ -188,7 +188,7 @@ def test_empty_prompt(refused):
         ("--repetition-penalty", 0),
         ("--seed", -1),
         ("--width", 0),
-        ("--total", "auto"),  # the default method has no such size
+        ("--total", "auto:many"),
         ("--dtype", "float31"),
         ("--verification", "lossy"),
         ("--tree", "oak"),
