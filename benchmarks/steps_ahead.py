@@ -42,7 +42,6 @@ from records import (
 )
 from slipstream.bench.comparison import VERDICTS, Answer, Comparison
 from slipstream.methods.eagle.drafter import EagleDrafter
-from slipstream.methods.eagle.recipe import EagleRun
 from slipstream.methods.eagle.settings import EagleSettings
 from slipstream.methods.registry import build_drafter
 from slipstream.target.loading import load_model
@@ -52,6 +51,7 @@ from slipstream.training.data import encoded
 from slipstream.training.data.dialogues import Dialogue, usable_dialogues
 from slipstream.training.data.draft_text import draft_text
 from slipstream.training.demo import WEIGHTS, DemoSettings
+from slipstream.training.runs import EagleRun
 
 DEMO = Path(__file__).resolve().parents[1] / "src" / "slipstream" / "demo" / "target"
 TREES: Methods = {"eagle2-60": ("eagle2", PUBLISHED), "eagle2-25": ("eagle2", LIKE_EAGLE), "eagle": ("eagle", {})}

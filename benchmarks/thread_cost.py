@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from records import provenance, write_record
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from records import provenance, write_record
 from slipstream.runtime.costs import measure_verification
 from slipstream.target.target import Target
 

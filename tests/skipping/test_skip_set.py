@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slipstream.errors import ArtifactError, SkipSetError
-from slipstream.skipping.skip_set import ArtifactWarning, SkipSet, resolve_skip_set
+from slipstream.errors import ArtifactError, ArtifactWarning, SkipSetError
+from slipstream.skipping.resolve import resolve_skip_set
+from slipstream.skipping.skip_set import SkipSet
 from slipstream.skipping.sublayers import SubLayers
 
 VALID = {

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from slipstream.drafting.packing import rollout_mask
 from slipstream.methods.eagle.head import EagleHead, additive_mask
 from slipstream.target.target import Target
-from slipstream.training.packing import rollout_mask
 
 
 @dataclass

@@ -19,12 +19,13 @@ from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
 from slipstream.methods.draft_model.checkpoint import load_draft
 from slipstream.methods.draft_model.drafter import DraftModelDrafter
-from slipstream.methods.draft_model.recipe import DistillationLoss, DraftRun, build_draft, train_draft
+from slipstream.methods.draft_model.recipe import DistillationLoss, build_draft
 from slipstream.methods.draft_model.settings import DraftSettings
 from slipstream.methods.registry import build_drafter
 from slipstream.target.target import Target
 from slipstream.training.data.batches import laid_out, padded
 from slipstream.training.data.dialogues import Dialogue
+from slipstream.training.runs import DraftRun, train_draft
 
 QUICK = DraftSettings(
     hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_size=24,

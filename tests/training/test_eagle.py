@@ -15,6 +15,8 @@ from families import FAMILIES, build, prompt_ids
 from methods.eagle.eagle_reference import reference_head, true_features
 from oracle import oracle_generate
 from slipstream.drafting.growth import TreeShape
+from slipstream.drafting.packing import rollout_mask
+from slipstream.drafting.parts import passes
 from slipstream.drafting.recipe import Paths
 from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
@@ -22,14 +24,13 @@ from slipstream.methods.eagle.checkpoint import load_head
 from slipstream.methods.eagle.drafter import EagleDrafter
 from slipstream.methods.eagle.head import EagleHead, HeadSizes
 from slipstream.methods.eagle.losses import Losses, RolloutLoss, _along_paths
-from slipstream.methods.eagle.recipe import EagleRun, train_eagle
 from slipstream.methods.eagle.settings import EagleSettings, learning_rate_for
 from slipstream.target.target import Target
 from slipstream.training.data.batches import laid_out, padded
 from slipstream.training.data.dialogues import Dialogue
-from slipstream.training.data.features import FeatureSource, passes
-from slipstream.training.packing import rollout_mask
+from slipstream.training.data.features import FeatureSource
 from slipstream.training.run import suited_precision
+from slipstream.training.runs import EagleRun, train_eagle
 from training.padded_rollout import PaddedLosses, padded_losses
 
 QUICK = EagleSettings(
@@ -332,7 +333,7 @@ def test_logits_of_a_few_rows_at_a_time_are_those_of_all(target, dialogues, monk
         return head.fc.weight.grad.clone()
 
     whole = gradient()
-    monkeypatch.setattr("slipstream.training.token_loss._LOGITS_AT_ONCE", 5 * target.vocab_size)
+    monkeypatch.setattr("slipstream.drafting.token_loss._LOGITS_AT_ONCE", 5 * target.vocab_size)
     assert torch.allclose(gradient(), whole, atol=1e-6)
 
 

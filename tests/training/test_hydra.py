@@ -21,11 +21,12 @@ from slipstream.errors import InputError
 from slipstream.methods.hydra.checkpoint import load_heads, published_names
 from slipstream.methods.hydra.drafter import HydraDrafter
 from slipstream.methods.hydra.head import HydraHeads
-from slipstream.methods.hydra.recipe import HydraRun, TeacherLoss, new_heads, train_hydra
+from slipstream.methods.hydra.recipe import TeacherLoss, new_heads
 from slipstream.methods.hydra.settings import HydraSettings
 from slipstream.target.target import Target
 from slipstream.training.data.batches import laid_out, padded
 from slipstream.training.data.dialogues import Dialogue
+from slipstream.training.runs import HydraRun, train_hydra
 
 QUICK = HydraSettings(
     steps=100,

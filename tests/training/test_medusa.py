@@ -18,16 +18,16 @@ from oracle import oracle_generate
 from slipstream.drafting.growth import TreeShape
 from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
-from slipstream.methods.eagle.recipe import EagleRun
 from slipstream.methods.eagle.settings import EagleSettings
 from slipstream.methods.medusa.checkpoint import load_heads
 from slipstream.methods.medusa.drafter import MedusaDrafter
 from slipstream.methods.medusa.head import MedusaHeads
-from slipstream.methods.medusa.recipe import MedusaLoss, MedusaRun, train_medusa
+from slipstream.methods.medusa.recipe import MedusaLoss
 from slipstream.methods.medusa.settings import MedusaSettings
 from slipstream.target.target import Target
 from slipstream.training.data.batches import laid_out, padded
 from slipstream.training.data.dialogues import Dialogue
+from slipstream.training.runs import EagleRun, MedusaRun, train_medusa
 
 QUICK = MedusaSettings(
     steps=100, batch_size=8, learning_rate=1e-2, warmup_steps=5, num_heads=3, own_lm_heads=False, report_every=50
@@ -193,7 +193,7 @@ def test_large_batches_are_taken_in_parts(target, dialogues, monkeypatch):
         return loss.heads.weight.grad.clone()
 
     whole = gradient()
-    monkeypatch.setattr("slipstream.methods.eagle.losses._MAX_LOGITS", 4 * 5 * target.vocab_size)
+    monkeypatch.setattr("slipstream.drafting.parts._MAX_LOGITS", 4 * 5 * target.vocab_size)
     assert torch.allclose(gradient(), whole, atol=1e-6)
     target.model.zero_grad()
 

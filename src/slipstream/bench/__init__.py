@@ -1,1 +1,1 @@
-"""Prompts and side-by-side runs of the methods."""
+"""Side-by-side runs of the methods."""

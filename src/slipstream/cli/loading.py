@@ -31,7 +31,7 @@ def load(
     if model == "demo" or not sys.stderr.isatty():
         hide_progress_bars()
     loaded = slipstream.load(model, drafter, **given(**settings), **extra)
-    settle_threads(loaded, threads)
+    settle_threads(loaded.target, threads)
     return loaded
 
 

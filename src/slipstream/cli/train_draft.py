@@ -87,8 +87,8 @@ def draft(
 
     Example: slipstream train draft -m demo --data dialogues.jsonl --out drafts/demo --steps 3000
     """
-    from slipstream.methods.draft_model.recipe import DraftRun
     from slipstream.methods.draft_model.settings import DraftSettings
+    from slipstream.training.runs import DraftRun
 
     lower_priority(nice)
     settings = DraftSettings(

@@ -101,8 +101,8 @@ def eagle(
 
     Example: slipstream train eagle -m Qwen/Qwen3-8B --data dialogues.jsonl --out heads/qwen3 --precision bf16
     """
-    from slipstream.methods.eagle.recipe import EagleRun
     from slipstream.methods.eagle.settings import EagleSettings
+    from slipstream.training.runs import EagleRun
 
     lower_priority(nice)
     settings = EagleSettings(

@@ -95,8 +95,8 @@ def hydra(
 
     Example: slipstream train hydra -m Qwen/Qwen3-8B --data dialogues.jsonl --out heads/qwen3-hydra --precision bf16
     """
-    from slipstream.methods.hydra.recipe import HydraRun
     from slipstream.methods.hydra.settings import HydraSettings
+    from slipstream.training.runs import HydraRun
 
     lower_priority(nice)
     settings = HydraSettings(

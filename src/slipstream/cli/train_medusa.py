@@ -93,8 +93,8 @@ def medusa(
 
     Example: slipstream train medusa -m Qwen/Qwen3-8B --data dialogues.jsonl --out heads/qwen3-medusa --precision bf16
     """
-    from slipstream.methods.medusa.recipe import MedusaRun
     from slipstream.methods.medusa.settings import MedusaSettings
+    from slipstream.training.runs import MedusaRun
 
     lower_priority(nice)
     settings = MedusaSettings(

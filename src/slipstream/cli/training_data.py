@@ -77,7 +77,7 @@ def read_dialogues(
     from slipstream.errors import InputError, unknown_choice
     from slipstream.training.data.corpus import read_examples
     from slipstream.training.data.dialogues import encode, usable_dialogues
-    from slipstream.training.token_lines import holds_token_lines, read_token_lines
+    from slipstream.training.data.token_lines import holds_token_lines, read_token_lines
 
     if answers not in ("data", "target"):
         raise unknown_choice("answers", answers, ("data", "target"))

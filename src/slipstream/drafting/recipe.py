@@ -14,6 +14,15 @@ from slipstream.training.data.batches import padded
 
 
 @dataclass(frozen=True, slots=True)
+class Dialogue:
+    """One training sequence."""
+
+    token_ids: tuple[int, ...]
+    answer: tuple[bool, ...]
+    """Whether each token is (part of) an answer; the loss is taken on these only."""
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Dialogues of one step, one after another, on the target's device."""
 

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,9 @@ from torch import Tensor
 from slipstream.core.tree import DraftTree
 from slipstream.drafting.base import Drafter, Drafting, Observed, Run, Scouts
 from slipstream.errors import InputError
+from slipstream.methods.method import Method, pick
 from slipstream.methods.prompt_lookup import Trie
+from slipstream.target.target import Target
 
 LIMITS = {"window": (1, 256), "level": (3, 64), "guesses": (1, 256)}
 """Smallest and largest sizes. With fewer than 3 levels there would be no row to iterate on."""
@@ -174,3 +177,17 @@ class NgramPool:
     def guesses(self, first: int) -> Iterator[tuple[int, ...]]:
         """What followed `first`, the latest seen first."""
         return reversed(self._by_first.get(first, {}))
+
+
+def _build(target: Target, options: Mapping[str, Any]) -> Drafter:
+    return LookaheadDrafter(LookaheadSettings(**pick(LookaheadSettings, options)))
+
+
+METHOD = Method(
+    name="lookahead",
+    summary="the target guesses further ahead in the same pass; what it says there becomes n-grams (Lookahead)",
+    needs="nothing",
+    paper="arXiv 2402.02057",
+    options=("window", "level", "guesses", "pool_from_prompt"),
+    build=_build,
+)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from slipstream.core.tree import DraftTree, empty_tree
 from slipstream.drafting.base import Drafter, Drafting, Run
+from slipstream.methods.method import Method
+from slipstream.target.target import Target
 
 
 class PlainDrafter(Drafter):
@@ -25,3 +30,17 @@ class _Nothing(Drafting):
 
     def propose(self) -> DraftTree:
         return self._empty
+
+
+def _build(target: Target, options: Mapping[str, Any]) -> Drafter:
+    return PlainDrafter()
+
+
+METHOD = Method(
+    name="plain",
+    summary="no drafting: plain decoding on the same engine, the baseline",
+    needs="nothing",
+    paper="-",
+    options=(),
+    build=_build,
+)

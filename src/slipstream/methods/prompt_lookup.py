@@ -8,14 +8,17 @@ up to 10 tokens, is the draft. Beyond that: matches close to the end count too, 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from slipstream.core.tree import DraftTree
 from slipstream.drafting.base import Drafter, Drafting, Run
 from slipstream.errors import InputError
+from slipstream.methods.method import Method, pick
+from slipstream.target.target import Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,3 +128,17 @@ class Trie:
         tokens, parents, depth = torch.tensor([self._tokens, self._parents, self._depth], device=device).long()
         values = torch.zeros(len(self._tokens), device=device)
         return DraftTree(tokens, parents, depth, values, max(self._depth, default=0))
+
+
+def _build(target: Target, options: Mapping[str, Any]) -> Drafter:
+    return PromptLookupDrafter(PromptLookupSettings(**pick(PromptLookupSettings, options)))
+
+
+METHOD = Method(
+    name="prompt-lookup",
+    summary="drafts what followed the last tokens earlier in the text (PLD)",
+    needs="nothing",
+    paper="github.com/apoorvumang/prompt-lookup-decoding",
+    options=("max_ngram", "length", "branches"),
+    build=_build,
+)

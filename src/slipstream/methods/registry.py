@@ -1,42 +1,37 @@
-"""The drafters by name, and what each is, for `load`, the command line and tables."""
+"""The methods by name, for `load`, the command line and tables. A new one is a line here."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
-from importlib.resources import files
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from slipstream.core.confidence import ConfidenceScale
-from slipstream.drafting.artefact_files import check_kind
 from slipstream.drafting.base import Drafter
 from slipstream.errors import InputError, unknown_choice
+from slipstream.methods import lookahead, plain, prompt_lookup
+from slipstream.methods.draft_model.method import METHOD as DRAFT_MODEL
+from slipstream.methods.eagle.method import EAGLE, EAGLE2
+from slipstream.methods.hydra.method import METHOD as HYDRA
+from slipstream.methods.layer_skip.method import METHOD as LAYER_SKIP
+from slipstream.methods.medusa.method import METHOD as MEDUSA
+from slipstream.methods.method import Method
 from slipstream.target.target import Target
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
-    """A decoding method."""
-
-    name: str
-    summary: str
-    needs: str
-    """What has to be at hand besides the target."""
-    paper: str
-    options: tuple[str, ...]
-    """Keyword options of `load` that the method reads."""
-    build: Callable[[Target, Mapping[str, Any]], Drafter]
-    reads_tokenizer: bool = False
-    """Whether `build` finds the target's tokenizer among its options, as `tokenizer`."""
-    artefact: str | None = None
-    """What `draft` must name, unless the demo's own fits: its folder in the package; None: it needs no artefact."""
-
-    @property
-    def runs_on_demo(self) -> bool:
-        """Whether the package ships all that the method needs on the demo target."""
-        return self.artefact is None or _packaged(self.artefact).is_dir()
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        plain.METHOD,
+        LAYER_SKIP,
+        EAGLE2,
+        EAGLE,
+        DRAFT_MODEL,
+        MEDUSA,
+        HYDRA,
+        prompt_lookup.METHOD,
+        lookahead.METHOD,
+    )
+}
 
 
 def build_drafter(name: str, target: Target, options: Mapping[str, Any], tokenizer: Any = None) -> Drafter:
@@ -68,239 +63,6 @@ def find_method(name: str, options: Iterable[str] = ()) -> Method:
     return method
 
 
-def _pick(settings: type, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are fields of a settings class."""
-    return {field.name: options[field.name] for field in fields(settings) if field.name in options}
-
-
-def _plain(target: Target, options: Mapping[str, Any]) -> Drafter:
-    from slipstream.methods.plain import PlainDrafter
-
-    return PlainDrafter()
-
-
-def _prompt_lookup(target: Target, options: Mapping[str, Any]) -> Drafter:
-    from slipstream.methods.prompt_lookup import PromptLookupDrafter, PromptLookupSettings
-
-    return PromptLookupDrafter(PromptLookupSettings(**_pick(PromptLookupSettings, options)))
-
-
-def _lookahead(target: Target, options: Mapping[str, Any]) -> Drafter:
-    from slipstream.methods.lookahead import LookaheadDrafter, LookaheadSettings
-
-    return LookaheadDrafter(LookaheadSettings(**_pick(LookaheadSettings, options)))
-
-
-def _layer_skip(target: Target, options: Mapping[str, Any]) -> Drafter:
-    from slipstream.drafting.exit_threshold import ChainSettings
-    from slipstream.drafting.growth import TreeShape
-    from slipstream.methods.layer_skip.adapt import adapt_settings
-    from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
-
-    adapt = adapt_settings(options)
-    return LayerSkipDrafter(
-        target,
-        options.get("skip_set" if adapt is None else "start_set"),
-        tree=options.get("tree", "dynamic"),
-        shape=TreeShape(**_pick(TreeShape, options)),
-        chain_settings=ChainSettings(**_pick(ChainSettings, options)),
-        adapt=adapt,
-    )
-
-
-def _eagle2(target: Target, options: Mapping[str, Any]) -> Drafter:
-    from dataclasses import replace
-
-    from slipstream.drafting.auto_shape import AutoShape
-    from slipstream.drafting.default_shape import default_shape
-    from slipstream.drafting.growth import TreeShape
-    from slipstream.methods.eagle.checkpoint import load_head
-    from slipstream.methods.eagle.drafter import EagleDrafter
-
-    given = _pick(TreeShape, options)
-    by_cost = given.get("total", "auto") == "auto" and given.keys() <= {"width", "depth", "total"}
-    if by_cost:
-        given.pop("total", None)
-    shape = replace(default_shape(target.model.num_parameters()), **given)
-    head = load_head(_draft("eagle2", target, options), target)
-    return EagleDrafter(target, head, AutoShape(shape) if by_cost else shape)
-
-
-def _eagle(target: Target, options: Mapping[str, Any]) -> Drafter:
-    from slipstream.drafting.static_tree import EAGLE_1, StaticTree
-    from slipstream.methods.eagle.checkpoint import load_head
-    from slipstream.methods.eagle.drafter import EagleDrafter
-
-    paths = (path for path in EAGLE_1 if max(path) < target.vocab_size)
-    head = load_head(_draft("eagle", target, options), target)
-    return EagleDrafter(target, head, StaticTree(paths, target.device))
-
-
-def _draft_model(target: Target, options: Mapping[str, Any]) -> Drafter:
-    from slipstream.drafting.auto_shape import AutoShape
-    from slipstream.drafting.growth import TreeShape
-    from slipstream.methods.draft_model.checkpoint import load_draft
-    from slipstream.methods.draft_model.drafter import DraftChainSettings, DraftModelDrafter
-
-    tree, sizes, chain = options.get("tree", "dynamic"), _pick(TreeShape, options), _pick(DraftChainSettings, options)
-    if idle := chain if tree == "dynamic" else sizes:
-        raise InputError(f"draft-model with tree={tree!r} does not read {', '.join(idle)}; leave it out or change tree")
-    by_cost = sizes.get("total", "auto") == "auto"
-    if by_cost:
-        sizes.pop("total", None)
-    shape = TreeShape(**{"width": 8, "depth": 5, "total": 20, **sizes})
-    chain_settings = DraftChainSettings(**chain)
-    draft = load_draft(
-        _draft("draft-model", target, options), target, options.get("tokenizer"), options.get("draft_tokenizer")
-    )
-    fitted = AutoShape(shape) if by_cost else shape
-    return DraftModelDrafter(target, draft, tree=tree, shape=fitted, chain_settings=chain_settings)
-
-
-def _medusa(target: Target, options: Mapping[str, Any]) -> Drafter:
-    from slipstream.drafting.growth import TreeShape
-    from slipstream.drafting.head_drafter import choose_shape
-    from slipstream.methods.medusa.checkpoint import load_heads
-    from slipstream.methods.medusa.drafter import MedusaDrafter
-
-    heads = load_heads(_draft("medusa", target, options), target)
-    given = _pick(TreeShape, options)
-    return MedusaDrafter(
-        target, heads, choose_shape("medusa", target, heads.sizes.num_heads, options.get("tree", "dynamic"), given)
-    )
-
-
-def _hydra(target: Target, options: Mapping[str, Any]) -> Drafter:
-    from slipstream.drafting.growth import TreeShape
-    from slipstream.drafting.head_drafter import choose_shape
-    from slipstream.methods.hydra.checkpoint import load_heads
-    from slipstream.methods.hydra.drafter import HydraDrafter
-
-    heads = load_heads(_draft("hydra", target, options), target)
-    given = _pick(TreeShape, options)
-    return HydraDrafter(
-        target, heads, choose_shape("hydra", target, heads.sizes.num_heads, options.get("tree", "dynamic"), given)
-    )
-
-
-def _packaged(artefact: str) -> Path:
-    return Path(str(files("slipstream"))) / "demo" / artefact
-
-
 def packaged_artefact(method: str, target_hash: str) -> Path | None:
     """The artefact of a method that ships with the package, if it was made for the target of this hash."""
-    artefact = METHODS[method].artefact
-    config = None if artefact is None else _packaged(artefact) / "config.json"
-    if config is None or not config.is_file():
-        return None
-    made_for = json.loads(config.read_text(encoding="utf-8"))["slipstream"]["target"]
-    return config.parent if made_for == target_hash else None
-
-
-def _draft(method: str, target: Target, options: Mapping[str, Any]) -> str | Path:
-    """The artefact that the caller gave, or the packaged one if it was made for this target."""
-    given: str | Path | None = options.get("draft")
-    artefact = METHODS[method].artefact
-    assert artefact is not None
-    if given is not None:
-        if isinstance(given, str | Path) and Path(given).is_dir():
-            check_kind(Path(given), artefact)
-        return given
-    if packaged := packaged_artefact(method, target.hash):
-        return packaged
-    raise InputError(
-        f"method {method!r} needs {METHODS[method].needs}: give draft=PATH (--draft PATH) or a hub id; "
-        f"`slipstream train {artefact}` makes one for {target.name}"
-    )
-
-
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method(
-            name="plain",
-            summary="no drafting: plain decoding on the same engine, the baseline",
-            needs="nothing",
-            paper="-",
-            options=(),
-            build=_plain,
-        ),
-        Method(
-            name="layer-skip",
-            summary="the target drafts for itself with some sub-layers skipped (Draft & Verify)",
-            needs="nothing; a skip set found for the target helps",
-            paper="arXiv 2309.08168",
-            options=(
-                *("skip_set", "tree", "width", "depth", "total", "calibrated"),
-                *("length", "threshold", "adaptive", "target_acceptance"),
-                *("start_set", "overhead", "trial_rows"),
-            ),
-            build=_layer_skip,
-        ),
-        Method(
-            name="eagle2",
-            summary="a one-layer head on the target's features grows a tree by its confidence (EAGLE-2)",
-            needs="an EAGLE head trained for the target",
-            paper="arXiv 2406.16858",
-            options=("draft", "width", "depth", "total", "by_value", "rerank", "calibrated"),
-            build=_eagle2,
-            artefact="eagle",
-        ),
-        Method(
-            name="eagle",
-            summary="the same head fills a tree of fixed shape (EAGLE-1)",
-            needs="an EAGLE head trained for the target",
-            paper="arXiv 2401.15077",
-            options=("draft",),
-            build=_eagle,
-            artefact="eagle",
-        ),
-        Method(
-            name="draft-model",
-            summary="a smaller model drafts: a tree by its confidence, or the published chain (speculative sampling)",
-            needs="a smaller model with the target's vocabulary",
-            paper="arXiv 2211.17192, 2302.01318",
-            options=(
-                *("draft", "draft_tokenizer", "tree", "width", "depth", "total", "calibrated"),
-                *("length", "schedule", "threshold", "adaptive", "target_acceptance"),
-            ),
-            build=_draft_model,
-            reads_tokenizer=True,
-            artefact="draft",
-        ),
-        Method(
-            name="medusa",
-            summary="heads that each guess one token further ahead fill a tree (Medusa)",
-            needs="Medusa heads trained for the target",
-            paper="arXiv 2401.10774",
-            options=("draft", "tree", "width", "depth", "total", "calibrated"),
-            build=_medusa,
-            artefact="medusa",
-        ),
-        Method(
-            name="hydra",
-            summary="heads that each know the tokens drafted before them grow a tree (Hydra, Hydra++)",
-            needs="Hydra heads trained for the target",
-            paper="arXiv 2402.05109",
-            options=("draft", "tree", "width", "depth", "total", "calibrated"),
-            build=_hydra,
-            artefact="hydra",
-        ),
-        Method(
-            name="prompt-lookup",
-            summary="drafts what followed the last tokens earlier in the text (PLD)",
-            needs="nothing",
-            paper="github.com/apoorvumang/prompt-lookup-decoding",
-            options=("max_ngram", "length", "branches"),
-            build=_prompt_lookup,
-        ),
-        Method(
-            name="lookahead",
-            summary="the target guesses further ahead in the same pass; what it says there becomes n-grams (Lookahead)",
-            needs="nothing",
-            paper="arXiv 2402.02057",
-            options=("window", "level", "guesses", "pool_from_prompt"),
-            build=_lookahead,
-        ),
-    )
-}
+    return METHODS[method].packaged(target_hash)

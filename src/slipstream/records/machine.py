@@ -9,15 +9,32 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-import slipstream
-from slipstream.target.target import Target
+from slipstream import __version__
 
 
-def provenance(target: Target, model: str, arguments: Sequence[str]) -> dict[str, Any]:
+class Described(Protocol):
+    """What a record says of a target."""
+
+    model: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+
+    @property
+    def hash(self) -> str:
+        """Names its weights."""
+
+
+def provenance(target: Described, model: str, arguments: Sequence[str]) -> dict[str, Any]:
     """What a run must say of itself. Ask before the run: a commit made meanwhile is not what ran.
 
     model: what the user calls the target. arguments: the command line, program first.
@@ -75,7 +92,7 @@ def cpu_name() -> str:
 
 def versions(*packages: str) -> dict[str, str]:
     """Versions of this package, Python, torch, transformers and further packages; those not installed are left out."""
-    found = {"slipstream": slipstream.__version__, "python": platform.python_version(), "torch": torch.__version__}
+    found = {"slipstream": __version__, "python": platform.python_version(), "torch": torch.__version__}
     for package in ("transformers", *packages):
         try:
             found[package] = version(package)

@@ -15,13 +15,9 @@ from pathlib import Path
 
 from slipstream.drafting.recipe import Report as HeadReport
 from slipstream.drafting.run_settings import RunSettings
-from slipstream.methods.draft_model.recipe import DraftRun
 from slipstream.methods.draft_model.settings import DraftSettings
-from slipstream.methods.eagle.recipe import EagleRun
 from slipstream.methods.eagle.settings import EagleSettings
-from slipstream.methods.hydra.recipe import HydraRun
 from slipstream.methods.hydra.settings import HydraSettings
-from slipstream.methods.medusa.recipe import MedusaRun
 from slipstream.methods.medusa.settings import MedusaSettings
 from slipstream.search.demo_sets import DEMO_TASKS, SETTINGS, find_demo_sets
 from slipstream.search.search import Trial
@@ -33,6 +29,7 @@ from slipstream.training.data.dialogues import Dialogue
 from slipstream.training.data.draft_text import DraftTextSettings, draft_text
 from slipstream.training.pipeline import Pipeline, Step
 from slipstream.training.run import HeadRun
+from slipstream.training.runs import DraftRun, EagleRun, HydraRun, MedusaRun
 from slipstream.training.settings import Budget, TargetSettings
 from slipstream.training.target import Report as TargetReport
 from slipstream.training.target import TargetRun, export

@@ -7,7 +7,7 @@ is `run.py`'s; its folder is a model folder that `AutoModelForCausalLM` loads to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +20,9 @@ from slipstream.drafting.recipe import Batch, Optimisation, Score, StepLosses
 from slipstream.methods.draft_model.checkpoint import own_tokenizer, save_draft
 from slipstream.methods.draft_model.settings import DraftSettings
 from slipstream.target.target import Target
-from slipstream.training.data.dialogues import Dialogue
-from slipstream.training.run import HeadRun
 
 _MAX_LOGITS = 1 << 26  # logits held at once: larger batches are taken in parts and recomputed in the backward pass
 _SPREAD = 0.02  # standard deviation of fresh weights and of embeddings
-
-
-def train_draft(
-    target: Target,
-    dialogues: Sequence[Dialogue],
-    out: Path,
-    settings: DraftSettings | None = None,
-    tokenizer: Any = None,
-) -> Target:
-    """Train a draft model and save it in `out`; a run that was interrupted there is continued.
-
-    tokenizer: the target's, saved with the model; by default that of the folder the target was loaded from. Returns
-    the model on the target's device, in its dtype. Raises InputError for unusable data or settings that differ from
-    those of the run in `out`.
-    """
-    run = DraftRun(target, dialogues, out, settings, tokenizer)
-    run.finish()
-    return Target(run.model.requires_grad_(False).to(target.dtype))
-
-
-class DraftRun(HeadRun):
-    """One training run of a draft model in a folder."""
-
-    def __init__(
-        self,
-        target: Target,
-        dialogues: Sequence[Dialogue],
-        out: Path,
-        settings: DraftSettings | None = None,
-        tokenizer: Any = None,
-    ) -> None:
-        settings = settings or DraftSettings()
-        recipe = DraftRecipe(target, settings, tokenizer)
-        self.model: Any = recipe.model
-        super().__init__(target, dialogues, out, settings, recipe)
 
 
 class DraftRecipe:

@@ -15,20 +15,17 @@ Shapes: n tokens of all texts, h hidden size, r rows of all texts, m rows that c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
+from slipstream.drafting.packing import attention_within, positions_within
+from slipstream.drafting.token_loss import Logits, all_logits, token_terms
 from slipstream.methods.eagle.head import EagleHead
 from slipstream.target.target import Target
-from slipstream.training.packing import attention_within, positions_within
-from slipstream.training.token_loss import Logits, all_logits, token_terms
-
-_MAX_LOGITS = 1 << 26  # logits held at once: larger batches are taken in parts and recomputed in the backward pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,18 +169,3 @@ def _along_paths(hits: Tensor) -> Tensor:
     for step in range(1, hits.shape[1]):
         alive.append(alive[-1].roll(1, dims=-1) & hits[:, step])
     return torch.stack(alive, dim=1)
-
-
-def in_parts(terms: Callable[..., tuple[Tensor, ...]], rows: Sequence[Tensor], width: int) -> tuple[Tensor, ...]:
-    """`terms(*rows)`, which must be sums over rows; many rows are taken in parts and recomputed in the backward pass.
-
-    rows: tensors [m, ..] of the same m. width: logits that a row takes.
-    """
-    per_part = max(1, _MAX_LOGITS // width)
-    if rows[0].shape[0] <= per_part:
-        return terms(*rows)
-    parts = [
-        checkpoint(terms, *(one[first : first + per_part] for one in rows), use_reentrant=False)
-        for first in range(0, rows[0].shape[0], per_part)
-    ]
-    return tuple(torch.stack(sums).sum(dim=0) for sums in zip(*parts, strict=True))

@@ -9,53 +9,22 @@ are the head in the published layout.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slipstream.drafting.recipe import Batch, Optimisation, Paths, Score, StepLosses
+from slipstream.drafting.recipe import Batch, Dialogue, Optimisation, Paths, Score, StepLosses
+from slipstream.drafting.token_loss import LossVocabulary
 from slipstream.methods.eagle.checkpoint import load_head, save_head
 from slipstream.methods.eagle.head import EagleHead, HeadSizes
 from slipstream.methods.eagle.losses import Losses, RolloutLoss
-from slipstream.methods.eagle.settings import EagleSettings, learning_rate_for
+from slipstream.methods.eagle.settings import EagleSettings
 from slipstream.target.target import Target
-from slipstream.training.data.dialogues import Dialogue
-from slipstream.training.run import HeadRun
-from slipstream.training.token_loss import LossVocabulary
-
-
-def train_eagle(
-    target: Target, dialogues: Sequence[Dialogue], out: Path, settings: EagleSettings | None = None
-) -> EagleHead:
-    """Train a head and save it in `out`; a run that was interrupted there is continued.
-
-    Returns the head on the target's device and in its dtype. Raises InputError for unusable data or settings that
-    differ from those of the run in `out`.
-    """
-    run = EagleRun(target, dialogues, out, settings)
-    run.finish()
-    return run.head.place(target.device, target.dtype).requires_grad_(False).eval()
-
 
 TOPS = (1, 4, 10)
 """Children of a node for which tau is estimated: a chain, and full trees as wide as EAGLE-1's and EAGLE-2's."""
-
-
-class EagleRun(HeadRun):
-    """One training run of a head in a folder."""
-
-    def __init__(
-        self, target: Target, dialogues: Sequence[Dialogue], out: Path, settings: EagleSettings | None = None
-    ) -> None:
-        settings = settings or EagleSettings()
-        if settings.learning_rate is None:
-            settings = replace(settings, learning_rate=learning_rate_for(int(target.config.hidden_size)))
-        recipe = EagleRecipe(target, dialogues, settings)
-        self.head = recipe.head
-        super().__init__(target, dialogues, out, settings, recipe)
 
 
 class EagleRecipe:

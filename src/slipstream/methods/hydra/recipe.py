@@ -11,7 +11,7 @@ The run itself is `run.py`'s; its folder holds the heads in the published layout
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,37 +25,10 @@ from slipstream.methods.hydra.checkpoint import save_heads
 from slipstream.methods.hydra.head import HydraHeads, HydraSizes, PrefixSizes
 from slipstream.methods.hydra.settings import HydraSettings
 from slipstream.target.target import Target
-from slipstream.training.data.dialogues import Dialogue
-from slipstream.training.run import HeadRun
 
 _MAX_LOGITS = 1 << 26  # logits held at once: larger batches are taken in parts and recomputed in the backward pass
 _FINAL_SHARE = 0.33  # of the peak learning rate
 _CLIP_NORM = 1.0  # what the released script's trainer does unless told otherwise
-
-
-def train_hydra(
-    target: Target, dialogues: Sequence[Dialogue], out: Path, settings: HydraSettings | None = None
-) -> HydraHeads:
-    """Train heads and save them in `out`; a run that was interrupted there is continued.
-
-    Returns the heads on the target's device and in its dtype. Raises InputError for unusable data or settings that
-    differ from those of the run in `out`.
-    """
-    run = HydraRun(target, dialogues, out, settings)
-    run.finish()
-    return run.heads.place(target.device, target.dtype).requires_grad_(False).eval()
-
-
-class HydraRun(HeadRun):
-    """One training run of a set of heads in a folder."""
-
-    def __init__(
-        self, target: Target, dialogues: Sequence[Dialogue], out: Path, settings: HydraSettings | None = None
-    ) -> None:
-        settings = settings or HydraSettings()
-        recipe = HydraRecipe(target, settings)
-        self.heads = recipe.heads
-        super().__init__(target, dialogues, out, settings, recipe)
 
 
 class HydraRecipe:

@@ -27,7 +27,8 @@ from slipstream.errors import unknown_choice
 from slipstream.methods.layer_skip.adapt import AdaptiveSkipSet, AdaptSettings
 from slipstream.methods.layer_skip.trial import Trials
 from slipstream.skipping.costs import measure_costs
-from slipstream.skipping.skip_set import SkipSet, SkipSetLike, resolve_skip_set
+from slipstream.skipping.resolve import SkipSetLike, resolve_skip_set
+from slipstream.skipping.skip_set import SkipSet
 from slipstream.skipping.sublayers import SubLayers
 from slipstream.target.target import Target
 

@@ -10,7 +10,7 @@ The run itself is `run.py`'s; its folder holds the heads in the published layout
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,39 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slipstream.drafting.parts import in_parts
 from slipstream.drafting.recipe import Batch, Optimisation, Score, StepLosses
-from slipstream.methods.eagle.losses import in_parts
 from slipstream.methods.medusa.checkpoint import save_heads
 from slipstream.methods.medusa.head import MedusaHeads
 from slipstream.methods.medusa.settings import MedusaSettings
 from slipstream.target.target import Target
-from slipstream.training.data.dialogues import Dialogue
-from slipstream.training.run import HeadRun
-
-
-def train_medusa(
-    target: Target, dialogues: Sequence[Dialogue], out: Path, settings: MedusaSettings | None = None
-) -> MedusaHeads:
-    """Train heads and save them in `out`; a run that was interrupted there is continued.
-
-    Returns the heads on the target's device and in its dtype. Raises InputError for unusable data or settings that
-    differ from those of the run in `out`.
-    """
-    run = MedusaRun(target, dialogues, out, settings)
-    run.finish()
-    return run.heads.to(target.device, target.dtype).requires_grad_(False).eval()
-
-
-class MedusaRun(HeadRun):
-    """One training run of a set of heads in a folder."""
-
-    def __init__(
-        self, target: Target, dialogues: Sequence[Dialogue], out: Path, settings: MedusaSettings | None = None
-    ) -> None:
-        settings = settings or MedusaSettings()
-        recipe = MedusaRecipe(target, settings)
-        self.heads = recipe.heads
-        super().__init__(target, dialogues, out, settings, recipe)
 
 
 class MedusaRecipe:

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from slipstream.drafting.packing import packed_hidden, takes_packed
+from slipstream.drafting.parts import passes
 from slipstream.target.target import Target
 from slipstream.training.data.batches import laid_out
 from slipstream.training.data.dialogues import Dialogue
-from slipstream.training.packing import packed_hidden, takes_packed
 
 logger = logging.getLogger(__name__)
 
@@ -102,17 +103,6 @@ class FeatureSource:
         save_file({"features": features.cpu().contiguous()}, temporary)
         os.replace(temporary, path)  # so that another process never sees a part
         self._limit -= size
-
-
-def passes(lengths: Sequence[int], least: float = 0.7) -> list[list[int]]:
-    """Rows by pass, the longest first; a pass takes rows of at least `least` times the length of its longest."""
-    found: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if found and lengths[row] >= least * lengths[found[-1][0]]:
-            found[-1].append(row)
-        else:
-            found.append([row])
-    return found
 
 
 def _key(target: Target, dialogues: Sequence[Dialogue]) -> str:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slipstream.drafting.recipe import Dialogue
 from slipstream.errors import InputError
 from slipstream.target.target import Target
-from slipstream.training.data.dialogues import Dialogue
 
 _LOGITS_AT_ONCE = 1 << 22
 

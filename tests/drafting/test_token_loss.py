@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from families import VOCAB_SIZE, build, prompt_ids
+from slipstream.drafting.token_loss import LossVocabulary, all_logits, token_terms
 from slipstream.errors import InputError
 from slipstream.target.target import Target
 from slipstream.training.data.dialogues import Dialogue
-from slipstream.training.token_loss import LossVocabulary, all_logits, token_terms
 
 ANSWER = torch.tensor([50, 51])
 

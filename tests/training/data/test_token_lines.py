@@ -12,7 +12,7 @@ from families import build
 from slipstream.errors import InputError
 from slipstream.target.target import Target
 from slipstream.training.data.dialogues import Dialogue
-from slipstream.training.token_lines import holds_token_lines, read_token_lines
+from slipstream.training.data.token_lines import holds_token_lines, read_token_lines
 
 
 @pytest.fixture(scope="module")
