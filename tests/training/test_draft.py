@@ -23,7 +23,7 @@ from slipstream.methods.draft_model.recipe import DistillationLoss, build_draft
 from slipstream.methods.draft_model.settings import DraftSettings
 from slipstream.methods.registry import build_drafter
 from slipstream.target.target import Target
-from slipstream.training.data.batches import collate
+from slipstream.training.data.batches import laid_out, padded
 from slipstream.training.data.dialogues import Dialogue
 from slipstream.training.runs import DraftRun, train_draft
 
@@ -67,7 +67,7 @@ def trained(target, dialogues, tmp_path_factory) -> Path:
 
 
 def batch(target: Target, dialogues: list[Dialogue]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    _, ids, answer = collate(list(enumerate(dialogues)))
+    ids, answer = (padded(one, [len(d.token_ids) for d in dialogues]) for one in laid_out(dialogues))
     with torch.no_grad():
         features = target.base(input_ids=ids, use_cache=False)[0]
     return ids, features, answer

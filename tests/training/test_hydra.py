@@ -24,7 +24,7 @@ from slipstream.methods.hydra.head import HydraHeads
 from slipstream.methods.hydra.recipe import TeacherLoss, new_heads
 from slipstream.methods.hydra.settings import HydraSettings
 from slipstream.target.target import Target
-from slipstream.training.data.batches import collate
+from slipstream.training.data.batches import laid_out, padded
 from slipstream.training.data.dialogues import Dialogue
 from slipstream.training.runs import HydraRun, train_hydra
 
@@ -75,7 +75,7 @@ def trained(target, dialogues, tmp_path_factory) -> tuple[HydraHeads, Path]:
 
 
 def losses_of(heads: HydraHeads, target: Target, dialogues: list[Dialogue]):
-    _, ids, answer = collate(list(enumerate(dialogues)))
+    ids, answer = (padded(one, [len(d.token_ids) for d in dialogues]) for one in laid_out(dialogues))
     features = torch.stack([true_features(target, row) for row in ids.tolist()])
     with torch.no_grad():
         return TeacherLoss(heads.eval(), target)(ids, features, answer)
@@ -209,7 +209,7 @@ def test_texts_shorter_than_the_reach_of_a_head_are_borne(target):
 def test_large_batches_are_taken_in_parts(target, dialogues, monkeypatch):
     torch.manual_seed(1)
     loss = TeacherLoss(new_heads(target, QUICK).eval(), target)
-    _, ids, answer = collate(list(enumerate(dialogues[:3])))
+    ids, answer = (padded(one, [len(d.token_ids) for d in dialogues[:3]]) for one in laid_out(dialogues[:3]))
     features = torch.stack([true_features(target, row) for row in ids.tolist()])
 
     def gradient() -> torch.Tensor:

@@ -25,7 +25,7 @@ from slipstream.methods.medusa.head import MedusaHeads
 from slipstream.methods.medusa.recipe import MedusaLoss
 from slipstream.methods.medusa.settings import MedusaSettings
 from slipstream.target.target import Target
-from slipstream.training.data.batches import collate
+from slipstream.training.data.batches import laid_out, padded
 from slipstream.training.data.dialogues import Dialogue
 from slipstream.training.runs import EagleRun, MedusaRun, train_medusa
 
@@ -78,7 +78,7 @@ def fresh(target: Target, *, own: bool = False) -> MedusaHeads:
 
 
 def batch(target: Target, dialogues: list[Dialogue]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    _, ids, answer = collate(list(enumerate(dialogues)))
+    ids, answer = (padded(one, [len(d.token_ids) for d in dialogues]) for one in laid_out(dialogues))
     return ids, torch.stack([true_features(target, row) for row in ids.tolist()]), answer
 
 

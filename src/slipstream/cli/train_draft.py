@@ -17,7 +17,7 @@ from slipstream.cli.training_data import (
     load_target,
     read_dialogues,
 )
-from slipstream.cli.training_progress import finish
+from slipstream.cli.training_progress import Minutes, Nice, finish, lower_priority
 
 SIZES, LOSS, RUN = "The draft model", "The loss", "The run"
 
@@ -66,7 +66,7 @@ def draft(
     warmup_steps: Annotated[
         int, typer.Option("--warmup-steps", rich_help_panel=RUN, help="At most a tenth of the run.")
     ] = 200,
-    precision: Annotated[str, typer.Option("--precision", rich_help_panel=RUN, help="fp32 or bf16.")] = "fp32",
+    precision: Annotated[str, typer.Option("--precision", rich_help_panel=RUN, help="fp32, bf16 or auto.")] = "fp32",
     cache_gib: Annotated[
         float,
         typer.Option("--cache-gib", rich_help_panel=RUN, help="Keep the target's features on disk up to this size."),
@@ -75,6 +75,8 @@ def draft(
         int, typer.Option("--report-every", rich_help_panel=RUN, help="Steps between measurements and checkpoints.")
     ] = 100,
     seed: Annotated[int, typer.Option("--seed", rich_help_panel=RUN, help="Of weights and order.")] = 0,
+    minutes: Minutes = None,
+    nice: Nice = 0,
     dtype: options.Dtype = None,
     device: options.Device = None,
     verbose: options.Verbose = False,
@@ -88,6 +90,7 @@ def draft(
     from slipstream.methods.draft_model.settings import DraftSettings
     from slipstream.training.runs import DraftRun
 
+    lower_priority(nice)
     settings = DraftSettings(
         hidden_size=hidden_size,
         num_layers=num_layers,
@@ -113,4 +116,4 @@ def draft(
         target, tokenizer, data, out, answers=answers, how=how, limit=limit, max_length=max_length
     )
     run = DraftRun(target, dialogues, out, settings, tokenizer)
-    finish(run, model, "draft-model")
+    finish(run, model, "draft-model", minutes=minutes)

@@ -17,7 +17,7 @@ from slipstream.cli.training_data import (
     load_target,
     read_dialogues,
 )
-from slipstream.cli.training_progress import finish
+from slipstream.cli.training_progress import Minutes, Nice, finish, lower_priority
 
 PAPER, AHEAD, RUN = "As the paper", "Beyond the paper", "The run"
 
@@ -35,14 +35,20 @@ def eagle(
         int | None, typer.Option("--steps", rich_help_panel=PAPER, help="Optimizer steps, instead of --epochs.")
     ] = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", rich_help_panel=PAPER, help="Dialogues a step on each device.")
-    ] = 4,
+        int | None,
+        typer.Option(
+            "--batch-size", rich_help_panel=PAPER, help="Dialogues a step on each device, instead of --tokens-per-step."
+        ),
+    ] = None,
     max_length: Annotated[
         int, typer.Option("--max-length", rich_help_panel=PAPER, help="Longer dialogues are cut to so many tokens.")
     ] = 2048,
     learning_rate: Annotated[
-        float, typer.Option("--learning-rate", rich_help_panel=PAPER, help="Peak; small targets want about 1e-3.")
-    ] = 3e-5,
+        float | None,
+        typer.Option(
+            "--learning-rate", rich_help_panel=PAPER, help="Peak; by default 3e-5 to 1e-3 by the target's width."
+        ),
+    ] = None,
     warmup_steps: Annotated[
         int, typer.Option("--warmup-steps", rich_help_panel=PAPER, help="At most a tenth of the run.")
     ] = 2000,
@@ -55,14 +61,36 @@ def eagle(
     steps_ahead: Annotated[
         int, typer.Option("--steps-ahead", rich_help_panel=AHEAD, help="Train on own features so many steps deep.")
     ] = 1,
-    precision: Annotated[str, typer.Option("--precision", rich_help_panel=RUN, help="fp32 or bf16.")] = "fp32",
+    loss_vocabulary: Annotated[
+        int | None,
+        typer.Option(
+            "--loss-vocabulary",
+            min=4,
+            rich_help_panel=AHEAD,
+            help="Estimate the loss from so many tokens, e.g. 8192; all by default.",
+        ),
+    ] = None,
+    initial_head: Annotated[
+        str | None, typer.Option("--from", metavar="HEAD", rich_help_panel=RUN, help="Start from this head's weights.")
+    ] = None,
+    tokens_per_step: Annotated[
+        int, typer.Option("--tokens-per-step", rich_help_panel=RUN, help="Tokens a step on each device, at most.")
+    ] = 2048,
+    precision: Annotated[
+        str, typer.Option("--precision", rich_help_panel=RUN, help="fp32, bf16, or auto: as suits target and device.")
+    ] = "auto",
     cache_gib: Annotated[
         float, typer.Option("--cache-gib", rich_help_panel=RUN, help="Keep features on disk up to this size.")
     ] = 0.0,
     report_every: Annotated[
         int, typer.Option("--report-every", rich_help_panel=RUN, help="Steps between measurements and checkpoints.")
     ] = 100,
+    held_out: Annotated[
+        int, typer.Option("--held-out", rich_help_panel=RUN, help="Dialogues kept back for measurements.")
+    ] = 16,
     seed: Annotated[int, typer.Option("--seed", rich_help_panel=RUN, help="Of weights, order and noise.")] = 0,
+    minutes: Minutes = None,
+    nice: Nice = 0,
     dtype: options.Dtype = None,
     device: options.Device = None,
     verbose: options.Verbose = False,
@@ -76,10 +104,15 @@ def eagle(
     from slipstream.methods.eagle.settings import EagleSettings
     from slipstream.training.runs import EagleRun
 
+    lower_priority(nice)
     settings = EagleSettings(
         epochs=epochs,
         steps=steps,
         batch_size=batch_size,
+        tokens_per_step=tokens_per_step,
+        loss_vocabulary=loss_vocabulary,
+        initial_head=initial_head,
+        held_out=held_out,
         max_length=max_length,
         learning_rate=learning_rate,
         warmup_steps=warmup_steps,
@@ -97,4 +130,4 @@ def eagle(
         target, tokenizer, data, out, answers=answers, how=how, limit=limit, max_length=max_length
     )
     run = EagleRun(target, dialogues, out, settings)
-    finish(run, model, "eagle2")
+    finish(run, model, "eagle2", minutes=minutes)

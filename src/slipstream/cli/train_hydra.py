@@ -17,7 +17,7 @@ from slipstream.cli.training_data import (
     load_target,
     read_dialogues,
 )
-from slipstream.cli.training_progress import finish
+from slipstream.cli.training_progress import Minutes, Nice, finish, lower_priority
 
 HEADS, LEARNING, RUN = "The heads", "Learning", "The run"
 
@@ -75,7 +75,7 @@ def hydra(
         float, typer.Option("--dropout", rich_help_panel=LEARNING, help="Before every block and LM head.")
     ] = 0.2,
     weight_decay: Annotated[float, typer.Option("--weight-decay", rich_help_panel=LEARNING, help="Of AdamW.")] = 0.1,
-    precision: Annotated[str, typer.Option("--precision", rich_help_panel=RUN, help="fp32 or bf16.")] = "fp32",
+    precision: Annotated[str, typer.Option("--precision", rich_help_panel=RUN, help="fp32, bf16 or auto.")] = "fp32",
     cache_gib: Annotated[
         float, typer.Option("--cache-gib", rich_help_panel=RUN, help="Keep features on disk up to this size.")
     ] = 0.0,
@@ -83,6 +83,8 @@ def hydra(
         int, typer.Option("--report-every", rich_help_panel=RUN, help="Steps between measurements and checkpoints.")
     ] = 100,
     seed: Annotated[int, typer.Option("--seed", rich_help_panel=RUN, help="Of weights, order and dropout.")] = 0,
+    minutes: Minutes = None,
+    nice: Nice = 0,
     dtype: options.Dtype = None,
     device: options.Device = None,
     verbose: options.Verbose = False,
@@ -96,6 +98,7 @@ def hydra(
     from slipstream.methods.hydra.settings import HydraSettings
     from slipstream.training.runs import HydraRun
 
+    lower_priority(nice)
     settings = HydraSettings(
         num_heads=heads,
         num_layers=layers,
@@ -122,4 +125,4 @@ def hydra(
         target, tokenizer, data, out, answers=answers, how=how, limit=limit, max_length=max_length
     )
     run = HydraRun(target, dialogues, out, settings)
-    finish(run, model, "hydra", depth=heads)
+    finish(run, model, "hydra", depth=heads, minutes=minutes)

@@ -17,7 +17,7 @@ from slipstream.cli.training_data import (
     load_target,
     read_dialogues,
 )
-from slipstream.cli.training_progress import finish
+from slipstream.cli.training_progress import Minutes, Nice, finish, lower_priority
 
 HEADS, LEARNING, RUN = "The heads", "Learning", "The run"
 
@@ -73,7 +73,7 @@ def medusa(
         float,
         typer.Option("--head-decay", rich_help_panel=LEARNING, help="Weight of a head's loss by the one before."),
     ] = 0.8,
-    precision: Annotated[str, typer.Option("--precision", rich_help_panel=RUN, help="fp32 or bf16.")] = "fp32",
+    precision: Annotated[str, typer.Option("--precision", rich_help_panel=RUN, help="fp32, bf16 or auto.")] = "fp32",
     cache_gib: Annotated[
         float, typer.Option("--cache-gib", rich_help_panel=RUN, help="Keep features on disk up to this size.")
     ] = 0.0,
@@ -81,6 +81,8 @@ def medusa(
         int, typer.Option("--report-every", rich_help_panel=RUN, help="Steps between measurements and checkpoints.")
     ] = 100,
     seed: Annotated[int, typer.Option("--seed", rich_help_panel=RUN, help="Of the order of the dialogues.")] = 0,
+    minutes: Minutes = None,
+    nice: Nice = 0,
     dtype: options.Dtype = None,
     device: options.Device = None,
     verbose: options.Verbose = False,
@@ -94,6 +96,7 @@ def medusa(
     from slipstream.methods.medusa.settings import MedusaSettings
     from slipstream.training.runs import MedusaRun
 
+    lower_priority(nice)
     settings = MedusaSettings(
         num_heads=heads,
         num_layers=layers,
@@ -117,4 +120,4 @@ def medusa(
         target, tokenizer, data, out, answers=answers, how=how, limit=limit, max_length=max_length
     )
     run = MedusaRun(target, dialogues, out, settings)
-    finish(run, model, "medusa", depth=heads)
+    finish(run, model, "medusa", depth=heads, minutes=minutes)

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 Data = Annotated[
     list[Path],
     typer.Option(
-        "--data", metavar="FILE", exists=True, dir_okay=False, help="JSON lines of messages; may be repeated."
+        "--data",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="JSON lines of messages, or of token ids that the target answered; may be repeated.",
     ),
 ]
 Answers = Annotated[
@@ -73,12 +77,18 @@ def read_dialogues(
     from slipstream.errors import InputError, unknown_choice
     from slipstream.training.data.corpus import read_examples
     from slipstream.training.data.dialogues import encode, usable_dialogues
+    from slipstream.training.data.token_lines import holds_token_lines, read_token_lines
 
     if answers not in ("data", "target"):
         raise unknown_choice("answers", answers, ("data", "target"))
-    examples = [example for path in data for example in read_examples(path)][:limit]
+    answered = [path for path in data if holds_token_lines(path)]
+    if answered and answers == "target":
+        raise InputError(f"{answered[0]} holds answers by the target already; add --answers data")
+    dialogues = [dialogue for path in answered for dialogue in read_token_lines(path, target)][:limit]
+    room = None if limit is None else limit - len(dialogues)
+    examples = [example for path in data if path not in answered for example in read_examples(path)][:room]
     if answers == "data":
-        dialogues = [encode(example, tokenizer) for example in examples]
+        dialogues += [encode(example, tokenizer) for example in examples]
     else:
         dialogues = _answered(target, tokenizer, examples, out, how)
     usable = usable_dialogues(dialogues, max_length)

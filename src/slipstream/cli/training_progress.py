@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from slipstream.cli.answering import note
 
@@ -18,26 +23,80 @@ if TYPE_CHECKING:
 _PLAIN_EVERY = 10  # steps between lines where there is no bar
 
 
-def follow(run: HeadRun) -> None:
-    """Continue the run in its folder, if there is one, and train to the end under a progress bar."""
+Minutes = Annotated[
+    float | None,
+    typer.Option("--minutes", min=0.0, help="End this part of the run after so long; the same command goes on."),
+]
+Nice = Annotated[int, typer.Option("--nice", min=0, max=19, help="Run at a lower priority, 19 being the lowest.")]
+
+
+def lower_priority(nice: int) -> None:
+    """Let other work on this machine go first."""
+    if nice:
+        os.nice(nice)
+
+
+def follow(run: HeadRun, *, minutes: float | None = None) -> None:
+    """Continue the run in its folder, if there is one, and train to the end, or for so many minutes."""
+    began = time.monotonic()
     main = run.accelerator.is_main_process
     if main:
         dialogues = [*run.dialogues, *run.held_out]
         note(f"{len(dialogues)} dialogues of {sum(len(one.token_ids) for one in dialogues):,} tokens")
     if run.resume() and main:
         note(f"resumed at step {run.step}")
-    with progress(shown=main) as show:
+    with progress(shown=main) as show, stopping_at_signals(run):
         for report in run.steps():
             show(report)
+            if minutes is not None and time.monotonic() - began >= 60 * minutes:
+                run.stop()
 
 
-def finish(run: HeadRun, model: str, method: str, *, depth: int = 5) -> None:
+@contextmanager
+def stopping_at_signals(run: HeadRun) -> Iterator[None]:
+    """On Ctrl-C or a request to terminate (SIGTERM) the run ends after its step and saves; a second one ends it there.
+
+    Leaves as the signal would have: by KeyboardInterrupt, or with exit code 143.
+    """
+    got: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        got.append(number)
+        run.stop()
+        os.write(2, b"ending after this step\n")  # print is not safe in a handler that may interrupt one
+        for one in signals:
+            signal.signal(one, before[one])
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {one: signal.signal(one, stop) for one in signals}
+    try:
+        yield
+    finally:
+        for one in signals:
+            signal.signal(one, before[one])
+    if got and run.step < run.num_steps:
+        if run.accelerator.is_main_process:
+            note(_how_to_go_on(run))
+        if got[0] == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise typer.Exit(128 + got[0])
+
+
+def _how_to_go_on(run: HeadRun) -> str:
+    return f"saved at step {run.step} of {run.num_steps} in {run.out}; the same command goes on from there"
+
+
+def finish(run: HeadRun, model: str, method: str, *, depth: int = 5, minutes: float | None = None) -> None:
     """Follow the run, calibrate what it made, and say how to use it.
 
-    model: the target as the user named it. depth: of the chains that calibration drafts.
+    model: the target as the user named it. depth: of the chains that calibration drafts. minutes: end before that after
+    so long.
     """
-    follow(run)
+    follow(run, minutes=minutes)
     if not run.accelerator.is_main_process:
+        return
+    if run.step < run.num_steps:
+        note(_how_to_go_on(run))
         return
     if any(not one.answer[0] for one in run.held_out):
         _calibrate(run, method, depth)
@@ -73,6 +132,9 @@ def progress(*, shown: bool) -> Iterator[Callable[[Report], None]]:
             if report.held_out:
                 depths = " ".join(f"{one:.1%}" for one in report.held_out)
                 line = f"{line}; held-out top-1 by depth: {depths}"
+                if report.tau:
+                    estimates = ", ".join(f"{draft} {tau:.2f}" for draft, tau in report.tau.items())
+                    line = f"{line}; estimated tau: {estimates}"
             elif console.is_terminal or (report.step % _PLAIN_EVERY and report.step < report.num_steps):
                 return
             console.print(line, markup=False, soft_wrap=True)
@@ -109,7 +171,8 @@ def describe(report: Report) -> str:
     accuracy = " ".join(f"{one:.1%}" for one in report.accuracy)
     parts = ", ".join(f"{name.removesuffix('_loss')} {loss:.4f}" for name, loss in report.parts.items())
     losses = f"loss {report.loss:.4f}" + (f" ({parts})" if parts else "")
-    return f"step {report.step} {losses} top-1 {accuracy}"
+    speed = f" {report.tokens_per_s:,.0f} tokens/s" if report.tokens_per_s else ""
+    return f"step {report.step} {losses} top-1 {accuracy}{speed}"
 
 
 def left(seconds: float) -> str:

@@ -4,23 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
+from slipstream.training.data.batches import padded
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """One training sequence."""
+
+    token_ids: tuple[int, ...]
+    answer: tuple[bool, ...]
+    """Whether each token is (part of) an answer; the loss is taken on these only."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Dialogues of one step, padded on the right, on the target's device."""
+    """Dialogues of one step, one after another, on the target's device."""
 
-    ids: Tensor  # [b, n] int64
-    answer: Tensor  # [b, n] bool, whether a token belongs to an answer; false in the padding
-    features: Tensor | None  # [b, n, hidden] the target's last hidden states; None where the recipe needs none
+    ids: Tensor  # [n] int64
+    answer: Tensor  # [n] bool, whether a token belongs to an answer
+    lengths: tuple[int, ...]
+    """Tokens of each dialogue."""
+    features: Tensor | None  # [n, hidden] the target's last hidden states; None where the recipe needs none
     seed: int
     """Of this step in this process: noise drawn from it is the same in a run that was interrupted. The global
     generators are seeded with it too, for dropout."""
+
+    def padded(self) -> PaddedBatch:
+        """The same, a dialogue a row."""
+        features = None if self.features is None else padded(self.features, self.lengths)
+        return PaddedBatch(padded(self.ids, self.lengths), padded(self.answer, self.lengths), features)
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedBatch:
+    """Dialogues padded on the right, with zeros."""
+
+    ids: Tensor  # [b, n] int64
+    answer: Tensor  # [b, n] bool, false in the padding
+    features: Tensor | None  # [b, n, hidden]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +56,31 @@ class Score:
 
     num_correct: Tensor  # [depths]
     num_rows: Tensor  # [depths]
+    paths: Paths | None = None
+    """Of a recipe whose depths follow each other on one path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """How far paths of drafted tokens are right from their first token on, by depth."""
+
+    tops: tuple[int, ...]
+    """Children a node has: 1 is a chain."""
+    num_starts: Tensor  # [depths] paths that reach a depth
+    num_right: Tensor  # [tops, depths] those where the target's choice is among the children at every depth
+
+    def tau(self) -> dict[str, float]:
+        """Estimates of tau under greedy decoding, for chains and full trees as deep as was measured.
+
+        1 + the sum over depths of the share of right paths. The path is the text's: where the target did not write the
+        text greedily, its choices are those after the text's tokens. A tree of `top 4` has four children at every node
+        down to the last level, so it is far larger than trees that are drafted, and its tau an upper bound for trees of
+        no more children.
+        """
+        shares = self.num_right / self.num_starts.clamp(min=1)  # [tops, depths]
+        depth = shares.shape[1]
+        names = (f"chain of {depth}" if top == 1 else f"top {top} to depth {depth}" for top in self.tops)
+        return dict(zip(names, (1 + shares.sum(dim=1)).tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +154,12 @@ class Report:
     """Of this batch: share of rows whose first choice is right, by depth."""
     held_out: tuple[float, ...] = ()
     """The same on the held-out dialogues, when measured."""
+    tau: Mapping[str, float] = field(default_factory=dict)
+    """Estimates of tau on the held-out dialogues, by the draft they are for, when measured."""
+    num_tokens: int = 0
+    """Tokens of all dialogues trained on so far, counted anew in every epoch, prompts included."""
+    tokens_per_s: float = 0.0
+    """Of late, measurements left out."""
 
     @property
     def left_s(self) -> float:
@@ -113,10 +171,13 @@ class Report:
         return {
             "step": self.step,
             "num_steps": self.num_steps,
+            "num_tokens": self.num_tokens,
             "elapsed_s": round(self.elapsed_s, 1),
+            "tokens_per_s": round(self.tokens_per_s, 1),
             "learning_rate": self.learning_rate,
             "loss": self.loss,
             **self.parts,
             "accuracy": self.accuracy,
             "held_out": self.held_out,
+            "tau_estimates": dict(self.tau),
         }

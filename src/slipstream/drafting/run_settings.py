@@ -9,6 +9,8 @@ from slipstream.errors import InputError, unknown_choice
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}
 """Our names and those of accelerate."""
+AUTO = "auto"
+"""The precision that suits target and device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,23 +20,26 @@ class RunSettings:
     The limits of numbers stand in two tuples of field names, which a subclass extends.
     """
 
-    above_zero: ClassVar[tuple[str, ...]] = ("epochs", "batch_size", "max_length", "report_every")
+    above_zero: ClassVar[tuple[str, ...]] = ("epochs", "batch_size", "tokens_per_step", "max_length", "report_every")
     at_least_zero: ClassVar[tuple[str, ...]] = ("learning_rate", "warmup_steps", "held_out", "cache_gib")
 
     epochs: float = 20.0
     """Passes over the data."""
     steps: int | None = None
     """Optimizer steps, instead of epochs."""
-    batch_size: int = 4
-    """Dialogues per step on each device."""
+    batch_size: int | None = 4
+    """Dialogues per step on each device; None: as `tokens_per_step` says."""
+    tokens_per_step: int = 2048
+    """Tokens per step on each device where no batch size is given; a longer dialogue is a step of its own."""
     max_length: int = 2048
     """Tokens of a dialogue; longer ones are cut."""
-    learning_rate: float = 1e-3
-    """Peak."""
+    learning_rate: float | None = 1e-3
+    """Peak; None, where a method allows it: by the target's width."""
     warmup_steps: int = 2000
     """Steps in which the rate rises; at most a tenth of the run."""
     precision: str = "fp32"
-    """fp32, or bf16: arithmetic in bfloat16 where it is safe, weights in float32."""
+    """fp32, or bf16: arithmetic in bfloat16 where it is safe, weights in float32. auto: bf16 for a bfloat16 target on
+    a device that computes in it."""
     held_out: int = 16
     """Dialogues kept back to measure accuracy by depth; at most a tenth of them."""
     report_every: int = 100
@@ -46,12 +51,12 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         for name in self.above_zero:
-            if getattr(self, name) <= 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise InputError(f"{name} is {value}; it must be above 0")
         for name in self.at_least_zero:
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 0")
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise InputError(f"{name} is {value}; it must be at least 0")
         if self.steps is not None and self.steps < 1:
             raise InputError(f"steps is {self.steps}; it must be at least 1")
-        if self.precision not in PRECISIONS:
-            raise unknown_choice("precision", self.precision, PRECISIONS)
+        if self.precision not in (*PRECISIONS, AUTO):
+            raise unknown_choice("precision", self.precision, (*PRECISIONS, AUTO))

@@ -81,7 +81,6 @@ class Target:
         self.family = Family.find(self.config)
         self.context_length = self.family.context_length
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._bare_head: bool | None = None  # nothing comes after the LM head; found out when it is first used alone
         self._masks = MaskPlan.find(self.config, self.dtype, self._takes_mask_dict)
 
     # -- running -------------------------------------------------------------------------------------------------
@@ -131,9 +130,12 @@ class Target:
 
         hidden: [batch, n, hidden]. Returns [batch, n, vocab], differentiable in `hidden`.
         """
-        if self._bare_head is None:
-            self._bare_head = self._nothing_after_head(hidden.shape[-1])
-        return self._lm_head(hidden) if self._bare_head else self._whole_head(hidden)
+        return self._lm_head(hidden) if self.bare_head else self._whole_head(hidden)
+
+    @cached_property
+    def bare_head(self) -> bool:
+        """Whether nothing comes after the LM head: its output is the logits."""
+        return self._nothing_after_head(int(self.config.hidden_size))
 
     def _nothing_after_head(self, width: int) -> bool:
         """Whether the LM head's output is the logits to the last bit: then a level of a draft can call it alone.

@@ -11,20 +11,20 @@ import hashlib
 import json
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from slipstream.drafting.recipe import Batch, Recipe, Report, Score, StepLosses
-from slipstream.drafting.run_settings import PRECISIONS, RunSettings
+from slipstream.drafting.recipe import Batch, Paths, Recipe, Report, Score, StepLosses
+from slipstream.drafting.run_settings import AUTO, PRECISIONS, RunSettings
 from slipstream.errors import ArtifactError, InputError, SlipstreamError
 from slipstream.target.target import Target
-from slipstream.training.data.batches import Order, collate, split
+from slipstream.training.data.batches import Plan, laid_out, split
 from slipstream.training.data.dialogues import Dialogue
 from slipstream.training.data.encoded import write_atomically
 from slipstream.training.data.features import GIB, FeatureSource
@@ -42,24 +42,31 @@ class HeadRun:
 
         Raises InputError where there are too few dialogues or accelerate is not at hand.
         """
+        settings = replace(settings, precision=suited_precision(target, settings.precision))
         self.target, self.out, self.settings, self.recipe = target, out, settings, recipe
         self.held_out, self.dialogues = split(dialogues, settings.held_out)
         self._text_hash = hashlib.sha256(repr([one.token_ids for one in dialogues]).encode()).hexdigest()[:16]
         self.accelerator = _accelerator(target, settings.precision)
-        self._order = Order(len(self.dialogues), settings.seed)
-        self._loader = self._batches()
-        self.steps_per_epoch = len(self._loader)
-        self.num_steps = settings.steps or max(1, round(settings.epochs * self.steps_per_epoch))
+        self.plan = Plan(
+            [len(one.token_ids) for one in self.dialogues],
+            batch_size=settings.batch_size,
+            tokens_per_step=settings.tokens_per_step,
+            num_processes=self.accelerator.num_processes,
+            seed=settings.seed,
+        )
+        self.num_steps = settings.steps or self.plan.num_steps(settings.epochs)
+        assert settings.learning_rate is not None, "the method has a rule"
+        self._peak_rate = settings.learning_rate
         how = recipe.optimisation
         parameters = [parameter for parameter in recipe.module.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters, lr=settings.learning_rate, betas=how.betas, weight_decay=how.weight_decay
-        )
+        optimizer = torch.optim.AdamW(parameters, lr=self._peak_rate, betas=how.betas, weight_decay=how.weight_decay)
         self._module, self._optimizer = self.accelerator.prepare(recipe.module, optimizer)
         limit = int(settings.cache_gib * GIB / self.accelerator.num_processes) if recipe.needs_features else 0
         self.features = FeatureSource(target, self.dialogues, out / "features", limit)
         self._held_out_features = FeatureSource(target, self.held_out, None, 0)
-        self.step, self.elapsed_s = 0, 0.0
+        self.step, self.num_tokens, self.elapsed_s = 0, 0, 0.0
+        self._stop_asked = False
+        self._recent: deque[tuple[int, float]] = deque(maxlen=20)  # tokens and seconds of the latest steps
         self.history: list[dict[str, Any]] = []
         if out.exists() and not out.is_dir():
             raise InputError(f"{out} is a file; give a folder for the run")
@@ -75,48 +82,72 @@ class HeadRun:
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     def steps(self) -> Iterator[Report]:
-        """Train to the end; measures, checkpoints and saves the artefact every `report_every` steps and at the end."""
-        with frozen(self.target.model):
-            while self.step < self.num_steps:
-                for batch in self._rest_of_epoch():
-                    yield self._advance(*batch)
-                    if self.step == self.num_steps:
-                        break
+        """Train to the end; measures, checkpoints and saves the artefact every `report_every` steps and at the end.
 
-    def _advance(self, indices: list[int], ids: Tensor, answer: Tensor) -> Report:
+        After `stop` it ends early, with everything saved.
+        """
+        with frozen(self.target.model):
+            for indices in self.plan.after(self.step):
+                if self.step >= self.num_steps:
+                    break
+                yield self._advance(indices[self.accelerator.process_index])
+                if self.step < self.num_steps and self._stopping():
+                    self._save()
+                    break
+
+    def stop(self) -> None:
+        """End `steps` after the step at hand. May be called from a signal handler, and on any of several processes."""
+        self._stop_asked = True
+
+    def _stopping(self) -> bool:
+        """Whether any process was asked to stop: all must save at the same step."""
+        if self.accelerator.num_processes == 1:
+            return self._stop_asked
+        asked = torch.tensor([int(self._stop_asked)], device=self.accelerator.device)
+        return bool(self.accelerator.gather(asked).any())
+
+    def _advance(self, indices: Sequence[int]) -> Report:
         began = time.perf_counter()
-        rate, losses = self._train_step(indices, ids, answer)
+        batch = self.batch(indices)
+        rate, losses = self.train_step(batch)
+        loss = losses.total.item()
+        seconds = time.perf_counter() - began
         self.step += 1
+        num_tokens = sum(batch.lengths) * self.accelerator.num_processes
+        self.num_tokens += num_tokens
+        self._recent.append((num_tokens, seconds))
         due = self.step % self.settings.report_every == 0 or self.step == self.num_steps
-        held_out = self.measure() if due else ()
+        score = self._score() if due else None
         self.elapsed_s += time.perf_counter() - began
         report = Report(
             step=self.step,
             num_steps=self.num_steps,
             elapsed_s=self.elapsed_s,
             learning_rate=rate,
-            loss=losses.total.item(),
-            parts={name: loss.item() for name, loss in losses.parts.items()},
+            loss=loss,
+            parts={name: part.item() for name, part in losses.parts.items()},
             accuracy=_accuracy(losses.score),
-            held_out=held_out,
+            held_out=() if score is None else _accuracy(score),
+            tau={} if score is None or score.paths is None else score.paths.tau(),
+            num_tokens=self.num_tokens,
+            tokens_per_s=sum(tokens for tokens, _ in self._recent) / sum(took for _, took in self._recent),
         )
         if due:
             self._save(report)
         return report
 
-    def _train_step(self, indices: list[int], ids: Tensor, answer: Tensor) -> tuple[float, StepLosses]:
+    def train_step(self, batch: Batch) -> tuple[float, StepLosses]:
+        """One step of the optimizer. Returns the learning rate and the losses."""
         rate = self._learning_rate()
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._module.train()
-        features = self.features(indices, ids) if self.recipe.needs_features else None
-        seed = self._step_seed()
-        torch.manual_seed(seed)
-        losses = self.recipe.losses(self._module, Batch(ids, answer, features, seed))
+        torch.manual_seed(batch.seed)
+        losses = self.recipe.losses(self._module, batch)
         if not torch.isfinite(losses.total):
             raise SlipstreamError(
                 f"the loss is {losses.total.item()} at step {self.step}; lower learning_rate, which is "
-                f"{self.settings.learning_rate}"
+                f"{self._peak_rate}"
             )
         self.accelerator.backward(losses.total)
         self._clip()
@@ -137,52 +168,35 @@ class HeadRun:
 
     def _learning_rate(self) -> float:
         warmup = min(self.settings.warmup_steps, max(1, self.num_steps // 10))
-        return self.settings.learning_rate * self.recipe.optimisation.rate(self.step, self.num_steps, warmup)
+        return self._peak_rate * self.recipe.optimisation.rate(self.step, self.num_steps, warmup)
 
-    @torch.no_grad()
     def measure(self) -> tuple[float, ...]:
         """Accuracy on the held-out dialogues by depth; () if there are none."""
+        score = self._score()
+        return () if score is None else _accuracy(score)
+
+    @torch.no_grad()
+    def _score(self) -> Score | None:
+        """Of the held-out dialogues; None if there are none."""
         self._module.eval()
         module = self.accelerator.unwrap_model(self._module)
         scores = []
-        for first in range(0, len(self.held_out), self.settings.batch_size):
-            indices = list(range(first, min(first + self.settings.batch_size, len(self.held_out))))
-            _, ids, answer = collate([(index, self.held_out[index]) for index in indices])
-            ids, answer = ids.to(self.target.device), answer.to(self.target.device)
-            features = self._held_out_features(indices, ids) if self.recipe.needs_features else None
-            scores.append(self.recipe.measure(module, Batch(ids, answer, features, self.settings.seed)))
-        if not scores:
-            return ()
-        correct, rows = (
-            torch.stack(counts).sum(dim=0)
-            for counts in zip(*((score.num_correct, score.num_rows) for score in scores), strict=True)
-        )
-        return _accuracy(Score(correct, rows))
+        for index in range(len(self.held_out)):
+            batch = self._batch(self.held_out, [index], self._held_out_features, self.settings.seed)
+            scores.append(self.recipe.measure(module, batch))
+        return _sum(scores) if scores else None
 
     # --- data -------------------------------------------------------------------------------------------------------
 
-    def _batches(self) -> Any:
-        needed = self.settings.batch_size * self.accelerator.num_processes
-        if len(self.dialogues) < needed:
-            raise InputError(
-                f"{len(self.dialogues)} dialogues are fewer than a batch of {needed}; give more data or a smaller batch"
-            )
-        items: Any = list(enumerate(self.dialogues))  # a list serves as a dataset
-        loader: Any = torch.utils.data.DataLoader(
-            items,
-            batch_size=self.settings.batch_size,
-            sampler=self._order,
-            collate_fn=collate,
-            drop_last=True,
-        )
-        return self.accelerator.prepare(loader)
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The batch of the step at hand: dialogues of these numbers with their features."""
+        return self._batch(self.dialogues, indices, self.features, self._step_seed())
 
-    def _rest_of_epoch(self) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """The batches of the current epoch that have not been trained on."""
-        from accelerate import skip_first_batches
-
-        self._order.epoch, done = divmod(self.step, self.steps_per_epoch)
-        yield from skip_first_batches(self._loader, done) if done else self._loader
+    def _batch(self, dialogues: Sequence[Dialogue], indices: Sequence[int], source: FeatureSource, seed: int) -> Batch:
+        chosen = [dialogues[index] for index in indices]
+        ids, answer = (one.to(self.target.device) for one in laid_out(chosen))
+        features = source(indices) if self.recipe.needs_features else None
+        return Batch(ids, answer, tuple(len(one.token_ids) for one in chosen), features, seed)
 
     # --- files ------------------------------------------------------------------------------------------------------
 
@@ -218,11 +232,13 @@ class HeadRun:
             )
         self.accelerator.load_state(str(state))
         self.step, self.elapsed_s, self.history = saved["step"], saved["elapsed_s"], saved["losses"]
+        self.num_tokens = saved["num_tokens"]
         return True
 
-    def _save(self, report: Report) -> None:
+    def _save(self, report: Report | None = None) -> None:
         """The artefact, the log, and the state for resuming, which is replaced as a whole."""
-        self.history.append(report.entry())
+        if report is not None:
+            self.history.append(report.entry())
         new = self.out / f"{STATE}.new"
         self.accelerator.save_state(str(new))
         self.accelerator.wait_for_everyone()
@@ -231,6 +247,7 @@ class HeadRun:
                 "settings": self.identity(),
                 "versions": {"torch": torch.__version__},
                 "step": self.step,
+                "num_tokens": self.num_tokens,
                 "elapsed_s": self.elapsed_s,
                 "losses": self.history,
             }
@@ -260,6 +277,17 @@ def frozen(model: torch.nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def suited_precision(target: Target, asked: str) -> str:
+    """`asked`, or where that is auto what suits the target: a float32 target asks for float32 throughout."""
+    if asked != AUTO:
+        return asked
+    if target.device.type == "cuda":
+        able = torch.cuda.is_bf16_supported()
+    else:
+        able = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    return "bf16" if able and target.dtype == torch.bfloat16 else "fp32"
+
+
 def _accelerator(target: Target, precision: str) -> Any:
     try:
         from accelerate import Accelerator
@@ -271,6 +299,22 @@ def _accelerator(target: Target, precision: str) -> Any:
             f"the target is on {target.device}, but accelerate works on {accelerator.device}; load it there"
         )
     return accelerator
+
+
+def _sum(scores: Sequence[Score]) -> Score:
+    """Of several batches. Recipes count paths in all batches or in none."""
+    paths = [one.paths for one in scores if one.paths is not None]
+    return Score(
+        torch.stack([one.num_correct for one in scores]).sum(dim=0),
+        torch.stack([one.num_rows for one in scores]).sum(dim=0),
+        Paths(
+            paths[0].tops,
+            torch.stack([one.num_starts for one in paths]).sum(dim=0),
+            torch.stack([one.num_right for one in paths]).sum(dim=0),
+        )
+        if paths
+        else None,
+    )
 
 
 def _accuracy(score: Score) -> tuple[float, ...]:

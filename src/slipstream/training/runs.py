@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from slipstream.methods.draft_model.recipe import DraftRecipe
 from slipstream.methods.draft_model.settings import DraftSettings
 from slipstream.methods.eagle.head import EagleHead
 from slipstream.methods.eagle.recipe import EagleRecipe
-from slipstream.methods.eagle.settings import EagleSettings
+from slipstream.methods.eagle.settings import EagleSettings, learning_rate_for
 from slipstream.methods.hydra.head import HydraHeads
 from slipstream.methods.hydra.recipe import HydraRecipe
 from slipstream.methods.hydra.settings import HydraSettings
@@ -77,7 +78,9 @@ class EagleRun(HeadRun):
         self, target: Target, dialogues: Sequence[Dialogue], out: Path, settings: EagleSettings | None = None
     ) -> None:
         settings = settings or EagleSettings()
-        recipe = EagleRecipe(target, settings)
+        if settings.learning_rate is None:
+            settings = replace(settings, learning_rate=learning_rate_for(int(target.config.hidden_size)))
+        recipe = EagleRecipe(target, dialogues, settings)
         self.head = recipe.head
         super().__init__(target, dialogues, out, settings, recipe)
 

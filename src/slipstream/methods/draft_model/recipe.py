@@ -39,12 +39,14 @@ class DraftRecipe:
         self.optimisation = Optimisation(betas=(0.9, 0.95), weight_decay=0.05, schedule="cosine", clip_norm=1.0)
 
     def losses(self, module: nn.Module, batch: Batch) -> StepLosses:
-        loss, score = module(batch.ids, batch.features, batch.answer)
+        rows = batch.padded()
+        loss, score = module(rows.ids, rows.features, rows.answer)
         return StepLosses(loss, {"token_loss": loss}, score)
 
     def measure(self, module: nn.Module, batch: Batch) -> Score:
         """One depth: a draft model reads tokens only, so on a right path it is as accurate at every depth."""
-        score: Score = module(batch.ids, batch.features, batch.answer)[1]
+        rows = batch.padded()
+        score: Score = module(rows.ids, rows.features, rows.answer)[1]
         return score
 
     def save(self, out: Path, steps: int) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from slipstream.drafting.artefact_files import (
@@ -46,8 +47,8 @@ _EMBEDDING = "embed_tokens.weight"  # a copy of the target's, which is used inst
 _IGNORED = (_EMBEDDING, f"{_LAYER}self_attn.rotary_emb.inv_freq")
 
 
-def load_head(source: str | Path, target: Target) -> EagleHead:
-    """The head of a folder or hub id, on the target's device and in its dtype.
+def load_head(source: str | Path, target: Target, dtype: torch.dtype | None = None) -> EagleHead:
+    """The head of a folder or hub id, on the target's device and in its dtype, or another one.
 
     Raises ArtifactError for a checkpoint that is damaged, incomplete or of another size than the target; warns with
     ArtifactWarning if it records another target.
@@ -62,7 +63,7 @@ def load_head(source: str | Path, target: Target) -> EagleHead:
     head.load_state_dict(kept)
     head.confidence = recorded_confidence(config, folder / CONFIG)
     warn_of_other_target(folder, config, target, _WHAT)
-    return head.place(target.device, target.dtype).requires_grad_(False).eval()
+    return head.place(target.device, dtype or target.dtype).requires_grad_(False).eval()
 
 
 def save_head(head: EagleHead, folder: Path, target: Target, provenance: Mapping[str, Any] | None = None) -> None:

@@ -123,6 +123,12 @@ class EagleHead(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.fc.weight.dtype
 
+    @property
+    def config(self) -> Any:
+        """The layer's, which names its attention function."""
+        layer: Any = self.layers[0]
+        return layer.self_attn.config
+
     def place(self, device: torch.device, dtype: torch.dtype) -> EagleHead:
         """Move to a device and a dtype; the rotary frequencies stay in float32, where rounding them costs positions."""
         self.fc.to(device, dtype)

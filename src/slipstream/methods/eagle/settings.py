@@ -12,11 +12,19 @@ from slipstream.drafting.run_settings import RunSettings
 class EagleSettings(RunSettings):
     """How a head is trained. Defaults are the paper's where it names them."""
 
-    above_zero: ClassVar[tuple[str, ...]] = (*RunSettings.above_zero, "steps_ahead", "measured_depth")
+    above_zero: ClassVar[tuple[str, ...]] = (
+        *RunSettings.above_zero,
+        *("steps_ahead", "measured_depth", "loss_vocabulary"),
+    )
     at_least_zero: ClassVar[tuple[str, ...]] = (*RunSettings.at_least_zero, "noise", "clip_value")
 
-    learning_rate: float = 3e-5
-    """Peak. Heads of small targets want more: 1e-3 suits a hidden size of 256."""
+    batch_size: int | None = None
+    """Dialogues per step on each device, the paper's 4; None: as `tokens_per_step` says."""
+    learning_rate: float | None = None
+    """Peak; None: 1e-3 * 576 / hidden size of the target, from 3e-5 (the paper's, for 4096 and more) to 1e-3."""
+    precision: str = "auto"
+    """fp32, or bf16: arithmetic in bfloat16 where it is safe, weights in float32. auto: bf16 for a bfloat16 target on
+    a device that computes in it."""
     clip_value: float = 0.5
     """Gradients are clipped to this absolute value, element by element."""
     noise: float = 0.1
@@ -33,3 +41,16 @@ class EagleSettings(RunSettings):
     """Whether the input projection has a bias, as the first published heads have."""
     measured_depth: int = 5
     """Steps ahead measured on held-out dialogues."""
+    loss_vocabulary: int | None = None
+    """Tokens that stand for a large vocabulary in the cross-entropy, an estimate then (`LossVocabulary`); None: all."""
+    initial_head: str | None = None
+    """Folder or hub id of a head for the same target whose weights training starts from; None: fresh ones."""
+
+
+def learning_rate_for(hidden_size: int) -> float:
+    """The peak rate of a head for a target of this width: small targets want more than the paper's 3e-5.
+
+    1e-3 was found good for widths of 256 and 576, the paper's rate is for 4096 and more; between them a straight line
+    in 1 / width.
+    """
+    return min(1e-3, max(3e-5, 1e-3 * 576 / hidden_size))

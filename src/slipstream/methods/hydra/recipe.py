@@ -47,13 +47,15 @@ class HydraRecipe:
         )
 
     def losses(self, module: nn.Module, batch: Batch) -> StepLosses:
-        each, score = module(batch.ids, batch.features, batch.answer)  # [heads]
+        rows = batch.padded()
+        each, score = module(rows.ids, rows.features, rows.answer)  # [heads]
         parts = {f"head_{index}_loss": loss for index, loss in enumerate(each)}
         return StepLosses(each.sum(), parts, score)
 
     def measure(self, module: nn.Module, batch: Batch) -> Score:
         """By head, the tokens before being the text's own: the accuracy of a node whose path is right."""
-        score: Score = module(batch.ids, batch.features, batch.answer)[1]
+        rows = batch.padded()
+        score: Score = module(rows.ids, rows.features, rows.answer)[1]
         return score
 
     def save(self, out: Path, steps: int) -> None:

@@ -44,13 +44,15 @@ class MedusaRecipe:
         self.optimisation = Optimisation(weight_decay=0.0, schedule="cosine", clip_norm=1.0)
 
     def losses(self, module: nn.Module, batch: Batch) -> StepLosses:
-        each, score = module(batch.ids, batch.features, batch.answer, self.settings.labels)  # [heads]
+        rows = batch.padded()
+        each, score = module(rows.ids, rows.features, rows.answer, self.settings.labels)  # [heads]
         weights = self.settings.head_decay ** torch.arange(each.shape[0], device=each.device)
         return StepLosses((each * weights).sum(), {f"head_{i}_loss": one for i, one in enumerate(each)}, score)
 
     def measure(self, module: nn.Module, batch: Batch) -> Score:
         """By head, against the target's first choice even where labels are text: a node's accuracy on a right path."""
-        score: Score = module(batch.ids, batch.features, batch.answer, "target")[1]
+        rows = batch.padded()
+        score: Score = module(rows.ids, rows.features, rows.answer, "target")[1]
         return score
 
     def save(self, out: Path, steps: int) -> None:

@@ -1,38 +1,100 @@
-"""Dialogues in batches: which are held out, in which order the others come, and how they are padded."""
+"""Dialogues in batches: which are held out, which make a step, and how they are laid out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from slipstream.errors import InputError
 from slipstream.training.data.dialogues import Dialogue
 
 
-class Order(torch.utils.data.Sampler[int]):
-    """A random order of the dialogues that depends on seed and epoch alone, so that any epoch can be taken up again."""
+class Plan:
+    """Which dialogues each process trains on in each step: it follows from seed and epoch alone.
 
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed, self.epoch = count, seed, 0
+    So any step can be taken up again, and the length of a run is known before it begins.
+    """
 
-    def __len__(self) -> int:
-        return self.count
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        batch_size: int | None,
+        tokens_per_step: int,
+        num_processes: int = 1,
+        seed: int = 0,
+    ) -> None:
+        """lengths: tokens of each dialogue. batch_size: dialogues of a step and process; None: as many as come to
+        `tokens_per_step` tokens at most, at least one.
 
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(torch.randperm(self.count, generator=generator).tolist())
+        Raises InputError where a step cannot be filled.
+        """
+        self._lengths, self._seed, self._num_processes = lengths, seed, num_processes
+        self._batch_size, self._tokens = batch_size, tokens_per_step
+        self.epoch = lru_cache(maxsize=2)(self._epoch)
+        if batch_size is not None and len(lengths) < batch_size * num_processes:
+            raise InputError(
+                f"{len(lengths)} dialogues are fewer than a batch of {batch_size * num_processes}; give more data or "
+                "a smaller batch"
+            )
+        if not self.epoch(0):
+            raise InputError(f"{len(lengths)} dialogues are too few for {num_processes} processes; give more data")
+
+    def num_steps(self, epochs: float) -> int:
+        """Steps of so many passes over the data, at least one."""
+        whole = int(epochs)
+        steps = sum(len(self.epoch(number)) for number in range(whole))
+        return max(1, steps + round((epochs - whole) * len(self.epoch(whole))))
+
+    def after(self, step: int) -> Iterator[list[tuple[int, ...]]]:
+        """The dialogues of every process, step by step without end, from `step` on (0, 1, ..)."""
+        number = 0
+        while step >= len(self.epoch(number)):
+            step -= len(self.epoch(number))
+            number += 1
+        while True:
+            yield from self.epoch(number)[step:]
+            step, number = 0, number + 1
+
+    def _epoch(self, number: int) -> list[list[tuple[int, ...]]]:
+        """All steps of an epoch; batches that do not come to a whole step are left out."""
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
+        order = torch.randperm(len(self._lengths), generator=generator).tolist()
+        batches = self._by_tokens(order) if self._batch_size is None else self._by_number(order, self._batch_size)
+        n = self._num_processes
+        return [batches[first : first + n] for first in range(0, len(batches) - n + 1, n)]
+
+    def _by_number(self, order: list[int], size: int) -> list[tuple[int, ...]]:
+        return [tuple(order[first : first + size]) for first in range(0, len(order) - size + 1, size)]
+
+    def _by_tokens(self, order: list[int]) -> list[tuple[int, ...]]:
+        found: list[tuple[int, ...]] = []
+        batch: list[int] = []
+        tokens = 0
+        for index in order:
+            if batch and tokens + self._lengths[index] > self._tokens:
+                found.append(tuple(batch))
+                batch, tokens = [], 0
+            batch.append(index)
+            tokens += self._lengths[index]
+        if batch and (not found or 2 * tokens >= self._tokens):  # a small rest would weigh as much as a whole step
+            found.append(tuple(batch))
+        return found
 
 
-def collate(items: Sequence[tuple[int, Dialogue]]) -> tuple[list[int], Tensor, Tensor]:
-    """Numbers, ids [b, n] padded on the right with 0, and answer [b, n] bool, false in the padding."""
-    longest = max(len(dialogue.token_ids) for _, dialogue in items)
-    ids = torch.zeros(len(items), longest, dtype=torch.int64)
-    answer = torch.zeros(len(items), longest, dtype=torch.bool)
-    for row, (_, dialogue) in enumerate(items):
-        ids[row, : len(dialogue.token_ids)] = torch.tensor(dialogue.token_ids)
-        answer[row, : len(dialogue.answer)] = torch.tensor(dialogue.answer)
-    return [index for index, _ in items], ids, answer
+def laid_out(dialogues: Sequence[Dialogue]) -> tuple[Tensor, Tensor]:
+    """Ids [n] and answer [n] bool of dialogues one after another."""
+    ids = [token for one in dialogues for token in one.token_ids]
+    answer = [mark for one in dialogues for mark in one.answer]
+    return torch.tensor(ids), torch.tensor(answer, dtype=torch.bool)
+
+
+def padded(values: Tensor, lengths: Sequence[int]) -> Tensor:
+    """[b, longest, ..] of texts that lie one after another in `values` [n, ..], with zeros behind each."""
+    return torch.nn.utils.rnn.pad_sequence(list(torch.split(values, list(lengths))), batch_first=True)
 
 
 def split(dialogues: Sequence[Dialogue], held_out: int) -> tuple[list[Dialogue], list[Dialogue]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from slipstream.drafting.recipe import Dialogue as Dialogue
 from slipstream.errors import ArtifactError, InputError
 from slipstream.target.target import Target
 from slipstream.training.data.corpus import Example
@@ -22,15 +23,6 @@ from slipstream.training.data.corpus import Example
 logger = logging.getLogger(__name__)
 
 Messages = list[dict[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Dialogue:
-    """One training sequence."""
-
-    token_ids: tuple[int, ...]
-    answer: tuple[bool, ...]
-    """Whether each token is (part of) an answer; the loss is taken on these only."""
 
 
 def usable_dialogues(dialogues: Iterable[Dialogue], max_length: int) -> list[Dialogue]:

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from slipstream.drafting.packing import packed_hidden, takes_packed
 from slipstream.drafting.parts import passes
 from slipstream.target.target import Target
+from slipstream.training.data.batches import laid_out
 from slipstream.training.data.dialogues import Dialogue
+
+logger = logging.getLogger(__name__)
 
 GIB = 1 << 30
 
 
 class FeatureSource:
-    """Last hidden states of the frozen target for batches of dialogues."""
+    """Last hidden states of the frozen target for dialogues, in its own dtype.
+
+    What is not on disk goes through the target in one pass without padding (`packing.py`), or in padded passes where
+    the target does not take that.
+    """
 
     def __init__(self, target: Target, dialogues: Sequence[Dialogue], folder: Path | None, limit_bytes: int) -> None:
         """folder: where features are kept, None for nowhere. limit_bytes: of this process's files there."""
@@ -29,30 +39,50 @@ class FeatureSource:
         if folder is not None and limit_bytes > 0:
             self._folder = folder / _key(target, dialogues)
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._limit -= sum(file.stat().st_size for file in self._folder.glob("*.safetensors"))
         self.num_computed = 0
         """Dialogues that went through the target."""
 
-    def __call__(self, indices: Sequence[int], ids: Tensor) -> Tensor:
-        """Features [b, n, hidden] of the dialogues `indices`, whose padded ids [b, n] are on the target's device."""
-        if all(self._has(index) for index in indices):
-            return self._read(indices, ids.shape[1])
-        features = self._computed(ids, [len(self._dialogues[index].token_ids) for index in indices])
-        self.num_computed += len(indices)
-        for row, index in enumerate(indices):
-            self._keep(index, features[row, : len(self._dialogues[index].token_ids)])
-        return features
+    def __call__(self, indices: Sequence[int]) -> Tensor:
+        """Features [n, hidden] of the dialogues `indices`, one after another, on the target's device."""
+        missing = [index for index in indices if not self._has(index)]
+        found = dict(zip(missing, self._computed(missing), strict=True))
+        for index, features in found.items():
+            self._keep(index, features)
+        return torch.cat([found[index] if index in found else self._read(index) for index in indices])
 
-    def _computed(self, ids: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Features [b, n, hidden], 0 in the padding; rows of similar length share a pass, so that little is padding."""
-        features: Tensor | None = None
+    @cached_property
+    def packed(self) -> bool:
+        """Whether texts go through the target without padding."""
+        packed = takes_packed(self._target)
+        if not packed:
+            logger.warning("%s takes no packed texts: its features are computed in padded passes", self._target.name)
+        return packed
+
+    @torch.no_grad()  # not inference mode: the head's backward pass keeps these tensors
+    def _computed(self, indices: Sequence[int]) -> Sequence[Tensor]:
+        """Features [length, hidden] of each of the dialogues."""
+        if not indices:
+            return []
+        self.num_computed += len(indices)
+        texts = [self._dialogues[index] for index in indices]
+        lengths = [len(one.token_ids) for one in texts]
+        if self.packed:
+            ids = laid_out(texts)[0].to(self._target.device)
+            return torch.split(packed_hidden(self._target, ids, lengths), lengths)
+        return self._padded(texts, lengths)
+
+    def _padded(self, texts: Sequence[Dialogue], lengths: Sequence[int]) -> list[Tensor]:
+        """The same, where texts of similar length share a pass, so that little is padding."""
+        found: dict[int, Tensor] = {}
         for rows in passes(lengths):
-            with torch.no_grad():  # not inference mode: the head's backward pass keeps these tensors
-                found = self._target.base(input_ids=ids[rows, : lengths[rows[0]]], use_cache=False)[0].to(ids.device)
-            if features is None:
-                features = found.new_zeros(*ids.shape, found.shape[-1])
-            features[rows, : found.shape[1]] = found
-        assert features is not None
-        return features
+            ids = torch.zeros(len(rows), lengths[rows[0]], dtype=torch.int64)
+            for place, row in enumerate(rows):
+                ids[place, : lengths[row]] = torch.tensor(texts[row].token_ids)
+            ids = ids.to(self._target.device)
+            hidden = self._target.base(input_ids=ids, use_cache=False)[0].to(ids.device)
+            found.update({row: hidden[place, : lengths[row]] for place, row in enumerate(rows)})
+        return [found[row] for row in range(len(lengths))]
 
     def _path(self, index: int) -> Path:
         assert self._folder is not None
@@ -61,10 +91,8 @@ class FeatureSource:
     def _has(self, index: int) -> bool:
         return self._folder is not None and self._path(index).is_file()
 
-    def _read(self, indices: Sequence[int], length: int) -> Tensor:
-        rows = [load_file(self._path(index))["features"] for index in indices]
-        padded = [torch.nn.functional.pad(row, (0, 0, 0, length - row.shape[0])) for row in rows]
-        return torch.stack(padded).to(self._target.device)
+    def _read(self, index: int) -> Tensor:
+        return load_file(self._path(index))["features"].to(self._target.device)
 
     def _keep(self, index: int, features: Tensor) -> None:
         size = features.numel() * features.element_size()
