@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from doubles import decode
 from families import VOCAB_SIZE, build, prompt_ids
 from oracle import oracle_generate
+from slipstream.drafting.packing import padded
 from slipstream.drafting.shape import Dynamic
 from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
@@ -23,7 +24,7 @@ from slipstream.methods.draft_model.recipe import DistillationLoss, build_draft
 from slipstream.methods.draft_model.settings import DraftSettings
 from slipstream.methods.registry import build_drafter
 from slipstream.target.target import Target
-from slipstream.training.data.batches import laid_out, padded
+from slipstream.training.data.batches import laid_out
 from slipstream.training.data.dialogues import Dialogue
 from slipstream.training.runs import DraftRun, train_draft
 

@@ -14,7 +14,7 @@ from doubles import decode
 from families import FAMILIES, build, prompt_ids
 from methods.eagle.eagle_reference import reference_head, true_features
 from oracle import oracle_generate
-from slipstream.drafting.packing import rollout_mask
+from slipstream.drafting.packing import padded, rollout_mask
 from slipstream.drafting.parts import passes
 from slipstream.drafting.recipe import Paths
 from slipstream.drafting.shape import Dynamic
@@ -26,7 +26,7 @@ from slipstream.methods.eagle.head import EagleHead, HeadSizes
 from slipstream.methods.eagle.losses import Losses, RolloutLoss, _along_paths
 from slipstream.methods.eagle.settings import EagleSettings, learning_rate_for
 from slipstream.target.target import Target
-from slipstream.training.data.batches import laid_out, padded
+from slipstream.training.data.batches import laid_out
 from slipstream.training.data.dialogues import Dialogue
 from slipstream.training.data.features import FeatureSource
 from slipstream.training.run import suited_precision
@@ -215,7 +215,7 @@ def test_right_paths_are_those_that_a_drafted_chain_has(trained, target, dialogu
     """The engine drafts a chain of three from every place of the target's own greedy answers."""
     exact = Target(build("llama", weight_std=0.25, tie_word_embeddings=True))
     head = load_head(trained[1], exact)
-    engine = Engine(exact, EagleDrafter(exact, head, TreeShape(width=1, depth=3, total=3)))
+    engine = Engine(exact, EagleDrafter(exact, head, Dynamic(width=1, depth=3, total=3)))
     texts = dialogues[:12]
     losses = rollout(head, exact, texts, 3, tops=(1, 4))
     starts, right = [0, 0, 0], [0, 0, 0]

@@ -15,6 +15,7 @@ from families import build, prompt_ids
 from methods.eagle.eagle_reference import true_features
 from methods.hydra.hydra_reference import reference_head, reference_logits, reference_prefix
 from oracle import oracle_generate
+from slipstream.drafting.packing import padded
 from slipstream.drafting.shape import Dynamic
 from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
@@ -24,7 +25,7 @@ from slipstream.methods.hydra.head import HydraHeads
 from slipstream.methods.hydra.recipe import TeacherLoss, new_heads
 from slipstream.methods.hydra.settings import HydraSettings
 from slipstream.target.target import Target
-from slipstream.training.data.batches import laid_out, padded
+from slipstream.training.data.batches import laid_out
 from slipstream.training.data.dialogues import Dialogue
 from slipstream.training.runs import HydraRun, train_hydra
 

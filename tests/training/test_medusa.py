@@ -15,6 +15,7 @@ from families import prompt_ids
 from methods.eagle.eagle_reference import true_features
 from methods.medusa.medusa_reference import cycling_pair
 from oracle import oracle_generate
+from slipstream.drafting.packing import padded
 from slipstream.drafting.shape import Dynamic
 from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
@@ -25,7 +26,7 @@ from slipstream.methods.medusa.head import MedusaHeads
 from slipstream.methods.medusa.recipe import MedusaLoss
 from slipstream.methods.medusa.settings import MedusaSettings
 from slipstream.target.target import Target
-from slipstream.training.data.batches import laid_out, padded
+from slipstream.training.data.batches import laid_out
 from slipstream.training.data.dialogues import Dialogue
 from slipstream.training.runs import EagleRun, MedusaRun, train_medusa
 

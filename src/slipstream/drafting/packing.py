@@ -131,11 +131,16 @@ def packed_hidden(target: Target, ids: Tensor, lengths: Sequence[int]) -> Tensor
     return hidden[0].to(ids.device)
 
 
+def padded(values: Tensor, lengths: Sequence[int]) -> Tensor:
+    """[b, longest, ..] of texts that lie one after another in `values` [n, ..], with zeros behind each."""
+    return torch.nn.utils.rnn.pad_sequence(list(torch.split(values, list(lengths))), batch_first=True)
+
+
 @torch.no_grad()
 def takes_packed(target: Target) -> bool:
     """Whether a target computes texts laid one after another as it computes them alone, to rounding; tried on two."""
     kinds = set(getattr(target.config, "layer_types", None) or ["full_attention"])
-    if not kinds <= set(_KINDS) or target.rolling_rope is not None:
+    if not kinds <= set(_KINDS) or not target.family.may_pack_texts:
         return False
     lengths = (7, 12)
     ids = torch.arange(sum(lengths), device=target.device) * 7919 % target.vocab_size

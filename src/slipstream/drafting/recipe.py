@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from slipstream.training.data.batches import padded
+from slipstream.drafting.packing import padded
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ from itertools import islice
 import pytest
 import torch
 
+from slipstream.drafting.packing import padded
 from slipstream.errors import InputError
-from slipstream.training.data.batches import Plan, laid_out, padded
+from slipstream.training.data.batches import Plan, laid_out
 from slipstream.training.data.dialogues import Dialogue
 
 LENGTHS = [30, 5, 12, 90, 7, 7, 41, 3, 22, 18, 60, 11]

@@ -92,11 +92,6 @@ def laid_out(dialogues: Sequence[Dialogue]) -> tuple[Tensor, Tensor]:
     return torch.tensor(ids), torch.tensor(answer, dtype=torch.bool)
 
 
-def padded(values: Tensor, lengths: Sequence[int]) -> Tensor:
-    """[b, longest, ..] of texts that lie one after another in `values` [n, ..], with zeros behind each."""
-    return torch.nn.utils.rnn.pad_sequence(list(torch.split(values, list(lengths))), batch_first=True)
-
-
 def split(dialogues: Sequence[Dialogue], held_out: int) -> tuple[list[Dialogue], list[Dialogue]]:
     """Held-out dialogues, evenly spread over the data, and the rest."""
     count = min(held_out, len(dialogues) // 10)
