@@ -18,13 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from slipstream.errors import ArtifactError, InputError
 from slipstream.target.target import Target
-from slipstream.training.data.batched_decoding import BatchDecoder, can_decode_batches
+from slipstream.training.data.batched_decoding import answer_together
 from slipstream.training.data.corpus import Example, read_examples
-from slipstream.training.data.dialogues import RegenerateSettings, _answers, render
+from slipstream.training.data.dialogues import render
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,32 +164,14 @@ class AnswerRun:
     def _answer(self, number: int, block: Sequence[Prompt]) -> list[list[int]]:
         settings = self._settings
         seed = int.from_bytes(hashlib.sha256(f"{settings.seed} {number}".encode()).digest()[:8], "big") >> 1
-        if can_decode_batches(self._target):
-            decoder = BatchDecoder(
-                self._target,
-                [one.ids for one in block],
-                [one.temperature for one in block],
-                num_rows=settings.batch_size,
-                max_new_tokens=settings.max_new_tokens,
-                generator=torch.Generator(self._target.device).manual_seed(seed),
-            )
-            found = dict(decoder.answers())
-            return [found[index] for index in range(len(block))]
-        return self._answer_by_transformers(seed, block)
-
-    def _answer_by_transformers(self, seed: int, block: Sequence[Prompt]) -> list[list[int]]:
-        """For models whose layers do not all see the whole text."""
-        torch.manual_seed(seed)
-        found: dict[int, list[int]] = {}
-        for temperature in dict.fromkeys(self._settings.temperatures):
-            how = RegenerateSettings(max_new_tokens=self._settings.max_new_tokens, temperature=temperature)
-            numbers = [index for index, one in enumerate(block) if one.temperature == temperature]
-            numbers.sort(key=lambda index: len(block[index].ids))
-            for first in range(0, len(numbers), self._settings.batch_size):
-                part = numbers[first : first + self._settings.batch_size]
-                answers = _answers(self._target, [list(block[index].ids) for index in part], how)
-                found.update(zip(part, answers, strict=True))
-        return [found[index] for index in range(len(block))]
+        return answer_together(
+            self._target,
+            [one.ids for one in block],
+            [one.temperature for one in block],
+            num_rows=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            seed=seed,
+        )
 
     # --- the file -----------------------------------------------------------------------------------------------
 

@@ -30,6 +30,78 @@ _PROMPTS = 8  # prompts run at once, so that their padding is little
 _SHRINK = 0.75  # the batch is made smaller when fewer of its rows than this are in use
 
 
+def answer_together(
+    target: Target,
+    prompts: Sequence[Sequence[int]],
+    temperatures: Sequence[float],
+    *,
+    num_rows: int,
+    max_new_tokens: int,
+    seed: int,
+) -> list[list[int]]:
+    """An answer to each prompt, its end-of-sequence token included.
+
+    temperatures: one a prompt; 0: greedy, else sampled from the whole distribution. num_rows: answers written at once.
+    The same seed gives the same answers where prompts and num_rows are the same: rows share their arithmetic. Models
+    that `BatchDecoder` cannot run are left to transformers' own batched generation.
+    """
+    if not can_decode_batches(target):
+        return _by_transformers(target, prompts, temperatures, num_rows, max_new_tokens, seed)
+    decoder = BatchDecoder(
+        target,
+        prompts,
+        temperatures,
+        num_rows=num_rows,
+        max_new_tokens=max_new_tokens,
+        generator=torch.Generator(target.device).manual_seed(seed),
+    )
+    found = dict(decoder.answers())
+    return [found[number] for number in range(len(prompts))]
+
+
+@torch.inference_mode()
+def _by_transformers(
+    target: Target,
+    prompts: Sequence[Sequence[int]],
+    temperatures: Sequence[float],
+    num_rows: int,
+    max_new_tokens: int,
+    seed: int,
+) -> list[list[int]]:
+    stops, device = set(target.eos_token_ids), target.device
+    pad = target.model.generation_config.pad_token_id
+    pad = next(iter(stops), 0) if pad is None else pad
+    torch.manual_seed(seed)
+    found: dict[int, list[int]] = {}
+    for temperature in dict.fromkeys(temperatures):
+        numbers = [number for number, heat in enumerate(temperatures) if heat == temperature]
+        numbers.sort(key=lambda number: len(prompts[number]))
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+        for first in range(0, len(numbers), num_rows):
+            part = numbers[first : first + num_rows]
+            longest = max(len(prompts[number]) for number in part)
+            ids = torch.full((len(part), longest), pad, device=device)
+            mask = torch.zeros_like(ids)
+            for row, number in enumerate(part):  # padded on the left
+                ids[row, longest - len(prompts[number]) :] = torch.tensor(prompts[number], device=device)
+                mask[row, longest - len(prompts[number]) :] = 1
+            output = target.model.generate(
+                ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad,
+                **{"do_sample": False, **how},
+            )
+            answers = [_until(row, stops) for row in output[:, longest:].tolist()]
+            found.update(zip(part, answers, strict=True))
+    return [found[number] for number in range(len(prompts))]
+
+
+def _until(ids: list[int], stops: set[int]) -> list[int]:
+    """`ids` up to the first stop, which is kept."""
+    return next((ids[: place + 1] for place, token in enumerate(ids) if token in stops), ids)
+
+
 def can_decode_batches(target: Target) -> bool:
     """Whether every layer sees the whole text through the attention function below, with positions of fixed meaning."""
     config = target.config

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from slipstream.drafting.recipe import Dialogue as Dialogue
 from slipstream.errors import ArtifactError, InputError
 from slipstream.target.target import Target
+from slipstream.training.data.batched_decoding import answer_together
 from slipstream.training.data.corpus import Example
 
 logger = logging.getLogger(__name__)
@@ -88,7 +87,7 @@ class RegenerateSettings:
     max_new_tokens: int = 256
     """Tokens of an answer at most."""
     temperature: float = 0.0
-    """0: the greedy answer; else sampled under the target's own generation settings at this temperature."""
+    """0: the greedy answer; else sampled from the whole distribution at this temperature."""
     batch_size: int = 16
     """Answers written at once."""
     max_turns: int = 2
@@ -148,37 +147,19 @@ def answer_prompts(
     missing = sorted((key for key in prompts if key not in done), key=lambda key: len(prompts[key]))
     for first in range(0, len(missing), settings.batch_size):
         batch = missing[first : first + settings.batch_size]
-        torch.manual_seed(hash((settings.seed, *batch[0])) % 2**63)
-        for key, ids in zip(batch, _answers(target, [prompts[key] for key in batch], settings), strict=True):
+        answers = answer_together(
+            target,
+            [prompts[key] for key in batch],
+            [settings.temperature] * len(batch),
+            num_rows=len(batch),
+            max_new_tokens=settings.max_new_tokens,
+            seed=hash((settings.seed, *batch[0])) % 2**63,
+        )
+        for key, ids in zip(batch, answers, strict=True):
             done[key] = ids
             _append(store, *key, ids)
         logger.info("%d of %d answers", min(first + len(batch), len(missing)), len(missing))
     return {key: done[key] for key in prompts}
-
-
-@torch.inference_mode()
-def _answers(target: Target, prompts: Sequence[list[int]], settings: RegenerateSettings) -> list[list[int]]:
-    """One answer to each prompt, end-of-sequence token included, by transformers' own batched generation."""
-    config = target.model.generation_config
-    eos = config.eos_token_id
-    stops = set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
-    pad = config.pad_token_id if config.pad_token_id is not None else next(iter(stops), 0)
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), longest), pad, device=target.device)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):  # padded on the left
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=target.device)
-        mask[row, longest - len(prompt) :] = 1
-    how = {"do_sample": True, "temperature": settings.temperature} if settings.temperature else {"do_sample": False}
-    output = target.model.generate(
-        ids, attention_mask=mask, max_new_tokens=settings.max_new_tokens, pad_token_id=pad, **how
-    )
-    return [_until(row, stops) for row in output[:, longest:].tolist()]
-
-
-def _until(ids: list[int], stops: set[int]) -> list[int]:
-    """`ids` up to the first stop, which is kept."""
-    return next((ids[: place + 1] for place, token in enumerate(ids) if token in stops), ids)
 
 
 def _stored(store: Path) -> dict[tuple[int, int], list[int]]:
