@@ -1,4 +1,4 @@
-"""Sizes of looked-up drafts: values, learning for nothing, and a world of known costs in which the best size is known."""
+"""Sizes of looked-up drafts: values, learning for nothing, and a world of known costs where the best size is known."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_the_draft_is_worth_most_of_all_that_could_be_chosen(
     assert worth(len(sizing.choose(guesses, beside))) == pytest.approx(max(map(worth, possible)))
 
 
-def test_costs_are_measured_once_for_a_target_and_a_length_of_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_are_measured_once_for_a_target_and_corrected_by_length_of_prompt(monkeypatch) -> None:
     asked: list[tuple[Any, int, int]] = []
 
     def measure(target: Any, largest: int, prefix: int) -> Any:
@@ -187,11 +187,26 @@ def test_costs_are_measured_once_for_a_target_and_a_length_of_prefix(monkeypatch
     monkeypatch.setattr("slipstream.drafting.host_sizes.quick_verification", measure)
     one, other = (cast(Target, Place()) for _ in range(2))
     sizes = HostSizes("auto", 20)
-    for target, length in ((one, 3), (one, 128), (one, 129), (one, 512), (one, 2000), (other, 3)):
-        sizes.start(target, GreedyRule(), length, beside=5)
-    assert asked == [(one, 26, 64), (one, 26, 256), (one, 26, 1024), (other, 26, 64)]
+
+    def prices(target: Target, length: int) -> RowPrices:
+        found = sizes.start(target, GreedyRule(), length, beside=5).prices
+        assert found is not None
+        return found
+
+    long = prices(one, 600)
+    assert prices(one, 2000) is prices(one, 513) is long
+    assert prices(other, 128) is prices(other, 3)
+    assert asked == [(one, 26, 1024), (other, 26, 64)]
+    for _ in range(50):
+        long.note(8, 1.0)
+        long.note(1, 0.5)
+    assert prices(one, 200) is not long
+    assert prices(one, 200).prices == long.prices, "what is known of the nearest length"
+    before = long.of(8)
+    prices(one, 200).note(8, 9.0)
+    assert long.of(8) == before
     HostSizes(7, 20).start(one, GreedyRule(), 3)
-    assert len(asked) == 4, "a fixed size needs no costs"
+    assert len(asked) == 2, "a fixed size needs no costs"
 
 
 class Place:

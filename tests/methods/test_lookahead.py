@@ -222,7 +222,8 @@ def test_the_pool_keeps_the_ngrams_used_last_under_their_first_token(ngrams: lis
 def test_text_is_pooled_only_when_asked(family_model):
     """The prompt repeats itself, so its own n-grams are a draft from the first cycle on."""
     on, off = (
-        record(family_model("llama"), LookaheadSettings(**PUBLISHED, pool_from_prompt=pooled), 1)[0] for pooled in (True, False)
+        record(family_model("llama"), LookaheadSettings(**PUBLISHED, pool_from_prompt=pooled), 1)[0]
+        for pooled in (True, False)
     )
     assert tuple(PROMPT[:4]) in token_paths(on.tree)
     assert off.tree.num_nodes == 0

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 from weakref import WeakKeyDictionary
@@ -53,10 +54,14 @@ class Kind(NamedTuple):
     """Where the method has it from."""
 
 
+# By the length of the match, of first guesses: the mean of 384 greedy and 384 sampled (T = 1) answers of SmolLM2-135M.
+_RIGHT = (0.0, 0.17, 0.43, 0.57, 0.61, 0.66, 0.68, 0.7, 0.72, 0.75, 0.79, 0.83, 0.88)
+_RIGHT_OF_SIBLINGS = (1.0, 0.4, 0.2)
+
+
 def prior(kind: Kind) -> float:
     """What to expect of a kind that was never seen."""
-    match = min(kind.match, 8)
-    return (0.1, 0.12, 0.35, 0.5, 0.6, 0.65, 0.7, 0.75, 0.85)[match] * (1.0, 0.3, 0.15)[kind.sibling]
+    return _RIGHT[kind.match] * _RIGHT_OF_SIBLINGS[kind.sibling]
 
 
 class Odds:
@@ -209,9 +214,11 @@ class Habits:
 class HostSizes:
     """Sizes of a drafter's drafts: of a fixed number of nodes, or by cost.
 
-    Costs are measured once for a target and a length of prefix, in powers of four of 64 tokens. Habits are carried over
-    from generation to generation, for greedy texts and every temperature to the first decimal place on their own;
-    generations that take turns share them.
+    Costs are measured once for a target, before its first generation and after about as many tokens. Prompts of other
+    lengths, by powers of four of 64 tokens, begin with what is known of the nearest and correct it by cycles of their
+    own, since rows cost more where there is more to attend to. Habits are carried over from generation to generation,
+    for greedy texts and every temperature to the first decimal place on their own; generations that take turns share
+    them.
     """
 
     def __init__(self, total: Total, most: int) -> None:
@@ -237,9 +244,11 @@ class HostSizes:
         while prefix * 2 < prompt_length:
             prefix *= 4
         known = self._prices.setdefault(target, {})
-        if prefix not in known:
+        if not known:
             largest = min(ROWS[-1], 1 + self.most + beside)
             known[prefix] = RowPrices(ROWS, quick_verification(target, largest, prefix))
+        elif prefix not in known:
+            known[prefix] = deepcopy(known[min(known, key=lambda other: abs(math.log(other / prefix)))])
         return known[prefix]
 
 
