@@ -170,43 +170,42 @@ def test_the_draft_is_worth_most_of_all_that_could_be_chosen(
 
     def worth(size: int) -> float:
         best = sorted(guesses.values, reverse=True)[:size]
-        return sum(best) - pace * (prices.of(1 + beside + size) - prices.of(1 + beside))
+        return sum(best) - 1.5 * pace * (prices.of(1 + beside + size) - prices.of(1 + beside))
 
     sizes = {0, len(guesses.tokens), *(rows - 1 - beside for rows in ROWS)}
     possible = [size for size in sizes if 0 <= size <= len(guesses.tokens)]
     assert worth(len(sizing.choose(guesses, beside))) == pytest.approx(max(map(worth, possible)))
 
 
-def test_costs_are_measured_once_for_a_target_and_corrected_by_length_of_prompt(monkeypatch) -> None:
-    asked: list[tuple[Any, int, int]] = []
+def test_costs_are_measured_once_for_a_target_and_stretched_for_other_lengths(monkeypatch) -> None:
+    asked: list[tuple[Any, tuple[int, ...], int]] = []
 
-    def measure(target: Any, largest: int, prefix: int) -> Any:
-        asked.append((target, largest, prefix))
-        return (1, 1.0), (largest, 2.0)
+    def measure(target: Any, rows: tuple[int, ...], prefix: int) -> Any:
+        asked.append((target, rows, prefix))
+        return tuple((one, 1 + one * prefix / 10_000) for one in rows)
 
     monkeypatch.setattr("slipstream.drafting.host_sizes.quick_verification", measure)
     one, other = (cast(Target, Place()) for _ in range(2))
     sizes = HostSizes("auto", 20)
 
     def prices(target: Target, length: int) -> RowPrices:
-        found = sizes.start(target, GreedyRule(), length, beside=5).prices
+        found = sizes.start(target, GreedyRule(), length).prices
         assert found is not None
         return found
 
     long = prices(one, 600)
     assert prices(one, 2000) is prices(one, 513) is long
     assert prices(other, 128) is prices(other, 3)
-    assert asked == [(one, 26, 1024), (other, 26, 64)]
-    for _ in range(50):
-        long.note(8, 1.0)
-        long.note(1, 0.5)
-    assert prices(one, 200) is not long
-    assert prices(one, 200).prices == long.prices, "what is known of the nearest length"
+    assert asked == [(one, (1, 4, 16, 32), 1024), (other, (1, 4, 16, 32), 64)]
+    short, longer = prices(one, 200), prices(one, 5000)
+    assert asked[2:] == [(one, (1, 16), 256), (one, (1, 16), 4096)]
+    assert 1 < short.of(4) < long.of(4) < longer.of(4)
+    assert short.of(16) == pytest.approx((1 + 16 * 0.0256) / 1.0256, rel=0.2)
     before = long.of(8)
-    prices(one, 200).note(8, 9.0)
+    short.note(8, 9.0)
     assert long.of(8) == before
     HostSizes(7, 20).start(one, GreedyRule(), 3)
-    assert len(asked) == 2, "a fixed size needs no costs"
+    assert len(asked) == 4, "a fixed size needs no costs"
 
 
 class Place:

@@ -41,6 +41,26 @@ def test_cycles_correct_what_was_measured_and_slow_moments_do_not(drift: float) 
     assert prices.of(4) == pytest.approx(1.3, rel=0.06)
 
 
+def test_a_correction_holds_for_sizes_like_it() -> None:
+    prices = RowPrices(SIZES, [(1, 1.0), (16, 1.2)])
+    before = list(prices.prices)
+    for _ in range(40):
+        prices.note(4, 1.5)
+        prices.note(1, 1.0)
+    assert prices.of(1) == 1
+    assert all(after > 1.05 * price for after, price in zip(prices.prices[1:], before[1:], strict=True))
+
+
+def test_prices_are_stretched_to_what_was_measured_elsewhere() -> None:
+    prices = RowPrices(SIZES, [(1, 1.0), (16, 1.5)])
+    longer = prices.stretched([(1, 4.0), (16, 8.0)])
+    assert longer.of(16) == pytest.approx(2.0)
+    assert 1 < prices.of(4) < longer.of(4)
+    assert prices.of(16) == pytest.approx(1.5)
+    flat = RowPrices(SIZES, [(1, 1.0), (16, 1.0)]).stretched([(1, 1.0), (16, 3.0)])
+    assert flat.of(16) == pytest.approx(3.0)
+
+
 def test_one_slow_moment_hardly_changes_a_price() -> None:
     prices = RowPrices(SIZES, [(1, 1.0), (16, 1.5)])
     before = prices.of(4)
@@ -68,7 +88,7 @@ def test_a_quick_measurement_takes_a_dozen_passes_after_a_prefix_that_fits(prefi
 
     monkeypatch.setattr(Target, "forward", watch)
     monkeypatch.setattr(costs, "_QUICK_S", 0.0)
-    found = quick_verification(target, 20, prefix)
+    found = quick_verification(target, (1, 4, 16, 20), prefix)
     assert [rows for rows, _ in found] == [1, 4, 16, 20]
     assert [seconds for _, seconds in found] == sorted(seconds for _, seconds in found)
     (_, at_first), *timed = passes
@@ -88,6 +108,6 @@ def test_a_prefix_of_zeros_costs_passes_of_finite_numbers(name: str) -> None:
         return output
 
     target.model.forward = watch
-    quick_verification(target, 8, 30)
+    quick_verification(target, (1, 8), 30)
     assert seen
     assert all(seen)

@@ -6,7 +6,8 @@ guess that stood where the text went on was right or wrong, verified or not, so 
 
 Time that a node takes could have been spent on other cycles, which give `pace` tokens in the time of a plain one. So a
 draft is worth sum(values) - pace * (price - 1), price being what its pass takes in plain ones, and the draft of most
-worth is taken: the guesses of highest value, which hold each other's parents; none where all cost more than they bring.
+worth is taken, with some caution: the guesses of highest value, which hold each other's parents; none where all cost
+more than they bring.
 
 Sizes are those of a few passes (`ROWS`): prices are known for these, and whoever pads or compiles passes has few to
 keep. Sizes follow the clock; tokens do not.
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 from weakref import WeakKeyDictionary
@@ -31,10 +31,12 @@ from slipstream.runtime.costs import RowPrices, quick_verification
 from slipstream.target.target import Target
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_FIRST, _AGAIN = (1, 4, 16, 32), (1, 16)  # rows whose passes are timed, at first and for prompts of another length
 _LEAST_VALUE = 0.01  # guesses below it are left out where size follows cost
 _LONGEST, _SIBLINGS = 12, 3  # matches longer, and siblings further back, are of one kind
 _BELIEF = 16.0  # guesses' worth of belief in what is known of a kind from elsewhere
 _GENERATION, _CARRIED = 64, 512  # guesses of a kind that are remembered, roughly
+_CAUTION = 1.5  # times what rows cost: of all sizes, the one that looks best is the one that looks too good
 _PACE = 32  # cycles that make the pace, roughly
 _TRIAL = 16  # cycles of a trial of rows beside the draft
 _SHARES = 0.05, 0.005  # of the time, for trials: at first, and at least
@@ -214,11 +216,11 @@ class Habits:
 class HostSizes:
     """Sizes of a drafter's drafts: of a fixed number of nodes, or by cost.
 
-    Costs are measured once for a target, before its first generation and after about as many tokens. Prompts of other
-    lengths, by powers of four of 64 tokens, begin with what is known of the nearest and correct it by cycles of their
-    own, since rows cost more where there is more to attend to. Habits are carried over from generation to generation,
-    for greedy texts and every temperature to the first decimal place on their own; generations that take turns share
-    them.
+    Costs are measured once for a target, before its first generation and after about as many tokens. Rows cost more
+    where there is more to attend to, so the first prompt of another length, by powers of four of 64 tokens, takes a few
+    passes that say how much steeper prices are; cycles correct them from there. Habits are carried over from generation
+    to generation, for greedy texts and every temperature to the first decimal place on their own; generations that take
+    turns share them.
     """
 
     def __init__(self, total: Total, most: int) -> None:
@@ -233,22 +235,22 @@ class HostSizes:
         self._habits: dict[tuple[type[DecodingRule], float], Habits] = {}
         self._prices: WeakKeyDictionary[Target, dict[int, RowPrices]] = WeakKeyDictionary()
 
-    def start(self, target: Target, rule: DecodingRule, prompt_length: int, beside: int = 0) -> Sizing:
-        """Sizes for a new generation. beside: rows that may run beside its drafts."""
+    def start(self, target: Target, rule: DecodingRule, prompt_length: int) -> Sizing:
+        """Sizes for a new generation."""
         habits = self._habits.setdefault((type(rule), round(rule.temperature, 1)), Habits())
-        prices = self._priced(target, prompt_length, beside) if self.by_cost else None
+        prices = self._priced(target, prompt_length) if self.by_cost else None
         return Sizing(habits, prices, self.most)
 
-    def _priced(self, target: Target, prompt_length: int, beside: int) -> RowPrices:
+    def _priced(self, target: Target, prompt_length: int) -> RowPrices:
         prefix = 64
         while prefix * 2 < prompt_length:
             prefix *= 4
         known = self._prices.setdefault(target, {})
-        if not known:
-            largest = min(ROWS[-1], 1 + self.most + beside)
-            known[prefix] = RowPrices(ROWS, quick_verification(target, largest, prefix))
+        if prefix not in known and known:
+            nearest = known[min(known, key=lambda other: abs(math.log(other / prefix)))]
+            known[prefix] = nearest.stretched(quick_verification(target, _AGAIN, prefix))
         elif prefix not in known:
-            known[prefix] = deepcopy(known[min(known, key=lambda other: abs(math.log(other / prefix)))])
+            known[prefix] = RowPrices(ROWS, quick_verification(target, _FIRST, prefix))
         return known[prefix]
 
 
@@ -313,7 +315,7 @@ class Sizing:
                 continue
             worth += sum(values[taken:size])
             taken = size
-            net = worth - pace * (self.prices.of(1 + beside + size) - alone)
+            net = worth - _CAUTION * pace * (self.prices.of(1 + beside + size) - alone)
             if net > best_worth:
                 best, best_worth = size, net
         return best

@@ -98,7 +98,7 @@ class _Lookahead(Drafting):
 
     def __init__(self, run: Run, drafter: LookaheadDrafter) -> None:
         self._run, self._drafter = run, drafter
-        self._sizing = drafter.sizes.start(run.target, run.rule, run.prompt_length, beside=drafter.cells - 1)
+        self._sizing = drafter.sizes.start(run.target, run.rule, run.prompt_length)
         self._pool, self._text = NgramPool(drafter.guesses), NgramPool(drafter.guesses)  # of all, of the text alone
         self._pooled = 0  # n-grams of the text that are in the pools
         self._window = None if drafter.sizes.by_cost else self._new_window()

@@ -19,10 +19,11 @@ from slipstream.target.target import Target
 
 _ROUNDS = 5
 _PREFIX = 64  # tokens in the cache while verification is timed
-_QUICK_SIZES = 1, 4, 16  # rows of the passes that a quick measurement times, with the most that are asked for
 _QUICK_ROUNDS = 2, 5  # at least and at most, the first of which warms up
 _QUICK_S = 0.2  # no further round begins after so many seconds
 _MOMENT, _SETTLED = 0.3, 0.05  # weight of a cycle in what the machine is like now, and at last in the price of a size
+_ALIKE = 0.6  # of a correction to a price, for that of the next size, and so on
+_FREE = 0.02  # log of a price that is none
 _SURPRISE = 0.15  # log of the factor that a single cycle may speak for
 
 
@@ -71,8 +72,8 @@ class RowPrices:
 
     A quick measurement after a prefix like the text's comes first: some ten passes, the fastest of each size. Cycles
     then correct it, since passes are not all that a cycle takes: one that takes longer than its price says, beside what
-    the cycles just before it took, raises the price of its size. A slow moment of the machine falls on all sizes alike
-    and changes none.
+    the cycles just before it took, raises the price of its size and of those like it. A slow moment of the machine
+    falls on all sizes alike and changes none.
     """
 
     def __init__(self, sizes: Sequence[int], measured: Sequence[tuple[int, float]]) -> None:
@@ -98,19 +99,30 @@ class RowPrices:
         surprise = min(max(surprise, -_SURPRISE), _SURPRISE)
         if place:
             self._noted[place] += 1
-            self._log[place] += surprise * max(_SETTLED, 1 / (2 + self._noted[place]))
+            step = surprise * max(_SETTLED, 1 / (2 + self._noted[place]))
+            for other in range(1, len(self._log)):
+                self._log[other] += step * _ALIKE ** abs(other - place)
             self.prices = self._ascending()
+
+    def stretched(self, measured: Sequence[tuple[int, float]]) -> RowPrices:
+        """The same where a pass over some rows was measured again, beside one over a single row."""
+        (_, plain_s), (rows, rows_s) = measured
+        known, seen = self._log[self._place(rows)], math.log(rows_s / plain_s)
+        prices = RowPrices(self.sizes, measured)
+        if known > _FREE:
+            prices._log = [log * min(max(seen / known, 0.5), 4.0) for log in self._log]
+            prices.prices = prices._ascending()
+        return prices
 
     def _place(self, rows: int) -> int:
         return min(bisect_left(self.sizes, rows), len(self.sizes) - 1)
 
     def _ascending(self) -> list[float]:
-        return [math.exp(log) for log in accumulate([0.0, *self._log[1:]], max)]
+        return [math.exp(log) for log in accumulate(self._log, max)]
 
 
-def quick_verification(target: Target, largest: int, prefix: int) -> tuple[tuple[int, float], ...]:
-    """(rows, seconds) of target passes over a few sizes up to `largest` after so many tokens, in a few rounds."""
-    sizes = sorted({*(rows for rows in _QUICK_SIZES if rows < largest), largest})
+def quick_verification(target: Target, sizes: Sequence[int], prefix: int) -> tuple[tuple[int, float], ...]:
+    """(rows, seconds) of target passes over so many rows, ascending, after so many tokens, in a few rounds."""
     verify = _verification(target, sizes, prefix)
     calls = [partial(verify, rows) for rows in sizes]
     began = time.perf_counter()
