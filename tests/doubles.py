@@ -43,9 +43,16 @@ def tree_of(paths: Sequence[Path]) -> DraftTree:
     )
 
 
+_NO_ARTEFACT = [name for name, method in METHODS.items() if method.artefact is None and name != "layer-skip"]
 # Every method that needs no artefact, in shapes small enough for tiny targets: name -> (method, options).
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name, method in METHODS.items() if method.artefact is None and name != "layer-skip"},
+    **{name: (name, {}) for name in _NO_ARTEFACT},
+    "prompt-lookup": ("prompt-lookup", {"length": 10, "branches": 4}),
+    "prompt-lookup-auto": ("prompt-lookup", {}),
+    "prompt-lookup-total": ("prompt-lookup", {"total": 5}),
+    "lookahead": ("lookahead", {"window": 7, "level": 5, "guesses": 7}),
+    "lookahead-auto": ("lookahead", {}),
+    "lookahead-total": ("lookahead", {"window": 3, "level": 4, "total": 5}),
     "layer-skip-dynamic": ("layer-skip", {"tree": "dynamic", "width": 3, "depth": 3, "total": 6}),
     "layer-skip-chain": ("layer-skip", {"tree": "chain", "length": 4}),
 }

@@ -37,8 +37,8 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "medusa static": ("medusa", {"tree": "static"}),
     "hydra": ("hydra", _HEAD_TREE),
     "hydra static": ("hydra", {"tree": "static"}),
-    "prompt-lookup": ("prompt-lookup", {}),
-    "lookahead": ("lookahead", {}),
+    "prompt-lookup": ("prompt-lookup", {"length": 10, "branches": 4}),
+    "lookahead": ("lookahead", {"window": 7, "level": 5, "guesses": 7}),
 }
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},

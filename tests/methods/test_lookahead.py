@@ -18,7 +18,7 @@ from slipstream.core.tree import DraftTree
 from slipstream.drafting.base import Drafter, Drafting, Generation, Observed, Scouts
 from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
-from slipstream.methods.lookahead import LookaheadDrafter, LookaheadSettings, NgramPool, Window
+from slipstream.methods.lookahead import PUBLISHED, LookaheadDrafter, LookaheadSettings, NgramPool, Window
 from slipstream.methods.registry import build_drafter
 from slipstream.target.target import Target
 
@@ -150,9 +150,9 @@ def test_window_and_pool_are_those_of_the_published_algorithm(name, sizes, how, 
 
 
 def test_a_new_window_holds_tokens_of_the_prompt(family_model):
-    settings = LookaheadSettings()
+    settings = LookaheadSettings(**PUBLISHED)
     first = record(family_model("llama"), settings, 1)[0].window
-    assert len(first) == settings.window + settings.level - 3
+    assert len(first) == PUBLISHED["window"] + PUBLISHED["level"] - 3
     assert set(first) <= set(PROMPT)
 
 
@@ -216,20 +216,21 @@ def test_the_pool_keeps_the_ngrams_used_last_under_their_first_token(ngrams: lis
         pool.add(ngram)
     for first in range(4):
         latest = list(dict.fromkeys(ngram[1:] for ngram in reversed(ngrams) if ngram[0] == first))
-        assert list(pool.guesses(first)) == latest[:capacity]
+        assert [rest for rest, _ in pool.guesses(first)] == latest[:capacity]
 
 
 def test_text_is_pooled_only_when_asked(family_model):
     """The prompt repeats itself, so its own n-grams are a draft from the first cycle on."""
     on, off = (
-        record(family_model("llama"), LookaheadSettings(pool_from_prompt=pooled), 1)[0] for pooled in (True, False)
+        record(family_model("llama"), LookaheadSettings(**PUBLISHED, pool_from_prompt=pooled), 1)[0]
+        for pooled in (True, False)
     )
     assert tuple(PROMPT[:4]) in token_paths(on.tree)
     assert off.tree.num_nodes == 0
 
 
 def test_the_answer_is_pooled_with_the_prompt(family_model):
-    settings = LookaheadSettings(window=1, guesses=64)
+    settings = LookaheadSettings(window=1, level=5, guesses=64)
     for cycle in record(family_model("llama"), settings, 20):
         text, level = cycle.text, settings.level
         ngrams = [text[i + 1 : i + level] for i in range(len(text) - level + 1) if text[i] == text[-1]]
@@ -247,7 +248,7 @@ def repetitive() -> PreTrainedModel:
 
 def generate(model: PreTrainedModel, prompt: Sequence[int], how: dict[str, Any], **options: Any) -> Decoded:
     target = Target(model)
-    engine = Engine(target, build_drafter("lookahead", target, options))
+    engine = Engine(target, build_drafter("lookahead", target, {**PUBLISHED, **options}))
     return decode(engine, prompt, max_new_tokens=60, **how)
 
 
@@ -297,7 +298,7 @@ def test_no_row_of_the_window_reaches_past_the_budget_the_context_or_a_rope_boun
         return right(self, tokens, positions, *others, **rest)
 
     monkeypatch.setattr(Target, "forward", forward)
-    engine = Engine(target, LookaheadDrafter())
+    engine = Engine(target, LookaheadDrafter(LookaheadSettings(**PUBLISHED)))
     result = decode(engine, prompt, max_new_tokens=12)
     assert result.ids == oracle_generate(family_model(name), prompt, max_new_tokens=12)
     assert len(prompt) + 4 < max(highest) < limit
@@ -310,9 +311,74 @@ def test_no_row_of_the_window_reaches_past_the_budget_the_context_or_a_rope_boun
         ({"window": 257}, "lookahead window is 257; it must be a whole number from 1 to 256"),
         ({"level": 2}, "lookahead level is 2; it must be a whole number from 3 to 64"),
         ({"guesses": "many"}, "lookahead guesses is 'many'; it must be a whole number from 1 to 256"),
+        ({"total": 0}, "total is 0; it must be at least 1, a whole number, or 'auto'"),
         ({"pool_from_prompt": 1}, "lookahead pool_from_prompt is 1; it must be true or false"),
     ],
 )
 def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str, family_model) -> None:
     with pytest.raises(InputError, match=message):
         build_drafter("lookahead", Target(family_model("llama")), options)
+
+
+# -- by cost -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "by_cost"),
+    [
+        ({}, True),
+        ({"pool_from_prompt": False}, True),
+        ({"window": 3, "total": "auto"}, True),
+        ({"window": 3}, False),
+        ({"level": 4}, False),
+        ({"guesses": 2}, False),
+        ({"total": 9}, False),
+    ],
+)
+def test_explicit_sizes_stay_as_given(options: dict[str, Any], by_cost: bool) -> None:
+    drafter = LookaheadDrafter(LookaheadSettings(**options))
+    assert drafter.sizes.by_cost == by_cost
+    sizes = {name: options.get(name, size) for name, size in PUBLISHED.items()}
+    assert {name: getattr(drafter, name) for name in PUBLISHED} == sizes
+
+
+def scouting_cycles(drafter: LookaheadDrafter, model: PreTrainedModel, prompts: Sequence[list[int]]) -> list[bool]:
+    """Whether the window ran in each cycle of some generations."""
+    ran: list[bool] = []
+
+    class Watching(Recorded):
+        def __init__(self) -> None:
+            self.inner = drafter
+
+        def start(self, run: Generation) -> Drafting:
+            inner = drafter.start(run)
+            scouts = inner.scouts
+
+            def watch() -> Scouts | None:
+                ran.append(scouts() is not None)
+                return scouts()
+
+            inner.scouts = watch  # type: ignore[method-assign]
+            return inner
+
+    engine = Engine(Target(model), Watching())
+    for prompt in prompts:
+        result = decode(engine, prompt, max_new_tokens=60)
+        assert result.ids == oracle_generate(model, prompt, max_new_tokens=60)
+    return ran
+
+
+@pytest.mark.parametrize(("slope", "runs"), [(0.0, True), (0.05, False)])
+def test_the_window_is_tried_for_a_share_of_the_time_and_stays_where_it_pays(slope, runs, repetitive, monkeypatch):
+    """A text that loops in a period that its prompt does not show, by passes over which rows are free or dear."""
+    prices = tuple((rows, 1.0 + slope * (rows - 1)) for rows in (1, 64))
+    monkeypatch.setattr("slipstream.drafting.host_sizes.quick_verification", lambda *sizes: prices)
+    monkeypatch.setattr("slipstream.runtime.costs.RowPrices.note", lambda self, rows, seconds: None)
+    drafter = LookaheadDrafter(LookaheadSettings(pool_from_prompt=False))
+    ran = scouting_cycles(drafter, repetitive, [prompt_ids(12, seed=seed) for seed in range(10)])
+    if runs:
+        assert ran[-1]
+        assert ran[0], "nothing has to be saved up for rows that cost nothing"
+    else:
+        extra = sum(1 + slope * drafter.cells for one in ran if one)
+        assert extra <= 0.06 * len(ran)

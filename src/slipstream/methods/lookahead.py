@@ -10,7 +10,8 @@ the token at (level l, column c) stands l + c places behind it, and it was said 
 pass before. It sees level 0 up to its own column, then levels 1 .. l of that column: a tree, whose trunk is level 0.
 As in the released code the window moves on by one column a pass, however many tokens were accepted, and is
 filled level by level in the first N - 2 passes. Departures: drafting starts before the window is full, guesses that
-share a beginning share rows, the newest guess comes first, and the window of a sampled text is sampled too.
+share a beginning share rows, the newest guess comes first, and the window of a sampled text is sampled too. Unless
+sizes are given, the window runs only where it pays by measured cost, and only guesses that pay are verified.
 """
 
 from __future__ import annotations
@@ -26,25 +27,34 @@ from torch import Tensor
 
 from slipstream.core.tree import DraftTree
 from slipstream.drafting.base import Drafter, Drafting, Generation, Observed, Scouts
+from slipstream.drafting.host_sizes import Guesses, HostSizes, Total
 from slipstream.errors import InputError
-from slipstream.methods.method import Method, pick
-from slipstream.methods.prompt_lookup import Trie
+from slipstream.methods.method import Method, option_names, pick
+from slipstream.methods.prompt_lookup import match_length
+from slipstream.runtime.clock import Part
 from slipstream.target.target import Target
 
 LIMITS = {"window": (1, 256), "level": (3, 64), "guesses": (1, 256)}
 """Smallest and largest sizes. With fewer than 3 levels there would be no row to iterate on."""
+PUBLISHED = {"window": 7, "level": 5, "guesses": 7}
+_SAID = 1  # source of guesses that the target said in the window; those of the text are of source 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookaheadSettings:
-    """Settings of lookahead decoding. The sizes are those of the published runs."""
+    """Settings of lookahead decoding. All follows measured cost unless a total, or one of the sizes, is given."""
 
-    window: int = 7
-    """Columns of the window: places in the text that are guessed at once (W)."""
-    level: int = 5
-    """Tokens of an n-gram (N): one that is looked up and N - 1 to draft. The window has N - 1 rows."""
-    guesses: int = 7
-    """N-grams kept for each first token, the latest used; also the most that are drafted at once (G)."""
+    window: int | None = None
+    """Columns of the window: places in the text that are guessed at once (W); by default 7, as in the published runs.
+    Where size follows cost, the window runs only where it pays."""
+    level: int | None = None
+    """Tokens of an n-gram (N): one that is looked up and N - 1 to draft. The window has N - 1 rows. By default 5."""
+    guesses: int | None = None
+    """N-grams kept for each first token, the latest used; also the most that are drafted at once (G). By default 7."""
+    total: Total = None
+    """Drafted tokens verified at once: a number, for the likeliest ones, or "auto", for as many as pay by measured
+    cost, down to none, and a window only where it pays. By default "auto"; where one of the sizes is given, all guesses
+    and the window in every pass."""
     pool_from_prompt: bool = True
     """Keep the n-grams of the text too, prompt and answer. Off in the released code; on here: it costs no pass, and
     most of what prompt lookup would find is among the guesses then."""
@@ -52,7 +62,7 @@ class LookaheadSettings:
     def __post_init__(self) -> None:
         for name, (least, most) in LIMITS.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or not least <= value <= most:
+            if value is not None and (not isinstance(value, int) or not least <= value <= most):
                 raise InputError(f"lookahead {name} is {value!r}; it must be a whole number from {least} to {most}")
         if not isinstance(self.pool_from_prompt, bool):
             raise InputError(f"lookahead pool_from_prompt is {self.pool_from_prompt!r}; it must be true or false")
@@ -64,17 +74,19 @@ class LookaheadDrafter(Drafter):
     name = "lookahead"
 
     def __init__(self, settings: LookaheadSettings | None = None) -> None:
-        self.settings = settings or LookaheadSettings()
+        self.settings = given = settings or LookaheadSettings()
+        self.window, self.level, self.guesses = (getattr(given, name) or size for name, size in PUBLISHED.items())
+        no_sizes = given.total is given.window is given.level is given.guesses is None
+        self.sizes = HostSizes("auto" if no_sizes else given.total, self.guesses * (self.level - 1))
+        # While the window fills it is wider than W: with l levels each has W + N - 1 - l columns.
+        self.cells = max(levels * (self.window + self.level - 1 - levels) for levels in range(1, self.level))
 
-    def start(self, run: Generation) -> Drafting:
-        return _Lookahead(run, self.settings)
+    def start(self, generation: Generation) -> Drafting:
+        return _Lookahead(generation, self)
 
     @property
     def draft_slots(self) -> int:
-        window, level = self.settings.window, self.settings.level
-        # While the window fills it is wider than W: with l levels each has W + N - 1 - l columns.
-        cells = max(levels * (window + level - 1 - levels) for levels in range(1, level))  # the root's among them
-        return cells + self.settings.guesses * (level - 1)
+        return self.cells + self.sizes.most  # the root's among the cells
 
 
 class _Lookahead(Drafting):
@@ -84,39 +96,89 @@ class _Lookahead(Drafting):
     copy, and the next window goes to the device as the draft does, so nothing waits.
     """
 
-    def __init__(self, run: Generation, settings: LookaheadSettings) -> None:
-        self._run, self._settings = run, settings
-        self._pool = NgramPool(settings.guesses)
-        self._window = Window(settings.window, settings.level, run.tokens)
-        self._pooled = 0  # n-grams of the text that are in the pool
+    def __init__(self, generation: Generation, drafter: LookaheadDrafter) -> None:
+        self._generation, self._drafter = generation, drafter
+        self._sizing = drafter.sizes.start(generation.target, generation.rule, generation.prompt_length)
+        self._pool, self._text = NgramPool(drafter.guesses), NgramPool(drafter.guesses)  # of all, of the text alone
+        self._pooled = 0  # n-grams of the text that are in the pools
+        self._window = None if drafter.sizes.by_cost else self._new_window()
+        self._length = len(generation.tokens)  # of the text when the last pass was run
+        self._bare: tuple[Guesses, list[int]] | None = None  # what would have been drafted in it without the window
 
     def propose(self) -> DraftTree:
-        if self._settings.pool_from_prompt:
+        text, sizing = self._generation.tokens, self._sizing
+        sizing.catch_up(text)
+        if self._drafter.settings.pool_from_prompt:
             self._pool_text()
-        trie = Trie()
-        for guess in self._pool.guesses(self._run.tokens[-1]):
-            trie.add(list(guess[: self._run.max_depth]))
-        return trie.tree(self._run.target.device)
+        if self._drafter.sizes.by_cost:
+            self._choose_window()
+        beside = 0 if self._window is None else self._window.num_rows
+        guesses = self._look_up(self._pool)
+        kept = sizing.choose(guesses, beside)
+        sizing.run(guesses, text, 1 + len(kept) + beside)
+        return guesses.tree(kept, self._generation.target.device)
 
-    def scouts(self) -> Scouts:
-        self._window.set_root(self._run.tokens[-1])
-        tokens, parents, depth = torch.tensor(self._window.rows(), device=self._run.target.device).unbind()
+    def scouts(self) -> Scouts | None:
+        if self._window is None:
+            return None
+        self._window.set_root(self._generation.tokens[-1])
+        tokens, parents, depth = torch.tensor(self._window.rows(), device=self._generation.target.device).unbind()
         return Scouts(tokens, parents, depth, self._read)
 
     def observe(self, observed: Observed) -> None:
-        if observed.scouted:
+        if observed.scouted and self._window is not None:
             for ngram in self._window.advance(observed.scouted):
                 self._pool.add(ngram)
 
+    def end_cycle(self, seconds: Mapping[Part, float]) -> None:
+        self._sizing.end_cycle(seconds)
+
+    def _new_window(self) -> Window:
+        return Window(self._drafter.window, self._drafter.level, self._generation.tokens)
+
+    def _choose_window(self) -> None:
+        """Run the window in this pass or do not, by what became of the last one and of those before it."""
+        text, scouting, prices = self._generation.tokens, self._sizing.habits.scouting, self._sizing.prices
+        assert prices is not None
+        to_fill = self._drafter.level - 2
+        if self._bare is not None:
+            guesses, kept = self._bare
+            emitted = text[self._length :]
+            bare = 1 + guesses.num_right(emitted, kept), prices.of(1 + len(kept))
+            if not scouting.note(to_fill, len(emitted), self._sizing.price, *bare):
+                self._window = None
+        elif len(text) > self._length:
+            scouting.save(self._sizing.price)
+        if self._window is None and scouting.begins(
+            prices.of(self._drafter.cells) - 1, to_fill, self._generation.max_depth
+        ):
+            self._window = self._new_window()
+        self._length, self._bare = len(text), None
+        if self._window is not None:
+            guesses = self._look_up(self._text)
+            self._bare = guesses, self._sizing.choose(guesses)
+
+    def _look_up(self, pool: NgramPool) -> Guesses:
+        """What may follow the root; where it is sized, n-grams that match more of the text come first."""
+        text, found = self._generation.tokens, self._sizing.guesses()
+        ngrams = [(1 if end < 0 else match_length(text, end), end, rest) for rest, end in pool.guesses(text[-1])]
+        if self._drafter.sizes.by_cost:
+            ngrams.sort(key=lambda ngram: -ngram[0])
+        for match, end, rest in ngrams:
+            found.add(rest[: self._generation.max_depth], match, _SAID if end < 0 else 0)
+        return found
+
     def _read(self, logits: Tensor) -> Tensor:
         """The target's next token after each column of the window's last level. logits: [scouts, vocab]."""
+        assert self._window is not None
         columns, depth = self._window.frontier
-        return self._run.rule.guess(logits[-columns:], depth)
+        return self._generation.rule.guess(logits[-columns:], depth)
 
     def _pool_text(self) -> None:
-        text, level = self._run.tokens, self._settings.level
+        text, level = self._generation.tokens, self._drafter.level
         for first in range(self._pooled, len(text) - level + 1):
-            self._pool.add(text[first : first + level])
+            for pool in (self._pool, self._text):
+                pool.add(text[first : first + level], first + 1)
         self._pooled = max(self._pooled, len(text) - level + 1)
 
 
@@ -142,6 +204,11 @@ class Window:
         return tokens, parents, [cell // columns + cell % columns for cell in cells]
 
     @property
+    def num_rows(self) -> int:
+        """Rows of all but the root."""
+        return len(self._levels[0]) * len(self._levels) - 1
+
+    @property
     def frontier(self) -> tuple[int, int]:
         """How many rows of the last level the window advances by, and at what depth the first one's next token is."""
         levels, columns = len(self._levels), len(self._levels[0])
@@ -164,19 +231,20 @@ class NgramPool:
     def __init__(self, capacity: int) -> None:
         """capacity: n-grams kept for each first token; the one not seen for longest makes room."""
         self._capacity = capacity
-        self._by_first: defaultdict[int, dict[tuple[int, ...], None]] = defaultdict(dict)  # in order of use
+        self._by_first: defaultdict[int, dict[tuple[int, ...], int]] = defaultdict(dict)  # in order of use
 
-    def add(self, ngram: Sequence[int]) -> None:
+    def add(self, ngram: Sequence[int], end: int = -1) -> None:
+        """end: where in the text its first token ends; -1: it is not of the text."""
         known = self._by_first[ngram[0]]
         rest = tuple(ngram[1:])
         known.pop(rest, None)
-        known[rest] = None
+        known[rest] = end
         if len(known) > self._capacity:
             del known[next(iter(known))]
 
-    def guesses(self, first: int) -> Iterator[tuple[int, ...]]:
-        """What followed `first`, the latest seen first."""
-        return reversed(self._by_first.get(first, {}))
+    def guesses(self, first: int) -> Iterator[tuple[tuple[int, ...], int]]:
+        """What followed `first`, the latest seen first, and its `end`."""
+        return reversed(self._by_first.get(first, {}).items())
 
 
 def _build(target: Target, options: Mapping[str, Any]) -> Drafter:
@@ -188,6 +256,6 @@ METHOD = Method(
     summary="the target guesses further ahead in the same pass; what it says there becomes n-grams (Lookahead)",
     needs="nothing",
     paper="arXiv 2402.02057",
-    options=("window", "level", "guesses", "pool_from_prompt"),
+    options=option_names(LookaheadSettings),
     build=_build,
 )

@@ -2,40 +2,49 @@
 
 As published: the longest n-gram (3 tokens, then 2, then 1) that ends the text and occurs earlier; its continuation,
 up to 10 tokens, is the draft. Beyond that: matches close to the end count too, and run on through the draft itself
-(periodic text is continued as such); and the continuations of several matches become one tree, merged where they agree.
+(periodic text is continued as such); the continuations of several matches become one tree, merged where they agree;
+and as much of it is verified as pays, since every row of a pass has its price.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-import torch
-
-from slipstream.core.tree import DraftTree
+from slipstream.core.tree import DraftTree, empty_tree
 from slipstream.drafting.base import Drafter, Drafting, Generation
+from slipstream.drafting.host_sizes import HostSizes, Total
 from slipstream.errors import InputError
-from slipstream.methods.method import Method, pick
+from slipstream.methods.method import Method, option_names, pick
+from slipstream.runtime.clock import Part
 from slipstream.target.target import Target
+
+_FIXED = {"length": 10, "branches": 4}
+_LIMITS = {"length": 24, "branches": 4}  # where size follows cost
+_LONGEST_MATCH = 12  # tokens compared to tell how good a match is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptLookupSettings:
-    """Settings of prompt lookup."""
+    """Settings of prompt lookup. Drafts are sized by measured cost unless a total, length or branches are given."""
 
     max_ngram: int = 3
     """Longest n-gram looked up; shorter ones follow down to 1."""
-    length: int = 10
-    """Tokens drafted from each match."""
-    branches: int = 4
-    """Matches drafted from at once; 1 drafts a chain, as published."""
+    length: int | None = None
+    """Tokens drafted from each match, at most. By default 10, and 24 where drafts are sized by cost."""
+    branches: int | None = None
+    """Matches drafted from at once, at most, by default 4; with 1 the draft is a chain, as published."""
+    total: Total = None
+    """Drafted tokens verified at once: a number, for the likeliest ones, or "auto", for as many as pay by measured
+    cost, down to none. By default "auto"; all of them where a length or branches are given."""
 
     def __post_init__(self) -> None:
         for name in ("max_ngram", "length", "branches"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if value is not None and (not isinstance(value, int) or value < 1):
                 raise InputError(f"prompt-lookup {name} is {value!r}; it must be at least 1, a whole number")
 
 
@@ -45,31 +54,42 @@ class PromptLookupDrafter(Drafter):
     name = "prompt-lookup"
 
     def __init__(self, settings: PromptLookupSettings | None = None) -> None:
-        self.settings = settings or PromptLookupSettings()
+        self.settings = given = settings or PromptLookupSettings()
+        total = "auto" if given.total is given.length is given.branches is None else given.total
+        sizes = _LIMITS if total == "auto" else _FIXED
+        self.length = given.length or sizes["length"]
+        self.branches = given.branches or sizes["branches"]
+        self.sizes = HostSizes(total, self.length * self.branches)
 
-    def start(self, run: Generation) -> Drafting:
-        return _Lookup(run, self.settings)
+    def start(self, generation: Generation) -> Drafting:
+        return _Lookup(generation, self)
 
     @property
     def draft_slots(self) -> int:
-        return 1 + self.settings.length * self.settings.branches
+        return 1 + self.sizes.most
 
 
 class _Lookup(Drafting):
-    def __init__(self, run: Generation, settings: PromptLookupSettings) -> None:
-        self._run, self._settings = run, settings
-        self._index = NgramIndex(settings.max_ngram)
+    def __init__(self, generation: Generation, drafter: PromptLookupDrafter) -> None:
+        self._generation, self._drafter = generation, drafter
+        self._index = NgramIndex(drafter.settings.max_ngram)
+        self._sizing = drafter.sizes.start(generation.target, generation.rule, generation.prompt_length)
+        self._nothing = empty_tree(generation.target.device)
 
     def propose(self) -> DraftTree:
-        text = self._run.tokens
+        text = self._generation.tokens
+        self._sizing.catch_up(text)
         self._index.extend(text)
-        length = min(self._settings.length, self._run.max_depth)
-        trie = Trie()
-        for branch, end in enumerate(self._index.matches(text)):
-            if branch == self._settings.branches:
-                break
-            trie.add(continuation(text, end, length))
-        return trie.tree(self._run.target.device)
+        guesses = self._sizing.guesses()
+        length = min(self._drafter.length, self._generation.max_depth)
+        for end in islice(self._index.matches(text), self._drafter.branches):
+            guesses.add(continuation(text, end, length), match_length(text, end))
+        kept = self._sizing.choose(guesses)
+        self._sizing.run(guesses, text, 1 + len(kept))
+        return guesses.tree(kept, self._generation.target.device) if kept else self._nothing
+
+    def end_cycle(self, seconds: Mapping[Part, float]) -> None:
+        self._sizing.end_cycle(seconds)
 
 
 class NgramIndex:
@@ -97,37 +117,18 @@ class NgramIndex:
                     yield end
 
 
-def continuation(text: list[int], start: int, length: int) -> list[int]:
+def match_length(text: Sequence[int], end: int) -> int:
+    """Tokens before `end` that are those at the end of the text, as many as are compared."""
+    length = 0
+    while length < min(end, _LONGEST_MATCH) and text[end - 1 - length] == text[-1 - length]:
+        length += 1
+    return length
+
+
+def continuation(text: Sequence[int], start: int, length: int) -> Iterator[int]:
     """`length` tokens from `start` on; past the end of the text it reads on in what it has itself produced."""
     period = len(text) - start
-    return [text[start + offset % period] for offset in range(length)]
-
-
-class Trie:
-    """Chains merged where they share a beginning."""
-
-    def __init__(self) -> None:
-        self._tokens: list[int] = []
-        self._parents: list[int] = []
-        self._depth: list[int] = []
-        self._child: dict[tuple[int, int], int] = {}
-
-    def add(self, chain: list[int]) -> None:
-        parent = -1
-        for depth, token in enumerate(chain, start=1):
-            node = self._child.get((parent, token))
-            if node is None:
-                node = self._child[parent, token] = len(self._tokens)
-                self._tokens.append(token)
-                self._parents.append(parent)
-                self._depth.append(depth)
-            parent = node
-
-    def tree(self, device: torch.device) -> DraftTree:
-        """All chains as one tree; lookup has no confidences, so every log-value is 0."""
-        tokens, parents, depth = torch.tensor([self._tokens, self._parents, self._depth], device=device).long()
-        values = torch.zeros(len(self._tokens), device=device)
-        return DraftTree(tokens, parents, depth, values, max(self._depth, default=0))
+    return (text[start + offset % period] for offset in range(length))
 
 
 def _build(target: Target, options: Mapping[str, Any]) -> Drafter:
@@ -139,6 +140,6 @@ METHOD = Method(
     summary="drafts what followed the last tokens earlier in the text (PLD)",
     needs="nothing",
     paper="github.com/apoorvumang/prompt-lookup-decoding",
-    options=("max_ngram", "length", "branches"),
+    options=option_names(PromptLookupSettings),
     build=_build,
 )
