@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from random_trees import token_paths
@@ -79,6 +79,7 @@ def test_guesses_of_little_worth_are_left_out_but_for_those_that_teach() -> None
 
 
 @given(chains, st.lists(st.integers(0, 2), max_size=6))
+@settings(deadline=None)
 def test_guesses_follow_the_text(some: list[list[int]], text: list[int]) -> None:
     guesses = guesses_of(some)
     paths = token_paths(guesses.tree(every_node(guesses), CPU))
@@ -90,6 +91,7 @@ def test_guesses_follow_the_text(some: list[list[int]], text: list[int]) -> None
 
 
 @given(chains, st.lists(st.floats(0.05, 0.95), min_size=9, max_size=9), st.integers(1, 9))
+@settings(deadline=None)
 def test_the_nodes_of_highest_value_hold_each_others_parents(some: Any, odds: list[float], total: int) -> None:
     guesses = guesses_of(some, odds=lambda kind: odds[(kind.match * 3 + kind.sibling) % 9])
     kept = Sizing(Habits(), None, total).choose(guesses)
@@ -161,6 +163,7 @@ def test_habits_are_those_of_a_rule_and_a_temperature() -> None:
     st.floats(1, 3),
     st.integers(0, 9),
 )
+@settings(deadline=None)
 def test_the_draft_is_worth_most_of_all_that_could_be_chosen(
     some: list[list[int]], steps: list[float], pace: float, beside: int
 ) -> None:

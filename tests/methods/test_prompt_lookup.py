@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from doubles import decode
@@ -31,16 +31,16 @@ from slipstream.target.target import Target
 texts = st.lists(st.integers(0, 2), min_size=1, max_size=20)
 
 
-def start(text: list[int], max_depth: int = 100, **settings: Any) -> tuple[Drafting, Generation]:
+def start(text: list[int], max_depth: int = 100, **sizes: Any) -> tuple[Drafting, Generation]:
     """A lookup at work on `text`, of a fixed size."""
     device = torch.device("cpu")
     target = cast(Target, SimpleNamespace(device=device))  # all that lookup asks of a target
     run = Generation(target, KVCache(0, device), GreedyRule(), list(text), len(text), max_depth)
-    return PromptLookupDrafter(PromptLookupSettings(**{"branches": 4, **settings})).start(run), run
+    return PromptLookupDrafter(PromptLookupSettings(**{"branches": 4, **sizes})).start(run), run
 
 
-def proposed(text: list[int], max_depth: int = 100, **settings: Any) -> DraftTree:
-    return start(text, max_depth, **settings)[0].propose()
+def proposed(text: list[int], max_depth: int = 100, **sizes: Any) -> DraftTree:
+    return start(text, max_depth, **sizes)[0].propose()
 
 
 def longest_paths(tree: DraftTree) -> list[tuple[int, ...]]:
@@ -156,6 +156,7 @@ def test_match_length_counts_equal_tokens_backwards(text: list[int], data: st.Da
 
 
 @given(texts, st.integers(1, 12))
+@settings(deadline=None)
 def test_a_total_keeps_the_likeliest_guesses(text: list[int], total: int) -> None:
     every, some = proposed(text, length=6), proposed(text, length=6, total=total)
     assert some.num_nodes == min(total, every.num_nodes)
