@@ -11,9 +11,11 @@ import hashlib
 import inspect
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,8 @@ from slipstream.target.masks import MaskPlan
 from slipstream.target.shadow import Change, Forward, shadow
 
 _NOTHING = Features()
+_TURNS: WeakKeyDictionary[nn.Module, AbstractContextManager[object]] = WeakKeyDictionary()
+"""Of offloaded models, which targets may share: accelerate puts weights into the modules for as long as they run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ class Target:
         self._quiet: nn.Module = shadow(model, {})
         """What runs where nothing is watched or left out: the model itself, unless it remembers passes."""
         self._watched: dict[Features, WatchedModel] = {}
+        self._turn = _turn(model)
         self._masks = MaskPlan.find(self.config, self.dtype, self._takes_mask_dict)
 
     # -- running -------------------------------------------------------------------------------------------------
@@ -109,9 +114,8 @@ class Target:
         mask = self._masks.build(visible, positions, cache)
         on_built()
         if not features:
-            return TargetOutput(
-                self._run(instead or self._quiet, tokens, positions, mask, cache, last_logits_only), None
-            )
+            model = self._quiet if instead is None else instead
+            return TargetOutput(self._run(model, tokens, positions, mask, cache, last_logits_only), None)
         assert instead is None
         watched = self._watch(features)
         with watched.watching() as seen:
@@ -142,7 +146,8 @@ class Target:
             return torch.equal(self._lm_head(hidden), self._whole_head(hidden))
 
     def _lm_head(self, hidden: Tensor) -> Tensor:
-        output: Tensor = self.model.get_output_embeddings()(hidden)
+        with self._turn:
+            output: Tensor = self.model.get_output_embeddings()(hidden)
         return self.upcast(output).to(hidden.device)  # where the model is sharded, the LM head may be elsewhere
 
     def _whole_head(self, hidden: Tensor) -> Tensor:
@@ -169,14 +174,15 @@ class Target:
         last_logits_only: bool,
     ) -> Tensor:
         extra = {"logits_to_keep": 1} if last_logits_only and self._takes_logits_to_keep else {}
-        output = model(
-            input_ids=tokens[None],
-            position_ids=positions[None],
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-            **extra,
-        )
+        with self._turn:
+            output = model(
+                input_ids=tokens[None],
+                position_ids=positions[None],
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+                **extra,
+            )
         return self.upcast(output.logits)
 
     def upcast(self, logits: Tensor) -> Tensor:
@@ -266,6 +272,13 @@ class Target:
         except (AttributeError, TypeError, ValueError, KeyError, RuntimeError):
             return False
         return True
+
+
+def _turn(model: nn.Module) -> AbstractContextManager[object]:
+    """What a pass is made under: nothing, or for offloaded weights a lock."""
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+        return _TURNS.setdefault(model, threading.RLock())
+    return nullcontext()
 
 
 def _rows_out(head: Any) -> int:
