@@ -23,8 +23,9 @@ from slipstream.engine.engine import Engine
 from slipstream.errors import UnsupportedTargetError
 from slipstream.methods.plain import PlainDrafter
 from slipstream.target.cache import KVCache
+from slipstream.target.features import Features
 from slipstream.target.probe import probe
-from slipstream.target.target import Features, Target
+from slipstream.target.target import Target
 
 PROMPT = prompt_ids(7, seed=4) * 3
 NUM_TOKENS = 14

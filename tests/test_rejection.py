@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from doubles import request
 from families import build
@@ -32,7 +31,7 @@ from slipstream.drafting.chain import ChainDrafting
 from slipstream.engine.engine import Engine, Step
 from slipstream.methods.registry import build_drafter
 from slipstream.target.cache import KVCache
-from slipstream.target.target import Target, replaced_forward
+from slipstream.target.target import Target
 
 VOCAB, NUM_NEW = 5, 3
 PROMPT = [1, 2, 3, 1, 4, 1]  # a text in which the last token was followed by two others before
@@ -112,42 +111,37 @@ Memory = dict[tuple[Any, ...], tuple[Tensor, list[tuple[Tensor, Tensor]]]]
 
 
 @contextmanager
-def remembered(model: PreTrainedModel, memory: Memory) -> Iterator[None]:
+def remembered(target: Target, memory: Memory) -> Iterator[None]:
     """Run each pass of the model once; the same pass again gives the same logits and writes the same cache rows.
 
     A pass is named by all it depends on: tokens, positions, mask, the rows it may read, and the modules replaced to
     skip them. Rows are compared in float32, for the same row may come from different passes, rounded differently.
     """
-    real = model.forward
-    modules = [module for module in model.modules() if module is not model]
+    real = target._run
 
-    def forward(
-        *, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, past_key_values: KVCache, **others: Any
-    ) -> CausalLMOutputWithPast:
-        cache = past_key_values
+    def run(
+        model: nn.Module, tokens: Tensor, positions: Tensor, mask: Tensor, cache: KVCache, last_logits_only: bool
+    ) -> Tensor:
         filled = [rows for layer in cache.layers for rows in (layer.keys, layer.values) if rows is not None]
-        parts = [
-            input_ids,
-            position_ids,
-            attention_mask.float(),
-            *(rows[:, :, : cache.start].float() for rows in filled),
-        ]
-        skipped = tuple(i for i, module in enumerate(modules) if "forward" in module.__dict__)
-        key = (cache.start, skipped, *others.items(), *(part.numpy().tobytes() for part in parts))
+        parts = [tokens, positions, mask.float(), *(rows[:, :, : cache.start].float() for rows in filled)]
+        skipped = tuple(i for i, module in enumerate(model.modules()) if "forward" in module.__dict__)
+        key = (cache.start, skipped, last_logits_only, *(part.numpy().tobytes() for part in parts))
         if key not in memory:
-            given = {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": attention_mask}
-            logits = real(**given, past_key_values=cache, **others).logits
+            logits = real(model, tokens, positions, mask, cache, last_logits_only)
             rows = slice(cache.start, cache.end)
             written = [(layer.keys[:, :, rows].clone(), layer.values[:, :, rows].clone()) for layer in cache.layers]
             memory[key] = (logits.clone(), written)
-            return CausalLMOutputWithPast(logits=logits)
+            return logits
         logits, written = memory[key]
         for layer, (keys, values) in zip(cache.layers, written, strict=True):
             layer.update(keys, values)
-        return CausalLMOutputWithPast(logits=logits.clone())
+        return logits.clone()
 
-    with replaced_forward(model, forward):
+    target._run = run
+    try:
         yield
+    finally:
+        del target._run
 
 
 class Sample(NamedTuple):
@@ -164,7 +158,7 @@ def sample(
     engine = Engine(target, build_drafter(method, target, options))
     one = request(PROMPT, max_new_tokens=NUM_NEW, **settings)
     texts, drafted = [], []
-    with remembered(target.model, memory):
+    with remembered(target, memory):
         for seed in range(num_seeds):
             sampling = SamplingSettings(seed=seed, verification="rejection")
             steps = list(engine.generate(replace(one, sampling=sampling)))

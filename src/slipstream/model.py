@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
@@ -31,6 +32,9 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """Text (one user turn where the tokenizer has a chat template), chat messages, or token ids taken as they are."""
 
 DEFAULT_MAX_NEW_TOKENS = 256
+
+_ENCODING = threading.Lock()
+"""Several models may share a tokenizer, and the first to encode switches off truncation and padding in it."""
 
 __all__ = ["DEFAULT_MAX_NEW_TOKENS", "Model", "Output", "Prompt", "Stats", "load"]
 
@@ -193,7 +197,8 @@ class Model:
         if self.tokenizer is None:
             raise InputError("text prompts need a tokenizer; pass tokenizer=... to load, or a list of token ids")
         if isinstance(prompt, str) and getattr(self.tokenizer, "chat_template", None) is None:
-            ids: list[int] = self.tokenizer.encode(prompt)
+            with _ENCODING:
+                ids: list[int] = self.tokenizer.encode(prompt)
             return ids
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         return self._encode_chat(messages)
@@ -204,7 +209,8 @@ class Model:
         if getattr(self.tokenizer, "chat_template", None) is None:
             raise InputError("this tokenizer has no chat template; give the prompt as one text")
         try:
-            encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+            with _ENCODING:
+                encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
         except (ValueError, TypeError) as error:
             raise InputError(f"the chat template refuses these messages: {error}") from error
         ids: list[int] = list(encoded["input_ids"])

@@ -32,7 +32,7 @@ def law_test(target_and_memory, draft, rule, warping=None):
     target, memory = target_and_memory
     method, options = DRAFTERS[draft]
     subject = choose_subject(target, [(1, PROMPT)], warping or Warping(), NUM_SAMPLES)
-    with remembered(target.model, memory):
+    with remembered(target, memory):
         return run_law_test(
             target,
             build_drafter(method, target, options),

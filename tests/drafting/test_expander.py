@@ -146,7 +146,7 @@ def test_rejection_follows_the_targets_law(shape):
     target = Target(build("llama", vocab_size=VOCAB, weight_std=0.4, **sizes))
     engine = Engine(target, Part(target, shape, torch.tensor([3, 1, 0, 4])))
     one, texts, memory = request(REJECTION_PROMPT, max_new_tokens=NUM_NEW, temperature=1.0), [], {}
-    with remembered(target.model, memory):
+    with remembered(target, memory):
         for seed in range(600):
             sampled = replace(one, sampling=SamplingSettings(seed=seed, verification="rejection"))
             texts.append(tuple(token for step in engine.generate(sampled) for token in step.token_ids))

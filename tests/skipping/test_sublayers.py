@@ -87,8 +87,7 @@ def test_skipping_equals_zeroing_the_sublayers_by_hooks(model: PreTrainedModel) 
     for attention, mlp in itertools.product(subsets, subsets):
         with zeroed_by_hooks(model, attention, mlp):
             expected = logits(model)
-        with sublayers.skipping(skip_set(depth, attention, mlp)):
-            skipped = logits(model)
+        skipped = logits(sublayers.plan(skip_set(depth, attention, mlp)).model)
         assert torch.equal(skipped, expected), (attention, mlp)
 
 
@@ -103,8 +102,7 @@ def test_a_layer_without_sublayers_returns_its_input(model: PreTrainedModel) -> 
     with ExitStack() as hooks:
         for layer in layers_of(model):
             hooks.enter_context(layer.register_forward_hook(record))
-        with sublayers.skipping(skip_set(sublayers.num_layers, everything, everything)):
-            logits(model)
+        logits(sublayers.plan(skip_set(sublayers.num_layers, everything, everything)).model)
     assert len(calls) == sublayers.num_layers
     assert all(torch.equal(before, after) for before, after in calls)
 
@@ -114,8 +112,8 @@ def test_each_sublayer_alone_changes_the_output(model: PreTrainedModel) -> None:
     whole = logits(model)
     for i in range(sublayers.num_layers):
         for attention, mlp in (((i,), ()), ((), (i,))):
-            with sublayers.skipping(skip_set(sublayers.num_layers, attention, mlp)):
-                assert not torch.equal(logits(model), whole), (attention, mlp)
+            plan = sublayers.plan(skip_set(sublayers.num_layers, attention, mlp))
+            assert not torch.equal(logits(plan.model), whole), (attention, mlp)
 
 
 def state_of(model: PreTrainedModel) -> list[object]:
@@ -138,9 +136,9 @@ def test_skipping_leaves_the_model_as_it_was_and_adds_no_weights(model: PreTrain
     before, state = logits(model), state_of(model)
     sublayers = SubLayers.find(model)
     plan = sublayers.plan(SkipSet.default(sublayers.num_layers, sublayers.attention_bytes, sublayers.mlp_bytes))
-    with plan:
-        assert [p.data_ptr() for p in model.parameters()] == [p for _, p in state[-len(list(model.parameters())) :]]
-        logits(model)
+    addresses = {p.data_ptr() for p in model.parameters()}
+    assert {p.data_ptr() for p in plan.model.parameters()} <= addresses
+    logits(plan.model)
     assert state_of(model) == state
     assert torch.equal(logits(model), before)
 
@@ -166,30 +164,16 @@ def test_bytes_of_packed_weights_count_what_is_stored(llama: PreTrainedModel) ->
     assert sublayers.mlp_bytes == [parameters + 60] * 3
 
 
-def test_an_exception_inside_restores_the_model(llama: PreTrainedModel) -> None:
-    sublayers, before, state = SubLayers.find(llama), logits(llama), state_of(llama)
-    with pytest.raises(KeyboardInterrupt), sublayers.skipping(skip_set(3, (0, 1), (1,))):
-        raise KeyboardInterrupt
-    assert state_of(llama) == state
-    assert torch.equal(logits(llama), before)
-
-
-def test_plans_nest_and_can_be_used_again(llama: PreTrainedModel) -> None:
+def test_plans_stand_beside_each_other_and_can_be_used_again(llama: PreTrainedModel) -> None:
     sublayers, whole = SubLayers.find(llama), logits(llama)
-    outer, inner = sublayers.plan(skip_set(3, (0,), ())), sublayers.plan(skip_set(3, (0, 1), (1, 2)))
-    with outer:
-        without_first = logits(llama)
-        with inner, inner:
-            assert not torch.equal(logits(llama), without_first)
-        with outer:
-            assert torch.equal(logits(llama), without_first)
-        assert torch.equal(logits(llama), without_first)
+    one, other = sublayers.plan(skip_set(3, (0,), ())), sublayers.plan(skip_set(3, (0, 1), (1, 2)))
+    without_first = logits(one.model)
+    assert not torch.equal(logits(other.model), without_first)
+    assert torch.equal(logits(one.model), without_first)
     assert torch.equal(logits(llama), whole)
-    with outer:
-        assert torch.equal(logits(llama), without_first)
 
 
-def test_a_forward_that_someone_else_had_put_there_comes_back(llama: PreTrainedModel) -> None:
+def test_a_forward_that_someone_else_had_put_there_stays(llama: PreTrainedModel) -> None:
     attention = llama.model.layers[1].self_attn
     own, num_calls = attention.forward, 0
 
@@ -201,9 +185,10 @@ def test_a_forward_that_someone_else_had_put_there_comes_back(llama: PreTrainedM
     attention.forward = counted
     sublayers = SubLayers.find(llama)
     num_calls = 0
-    with sublayers.skipping(skip_set(3, (1,), ())):
-        logits(llama)
+    logits(sublayers.plan(skip_set(3, (1,), ())).model)
     assert num_calls == 0
+    logits(sublayers.plan(skip_set(3, (), (1,))).model)
+    assert num_calls == 1
     assert attention.__dict__["forward"] is counted
 
 
@@ -211,14 +196,12 @@ def test_works_under_accelerate_with_offloaded_weights(llama: PreTrainedModel) -
     accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
     chosen = skip_set(3, (0, 1), (1, 2))
     resident = SubLayers.find(llama)
-    with resident.skipping(chosen):
-        expected = logits(llama)
+    expected = logits(resident.plan(chosen).model)
     accelerate.cpu_offload(llama, execution_device=torch.device("cpu"))
     assert llama.model.layers[0].mlp.up_proj.weight.is_meta
     offloaded, state = SubLayers.find(llama), state_of(llama)
     assert offloaded.mlp_bytes == resident.mlp_bytes
-    with offloaded.skipping(chosen):
-        assert torch.equal(logits(llama), expected)
+    assert torch.equal(logits(offloaded.plan(chosen).model), expected)
     assert state_of(llama) == state
 
 
@@ -234,14 +217,13 @@ def test_the_probe_leaves_training_flags_and_random_state(llama: PreTrainedModel
 def test_works_in_bfloat16(model: PreTrainedModel) -> None:
     sublayers = SubLayers.find(model.to(torch.bfloat16))
     everything = range(sublayers.num_layers)
-    with sublayers.skipping(skip_set(sublayers.num_layers, everything, ())):
-        assert logits(model).dtype == torch.bfloat16
+    assert logits(sublayers.plan(skip_set(sublayers.num_layers, everything, ())).model).dtype == torch.bfloat16
 
 
 def test_a_skipped_attention_writes_nothing_to_the_kv_cache(llama: PreTrainedModel) -> None:
     sublayers = SubLayers.find(llama)
-    with torch.no_grad(), sublayers.skipping(skip_set(3, (1,), ())):
-        cache = llama(input_ids=IDS, use_cache=True).past_key_values
+    with torch.no_grad():
+        cache = sublayers.plan(skip_set(3, (1,), ())).model(input_ids=IDS, use_cache=True).past_key_values
     assert [cache.get_seq_length(i) for i in range(3)] == [6, 0, 6]
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from families import FAMILIES, prompt_ids
-from slipstream.target.target import Features, Target
+from slipstream.target.features import Features
+from slipstream.target.target import Target
 
 
 @pytest.mark.parametrize("name", FAMILIES)

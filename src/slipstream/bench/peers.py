@@ -34,6 +34,7 @@ from slipstream.bench.peer_settings import eos_token_ids, generation_config_of, 
 from slipstream.errors import InputError, SlipstreamError, UnsupportedTargetError, unknown_choice
 from slipstream.methods.draft_model.checkpoint import load_draft
 from slipstream.runtime.costs import synchronize
+from slipstream.target.shadow import forget_longer_passes
 from slipstream.target.target import Target
 
 
@@ -168,7 +169,7 @@ class Peer:
                 stack.enter_context(_layers_put_back(model))
             stack.enter_context(_without_own_deprecations())
             if self.target.family.remembers_passes:
-                self.target.forget_longer_passes()
+                forget_longer_passes(model)
             synchronize(self.target.device)
             began = time.perf_counter()
             ids = torch.tensor([list(prompt_ids)], device=self.target.device)  # [1, prompt]

@@ -39,9 +39,6 @@ class WatchedDrafter(Drafter):
     def start(self, generation: Generation) -> Drafting:
         return _WatchedDrafting(self.inner.start(generation), self._keep_cycle)
 
-    def end(self) -> None:
-        self.inner.end()
-
     @property
     def draft_slots(self) -> int:
         return self.inner.draft_slots

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from slipstream.drafting.base import Drafter, Drafting, ForwardingDrafting, Generation, Observed, Scouts
 from slipstream.engine.engine import Engine, FinishReason, Request
-from slipstream.target.target import Features, Target
+from slipstream.target.features import Features
+from slipstream.target.target import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +79,6 @@ class _Recorder(Drafter):
 
     def start(self, generation: Generation) -> Drafting:
         return _Recording(self.inner.start(generation), self.inner.features, self.passes.append)
-
-    def end(self) -> None:
-        self.inner.end()
 
     @property
     def draft_slots(self) -> int:

@@ -30,7 +30,8 @@ from slipstream.certify.recording import PassShape
 from slipstream.core.logits import LogitsPipeline
 from slipstream.core.sampling import gumbel_rows
 from slipstream.engine.engine import FinishReason, Request
-from slipstream.target.target import Features, Target, TargetOutput
+from slipstream.target.features import Features
+from slipstream.target.target import Target, TargetOutput
 
 _HIDDEN = Features(last_hidden=True)
 _VARIANTS = 2  # other contents of the dummies that a floor is measured with

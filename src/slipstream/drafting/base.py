@@ -19,7 +19,8 @@ from slipstream.core.rules import DecodingRule
 from slipstream.core.tree import DraftTree
 from slipstream.runtime.clock import Part
 from slipstream.target.cache import KVCache
-from slipstream.target.target import Features, Target
+from slipstream.target.features import Features
+from slipstream.target.target import Target
 
 
 @dataclass(slots=True)
@@ -119,7 +120,9 @@ class ForwardingDrafting(Drafting):
 
 
 class Drafter(ABC):
-    """What proposes tokens for a target. Holds weights and settings; safe to share between generations."""
+    """What proposes tokens for a target. Holds weights and settings; safe to share between generations, which may run
+    in several threads. It never touches the target's modules: others run them at the same time.
+    """
 
     name: str
     features: Features = Features()
@@ -130,9 +133,6 @@ class Drafter(ABC):
     @abstractmethod
     def start(self, generation: Generation) -> Drafting:
         """Take part in a new generation. Called before the prompt is prefilled."""
-
-    def end(self) -> None:  # noqa: B027 (most drafters never touch the target)
-        """A generation has ended, perhaps by an interrupt at any point: leave the target as it was found."""
 
     @property
     def draft_slots(self) -> int:

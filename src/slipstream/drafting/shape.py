@@ -12,6 +12,7 @@ that nobody else has to know which one it is.
 from __future__ import annotations
 
 import re
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -383,8 +384,9 @@ class _Table:
 class Auto(Shape):
     """Dynamic trees none larger than `largest`, each sized by what it costs and brings (`sizes.py`), or none at all.
 
-    Carried over from prompt to prompt, and shared by generations that take turns: what a cycle proposes is verified and
-    recorded before another one begins, so no tree is taken for another's, and an estimate is that of all their texts.
+    Carried over from prompt to prompt, and shared by generations that take turns: a cycle learns if no other one is
+    learning, so no tree is taken for another's, and an estimate is that of all their texts. Cycles that run beside one
+    that learns, in other threads, take the best size as it is known.
     Greedy and sampled texts have estimates of their own: less is accepted of the same drafts when sampling.
     """
 
@@ -395,6 +397,7 @@ class Auto(Shape):
         self.costs: Costs | None = None
         """To be measured before the first tree."""
         self._choosers: dict[tuple[type[DecodingRule], float], SizeChooser] = {}
+        self._measuring = threading.Lock()
 
     @property
     def depth(self) -> int:
@@ -423,12 +426,14 @@ class Auto(Shape):
         kind = type(rule), round(rule.temperature, 1)
         if kind not in self._choosers:
             largest = self.largest
-            self._choosers[kind] = SizeChooser(largest.depth, largest.total, largest.width + largest.depth)
+            chooser = SizeChooser(largest.depth, largest.total, largest.width + largest.depth)
+            self._choosers.setdefault(kind, chooser)
         return _ChosenShape(self, self._choosers[kind])
 
     def need_costs(self, measure: Callable[[Dynamic], Costs]) -> None:
-        if self.costs is None:
-            self.costs = measure(self.largest)
+        with self._measuring:  # generations that begin now wait for the costs
+            if self.costs is None:
+                self.costs = measure(self.largest)
 
     def forget_costs(self) -> None:
         self.costs = None
@@ -463,11 +468,13 @@ class _ChosenShape(ShapeInUse):
         self._auto, self._chooser = auto, chooser
         self._before: CycleTimes | None = None
         self._first = True
+        self._learns: bool | None = None  # whether this cycle does; None: not known yet
 
     def next(self) -> Tree | None:
-        assert self._auto.costs is not None
-        size = self._chooser.next(self._auto.costs)
-        if size is None:
+        costs = self._auto.costs
+        self._learns = costs is not None and self._chooser.take_turn(self)
+        size = self._chooser.next(costs) if costs is not None and self._learns else self._chooser.in_use()
+        if size is None or costs is None:  # None: forgotten meanwhile
             return None
         largest = self._auto.largest
         if not size.look:
@@ -481,14 +488,23 @@ class _ChosenShape(ShapeInUse):
         )
 
     def record_tree(self, observed: Observed) -> None:
-        if observed.tree is not None:
+        if observed.tree is not None and self._is_learning():
             self._chooser.record_tree(observed.tree, len(observed.path))
 
     def record_times(self, seconds: Mapping[Part, float]) -> None:
         """A generation's first cycle is no neighbour: it does what no other has to."""
-        times = self._chooser.record_times(seconds, self._before)
+        times = self._chooser.record_times(seconds, self._before) if self._is_learning() else None
         self._before = None if self._first else times
         self._first = False
+        if self._learns:
+            self._chooser.end_turn()
+        self._learns = None
+
+    def _is_learning(self) -> bool:
+        """A cycle may have no room to draft, and so never ask for a tree."""
+        if self._learns is None:
+            self._learns = self._chooser.take_turn(self)
+        return self._learns
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import math
 import statistics
+import threading
+import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -70,7 +72,10 @@ class Size(NamedTuple):
 
 
 class SizeChooser:
-    """Chooses sizes for texts of one kind, cycle by cycle: `next`, then the `record_` methods for what became of it."""
+    """Chooses sizes for texts of one kind, cycle by cycle: `next`, then the `record_` methods for what became of it.
+
+    One cycle at a time: generations in several threads ask for a turn first.
+    """
 
     def __init__(self, depth: int, total: int, first_total: int) -> None:
         """depth, total: of the largest tree. first_total: nodes until more is known."""
@@ -85,6 +90,27 @@ class SizeChooser:
         self._kind: Kind = "best"
         self._tree = 0, 0  # depth and nodes of the cycle under way
         self._cycle, self._next_round, self._interval, self._rounds = 0, 0, _INTERVAL, 0
+        self._lock = threading.Lock()
+        self._turn: Callable[[], object | None] = _nobody
+
+    def take_turn(self, who: object) -> bool:
+        """Begin a cycle that is to be learnt from; false while another one's is not over. Never waits.
+
+        A turn ends by `end_turn`, or with `who`: a cycle may be interrupted.
+        """
+        with self._lock:
+            if self._turn() not in (None, who):
+                return False
+            self._turn = weakref.ref(who)
+            return True
+
+    def end_turn(self) -> None:
+        """The cycle is over."""
+        self._turn = _nobody
+
+    def in_use(self) -> Size | None:
+        """The best size as it is known, for a cycle that is not learnt from; None: decode plainly."""
+        return self._good if self._pays else None
 
     def next(self, costs: Costs) -> Size | None:
         """The size of this cycle; None: decode plainly. costs: as they were measured."""
@@ -150,6 +176,10 @@ class SizeChooser:
         found = self._gains.best(self._corrections.corrected(self._costs))
         self._gain, self._pays = found.gain, found.gain > 1
         self._good = Size(found.depth, found.total)
+
+
+def _nobody() -> None:
+    return None
 
 
 class _Gains:

@@ -152,9 +152,6 @@ class _Watched(Drafter):
         generation.rule = recorder = _Recorder(generation.rule)
         return _WatchedDrafting(self, self.inner.start(generation), recorder)
 
-    def end(self) -> None:
-        self.inner.end()
-
     @property
     def draft_slots(self) -> int:
         return self.inner.draft_slots

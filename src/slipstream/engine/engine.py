@@ -8,6 +8,7 @@ the first cycle is like every other, and `length` may be 0.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -80,14 +81,16 @@ class Step:
 
 
 class Engine:
-    """Drives one target and one drafter. Several generations may be in progress at once; each has its own state."""
+    """Drives one target and one drafter. Several generations may be in progress at once, in one thread or in several;
+    each has its own state.
+    """
 
     def __init__(self, target: Target, drafter: Drafter, *, prefill_chunk: int = 512) -> None:
         """prefill_chunk: prompt tokens run through the target at once."""
         if prefill_chunk < 1:
             raise InputError(f"prefill_chunk is {prefill_chunk}; it must be at least 1")
         self.target, self.drafter, self.prefill_chunk = target, drafter, prefill_chunk
-        self._spare: KVCache | None = None
+        self._spare: deque[KVCache] = deque(maxlen=1)
 
     def generate(self, request: Request) -> Iterator[Step]:
         """Yield a Step per cycle until the request is done. Closing the iterator early is safe.
@@ -104,16 +107,17 @@ class Engine:
                 step = decoding.step()
                 yield step
         finally:
-            self.drafter.end()
             self._give_back(cache)
 
     def _take_cache(self) -> KVCache:
-        cache, self._spare = self._spare, None
-        return cache if cache is not None else self.target.new_cache(extra_slots=self.drafter.draft_slots + 1)
+        try:
+            return self._spare.pop()  # at once: two threads must not get the same one
+        except IndexError:
+            return self.target.new_cache(extra_slots=self.drafter.draft_slots + 1)
 
     def _give_back(self, cache: KVCache) -> None:
         cache.rollback(0)
-        self._spare = cache
+        self._spare.append(cache)
 
 
 def check_request(request: Request, target: Target) -> None:

@@ -161,8 +161,9 @@ class _Pack:
 
     def run(self, plan: SkipPlan, k: int) -> tuple[Tensor, Tensor]:
         """(rank [rows], log-confidence [rows, k]) of the skipping target."""
-        with plan:
-            output = self._target.forward(self._tokens, self._positions, self._visible, self._cache, start=self._start)
+        output = self._target.forward(
+            self._tokens, self._positions, self._visible, self._cache, start=self._start, instead=plan.model
+        )
         tokens, log_confidence = _best(output.logits[0], self._positions, self._rules, k)
         same = tokens == self._wanted[:, None]  # [rows, k]
         rank = torch.where(same.any(dim=1), same.int().argmax(dim=1), k)

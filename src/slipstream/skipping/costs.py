@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
@@ -19,6 +18,7 @@ from torch import nn
 
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.skipping.sublayers import SubLayers
+from slipstream.target.shadow import Change, Forward, shadow
 from slipstream.target.target import Target
 
 _REPEATS = 15
@@ -124,26 +124,27 @@ def measure_costs(target: Target, sublayers: SubLayers, widths: Sequence[int], p
     target.forward(tokens, positions, target.causal(prefix), cache, last_logits_only=True)
     cache.commit(None, prefix)
 
-    def run_rows(rows: int) -> None:
+    def run_rows(rows: int, model: nn.Module | None = None) -> None:
         ids = torch.arange(rows, device=target.device) % target.vocab_size
         siblings = torch.eye(rows, dtype=torch.bool, device=target.device)
-        target.forward(ids, torch.full_like(ids, prefix), siblings, cache)
+        target.forward(ids, torch.full_like(ids, prefix), siblings, cache, instead=model)
 
-    passes = [_measure(target.device, sublayers, rows, partial(run_rows, rows)) for rows in widths]
+    passes = [_measure(target, sublayers, rows, partial(run_rows, rows)) for rows in widths]
     return CostTable(passes=tuple(passes), prefix=prefix)
 
 
-def _measure(device: torch.device, sublayers: SubLayers, rows: int, run: Callable[[], None]) -> PassCost:
+def _measure(target: Target, sublayers: SubLayers, rows: int, run: Callable[..., None]) -> PassCost:
+    """run: makes a pass, of a shadow if it is given one."""
     run()  # warm-up
     watched = [[layer.module, *(patch.module for patch in layer.attention + layer.mlp)] for layer in sublayers.layers]
-    stopwatch = _Stopwatch(device, [module for modules in watched for module in modules])
+    stopwatch = _Stopwatch(target.device, [module for modules in watched for module in modules])
+    run_watched = partial(run, stopwatch.watched(target.model))
     outside, best = float("inf"), dict.fromkeys(stopwatch.modules, float("inf"))
     unobserved, observed = [], []
     for _ in range(_REPEATS):
         unobserved.append(stopwatch.time_undisturbed(run))
-        with stopwatch.watching():
-            observed.append(stopwatch.time_undisturbed(run))
-            total = stopwatch.time(run)
+        observed.append(stopwatch.time_undisturbed(run_watched))
+        total = stopwatch.time(run_watched)
         seconds = stopwatch.read()
         outside = min(outside, total - sum(seconds[layer.module] for layer in sublayers.layers))
         for module in best:
@@ -171,7 +172,7 @@ class _Stopwatch:
     def __init__(self, device: torch.device, modules: Sequence[nn.Module]) -> None:
         self.modules = tuple(dict.fromkeys(modules))
         self._device = device
-        self._marks: dict[nn.Module, list[Any]] = {}
+        self._marks: dict[nn.Module, tuple[Any, Any]] = {}
 
     def time(self, run: Callable[[], None]) -> float:
         """Seconds of a call, its work on the device included."""
@@ -190,27 +191,24 @@ class _Stopwatch:
         self._synchronize()
         return clock() - began
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Note when each module begins and ends in the last pass made inside."""
+    def watched(self, model: nn.Module) -> nn.Module:
+        """A shadow of `model` whose passes mark when each module begins and ends."""
+        return shadow(model, {module: self._marking(module) for module in self.modules})
 
-        def begin(module: nn.Module, *_: Any) -> None:
-            self._marks[module] = [self._now()]
+    def _marking(self, module: nn.Module) -> Change:
+        def change(own: Forward) -> Forward:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                began = self._now()
+                output = own(*args, **kwargs)
+                self._marks[module] = began, self._now()
+                return output
 
-        def end(module: nn.Module, *_: Any) -> None:
-            self._marks[module].append(self._now())
+            return forward
 
-        self._marks = {}
-        handles = [module.register_forward_pre_hook(begin) for module in self.modules]
-        handles += [module.register_forward_hook(end) for module in self.modules]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return change
 
     def read(self) -> dict[nn.Module, float]:
-        """Seconds of every module in the last watched pass."""
+        """Seconds of every module in the last pass that was watched."""
         return {module: self._between(begin, end) for module, (begin, end) in self._marks.items()}
 
     def _now(self) -> Any:

@@ -1,4 +1,4 @@
-"""Leaving sub-layers out for a while: what stands in for a skipped module, and putting it there and back.
+"""Leaving sub-layers out: what stands in for a skipped module, and the shadow of the model that has it.
 
 A skipped sub-layer returns zeros, so that the residual stream passes it by; a layer that loses both returns its input.
 """
@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
 
-Forward = Callable[..., Any]
+from slipstream.target.shadow import Change, Forward, shadow
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,43 +23,23 @@ class Patch:
 
 
 class SkipPlan:
-    """A skip set made ready for one model: a context manager to enter once per drafted token, as often as wanted.
-
-    Inside, the skipped modules carry a `forward` of ours; leaving puts back exactly what was there, be it the class's
-    own or one that accelerate had set. Plans may nest. Not for use from several threads at once.
+    """A skip set made ready for one model: `model` is its shadow without the skipped sub-layers, to be run as often as
+    wanted and from any thread.
     """
 
-    __slots__ = ("_originals", "_patches")
+    __slots__ = ("model",)
 
-    def __init__(self, patches: Iterable[Patch]) -> None:
-        self._patches = tuple(patches)
-        self._originals: list[list[Forward | None]] = []  # one entry for each time the plan is entered now
+    def __init__(self, model: nn.Module, patches: Iterable[Patch]) -> None:
+        self.model = shadow(model, changes(patches))
 
-    def __enter__(self) -> None:
-        # Straight into __dict__: nn.Module.__setattr__ costs more than everything else here.
-        self._originals.append([patch.module.__dict__.get("forward") for patch in self._patches])
-        try:
-            for patch in self._patches:
-                patch.module.__dict__["forward"] = patch.forward
-        except BaseException:  # an interrupt must not leave the target patched
-            self._restore()
-            raise
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._restore()
+def changes(patches: Iterable[Patch]) -> dict[nn.Module, Change]:
+    """What a shadow needs to have `patches` in place."""
+    return {patch.module: _replacing(patch.forward) for patch in patches}
 
-    def leave(self) -> None:
-        """Put back what is still in place: an interrupt may strike at the very moment of leaving the context."""
-        while self._originals:
-            self._restore()
 
-    def _restore(self) -> None:
-        for patch, original in zip(self._patches, self._originals[-1], strict=True):
-            if original is None:
-                patch.module.__dict__.pop("forward", None)
-            else:
-                patch.module.__dict__["forward"] = original
-        self._originals.pop()  # last, so that an interrupted restoring can be made again
+def _replacing(forward: Forward) -> Change:
+    return lambda own: forward
 
 
 @dataclass(frozen=True, slots=True)

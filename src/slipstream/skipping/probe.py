@@ -3,40 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slipstream.skipping.plan import Patch, Returned, SkipPlan, hidden_input
+from slipstream.skipping.plan import Patch, Returned, changes
+from slipstream.target.shadow import Change, Forward, shadow
 
 
 def watch(decoder: nn.Module, modules: Sequence[nn.Module], patches: Sequence[Patch] = ()) -> dict[nn.Module, Returned]:
     """Run `decoder` once with `patches` in place; describe each of `modules` that was called and returned a tensor."""
-    inputs: dict[nn.Module, Tensor] = {}
     seen: dict[nn.Module, Returned] = {}
+    changed = changes(patches)
 
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if isinstance(args[0] if args else kwargs.get("hidden_states"), Tensor):
-            inputs[module] = hidden_input(args, kwargs).clone()  # a layer may add in place
+    def watching(module: nn.Module) -> Change:
+        def change(own: Forward) -> Forward:
+            run = changed[module](own) if module in changed else own
 
-    def after(module: nn.Module, args: Any, output: Any) -> None:
-        entries = output if isinstance(output, tuple) else (output,)
-        if entries and isinstance(entries[0], Tensor):
-            seen[module] = Returned(
-                width=entries[0].shape[-1],
-                tuple_length=len(output) if isinstance(output, tuple) else None,
-                only_hidden=all(entry is None for entry in entries[1:]),
-                change=_largest_difference(inputs.pop(module, None), entries[0]),
-            )
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                given = args[0] if args else kwargs.get("hidden_states")
+                before = given.clone() if isinstance(given, Tensor) else None  # a layer may add in place
+                output = run(*args, **kwargs)
+                entries = output if isinstance(output, tuple) else (output,)
+                if entries and isinstance(entries[0], Tensor):
+                    seen[module] = Returned(
+                        width=entries[0].shape[-1],
+                        tuple_length=len(output) if isinstance(output, tuple) else None,
+                        only_hidden=all(entry is None for entry in entries[1:]),
+                        change=_largest_difference(before, entries[0]),
+                    )
+                return output
 
-    with ExitStack() as stack:
-        for module in modules:
-            stack.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
-            stack.enter_context(module.register_forward_hook(after))
-        stack.enter_context(SkipPlan(patches))
-        _forward_four_tokens(decoder)
+            return forward
+
+        return change
+
+    _forward_four_tokens(shadow(decoder, {**changed, **{module: watching(module) for module in modules}}))
     return seen
 
 
@@ -60,7 +64,9 @@ def at_rest(model: nn.Module) -> Iterator[None]:
     """No gradients and no dropout inside; training flags and random state come back as they were."""
     training = [module for module in model.modules() if module.training]
     devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+    # In evaluation mode nothing is drawn, and other threads may be drawing from the same state.
+    drawing = torch.random.fork_rng(devices=devices) if training else nullcontext()
+    with torch.no_grad(), drawing:
         for module in training:
             module.training = False
         try:

@@ -1,4 +1,4 @@
-"""The attention and MLP sub-layers of a decoder-only model, and leaving a set of them out for a while.
+"""The attention and MLP sub-layers of a decoder-only model, and leaving a set of them out.
 
 This is what Draft & Verify drafts with (arXiv 2309.08168, section 3.1), for any model whose layers add their sub-layers
 to a residual stream. Sub-layers are found by structure, not by the names of a family, and a probe on the real weights
@@ -8,8 +8,7 @@ decides whether skipping them means what it should.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -46,9 +45,10 @@ class Layer:
 
 
 class SubLayers:
-    """The sub-layers of one model. Found once; holds no weights of its own and leaves nothing on the model."""
+    """The sub-layers of one model. Found once; holds no weights of its own and never touches the model."""
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
+        self._model = model
         self.layers = tuple(layers)
         self.num_layers = len(self.layers)
         self.attention_bytes = [sum(_weight_bytes(patch.module) for patch in layer.attention) for layer in layers]
@@ -75,23 +75,18 @@ class SubLayers:
             _check_each_kind_matters(decoder, layers)
         if getattr(config, "num_kv_shared_layers", 0):
             raise _unsupported(f"its last {config.num_kv_shared_layers} layers use the keys and values of earlier ones")
-        return cls(layers)
+        return cls(model, layers)
 
     def plan(self, skip_set: SkipSet) -> SkipPlan:
-        """`skip_set` checked and made ready: `with plan: ...` leaves it out, as often as wanted."""
+        """`skip_set` checked and made ready: `plan.model` is the model without it."""
         self.check(skip_set)
         attention, mlp = frozenset(skip_set.attention), frozenset(skip_set.mlp)
-        return SkipPlan(
+        patches = [
             patch
             for layer in self.layers
             for patch in layer.skipping(attention=layer.index in attention, mlp=layer.index in mlp)
-        )
-
-    @contextmanager
-    def skipping(self, skip_set: SkipSet) -> Iterator[None]:
-        """Leave out the sub-layers of `skip_set` inside the context; for a hot path keep a `plan` instead."""
-        with self.plan(skip_set):
-            yield
+        ]
+        return SkipPlan(self._model, patches)
 
     def skipped_fraction(self, skip_set: SkipSet) -> float:
         """Share of the bytes of all sub-layers that `skip_set` leaves out, 0..1."""

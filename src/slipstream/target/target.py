@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,24 +24,13 @@ from transformers import PreTrainedModel
 from slipstream.errors import UnsupportedTargetError
 from slipstream.target.cache import KVCache
 from slipstream.target.families import Family, refuse_unsupported
+from slipstream.target.features import Features, WatchedModel
 from slipstream.target.masks import MaskPlan
+from slipstream.target.shadow import Change, Forward, shadow
 
-
-@dataclass(frozen=True, slots=True)
-class Features:
-    """What a drafter wants to see of the target's pass: nothing, the last hidden state, or the input of some layers."""
-
-    last_hidden: bool = False
-    """The hidden state after the final norm, which the LM head reads."""
-    layers: tuple[int, ...] = ()
-    """Hidden states entering these layers (0-based)."""
-
-    def __bool__(self) -> bool:
-        return self.last_hidden or bool(self.layers)
-
-    def width(self, hidden_size: int) -> int:
-        """Numbers that a token's features are, of a model of this hidden size."""
-        return hidden_size * (self.last_hidden + len(self.layers))
+_NOTHING = Features()
+_TURNS: WeakKeyDictionary[nn.Module, AbstractContextManager[object]] = WeakKeyDictionary()
+"""Of offloaded models, which targets may share: accelerate puts weights into the modules for as long as they run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +72,11 @@ class Target:
         self.family = Family.find(self.config)
         self.context_length = self.family.context_length
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._passes = threading.local()  # the hidden states that a pass of the head alone is made for
+        self._quiet: nn.Module = shadow(model, {})
+        """What runs where nothing is watched or left out: the model itself, unless it remembers passes."""
+        self._watched: dict[Features, WatchedModel] = {}
+        self._turn = _turn(model)
         self._masks = MaskPlan.find(self.config, self.dtype, self._takes_mask_dict)
 
     # -- running -------------------------------------------------------------------------------------------------
@@ -99,27 +95,31 @@ class Target:
         cache: KVCache,
         *,
         start: int | None = None,
-        features: Features = Features(),
+        features: Features = _NOTHING,
         last_logits_only: bool = False,
+        instead: nn.Module | None = None,
         on_built: Callable[[], None] = lambda: None,
     ) -> TargetOutput:
         """Run rows that all see the committed prefix, and of the later slots what `visible` says.
 
         Row i is written to slot start + i (default: from cache.length on). Nothing is committed. Positions past the
         context are clipped: such rows can never be emitted, but tables of learned positions end there.
+        instead: a shadow of the model to run in its stead; it has no features.
         on_built: called when the masks are there and the model is about to run.
         """
         if self.context_length is not None:
             positions = positions.clamp(max=self.context_length - 1)
-        if self.family.remembers_passes:
-            self.forget_longer_passes()
         cache.begin(cache.length if start is None else start, positions)
         mask = self._masks.build(visible, positions, cache)
         on_built()
-        with ExitStack() as stack:
-            captured = stack.enter_context(self._capturing(features))
-            logits = self._run(tokens, positions, mask, cache, last_logits_only)
-        return TargetOutput(logits, torch.cat(captured, dim=-1) if captured else None)
+        if not features:
+            model = self._quiet if instead is None else instead
+            return TargetOutput(self._run(model, tokens, positions, mask, cache, last_logits_only), None)
+        assert instead is None
+        watched = self._watch(features)
+        with watched.watching() as seen:
+            logits = self._run(watched.model, tokens, positions, mask, cache, last_logits_only)
+        return TargetOutput(logits, watched.gathered(seen, self.device))
 
     def causal(self, n: int) -> Tensor:
         """[n, n] bool: `visible` for n rows that follow each other."""
@@ -148,59 +148,53 @@ class Target:
             return torch.equal(self._lm_head(hidden), self._whole_head(hidden))
 
     def _lm_head(self, hidden: Tensor) -> Tensor:
-        output: Tensor = self.model.get_output_embeddings()(hidden)
+        with self._turn:
+            output: Tensor = self.model.get_output_embeddings()(hidden)
         return self.upcast(output).to(hidden.device)  # where the model is sharded, the LM head may be elsewhere
 
     def _whole_head(self, hidden: Tensor) -> Tensor:
-        output = _HiddenOnly(hidden)
         placeholder = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self.device)
-        with replaced_forward(self.base, lambda *args, **kwargs: output):
-            return self.upcast(self.model(input_ids=placeholder, use_cache=False).logits)
+        self._passes.hidden = _HiddenOnly(hidden)
+        try:
+            return self.upcast(self._without_base(input_ids=placeholder, use_cache=False).logits)
+        finally:
+            del self._passes.hidden
 
-    def forget_longer_passes(self) -> None:
-        """Let a dynamic RoPE follow the pass at hand: transformers' module keeps the base of the longest one so far."""
-        rotary: Any
-        for rotary in self.base.modules():
-            if hasattr(rotary, "max_seq_len_cached") and hasattr(rotary, "original_inv_freq"):
-                rotary.max_seq_len_cached = rotary.original_max_seq_len
-                rotary.inv_freq = rotary.original_inv_freq.to(rotary.inv_freq.device)
+    @cached_property
+    def _without_base(self) -> nn.Module:
+        """The model with the hidden states at hand in place of what its base returns."""
+        model: nn.Module = self.model
+        return shadow(model, {self.base: lambda own: lambda *args, **kwargs: self._passes.hidden})
 
-    def _run(self, tokens: Tensor, positions: Tensor, mask: Any, cache: KVCache, last_logits_only: bool) -> Tensor:
+    def _run(
+        self,
+        model: nn.Module,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Any,
+        cache: KVCache,
+        last_logits_only: bool,
+    ) -> Tensor:
         extra = {"logits_to_keep": 1} if last_logits_only and self._takes_logits_to_keep else {}
-        output = self.model(
-            input_ids=tokens[None],
-            position_ids=positions[None],
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-            **extra,
-        )
+        with self._turn:
+            output = model(
+                input_ids=tokens[None],
+                position_ids=positions[None],
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+                **extra,
+            )
         return self.upcast(output.logits)
 
     def upcast(self, logits: Tensor) -> Tensor:
         """As `transformers` does before it processes logits; a float64 model keeps its precision."""
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    @contextmanager
-    def _capturing(self, features: Features) -> Iterator[list[Tensor]]:
-        captured: list[Tensor] = []
-        handles = []
-
-        def keep_output(module: nn.Module, args: Any, output: Any) -> None:
-            captured.insert(0, output[0])
-
-        def keep_input(module: nn.Module, args: Any, kwargs: Any) -> None:
-            captured.append(args[0] if args else kwargs["hidden_states"])
-
-        if features.last_hidden:
-            handles.append(self.base.register_forward_hook(keep_output))
-        for index in features.layers:
-            handles.append(self.layers[index].register_forward_pre_hook(keep_input, with_kwargs=True))
-        try:
-            yield captured
-        finally:
-            for handle in handles:
-                handle.remove()
+    def _watch(self, features: Features) -> WatchedModel:
+        if features not in self._watched:
+            self._watched[features] = WatchedModel(self.model, self.base, self.layers, features)
+        return self._watched[features]
 
     # -- what the model is ---------------------------------------------------------------------------------------
 
@@ -219,18 +213,25 @@ class Target:
         `base_model` is not always that: OPT calls its decoder past it, Llama 4's text model names none.
         """
         called: list[nn.Module] = []
+
+        def noting(module: nn.Module) -> Change:
+            def change(own: Forward) -> Forward:
+                def forward(*args: Any, **kwargs: Any) -> Any:
+                    called.append(module)
+                    return own(*args, **kwargs)
+
+                return forward
+
+            return change
+
         around = [
             module
             for module in self.model.modules()
             if module is not self.model and any(inner is self.layers for inner in module.modules())
         ]
-        handles = [m.register_forward_pre_hook(lambda module, args: called.append(module)) for m in around]
-        try:
-            with torch.inference_mode():
-                self.model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=self.device), use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
+        noted = shadow(self.model, {module: noting(module) for module in around})
+        with torch.inference_mode():
+            noted(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=self.device), use_cache=False)
         return called[0]
 
     @cached_property
@@ -275,21 +276,14 @@ class Target:
         return True
 
 
+def _turn(model: nn.Module) -> AbstractContextManager[object]:
+    """What a pass is made under: nothing, or for offloaded weights a lock."""
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+        return _TURNS.setdefault(model, threading.RLock())
+    return nullcontext()
+
+
 def _rows_out(head: Any) -> int:
     """Logits that an LM head yields; a quantised weight is packed and has another shape."""
     rows: int | None = getattr(head, "out_features", None)
     return int(head.weight.shape[0]) if rows is None else rows
-
-
-@contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Run with another `module.forward`, and put the old one back exactly (an instance attribute or the class's)."""
-    own = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own

@@ -104,7 +104,7 @@ def test_a_sampled_chain_follows_the_targets_law_whatever_the_drafts_vocabulary(
     engine = Engine(target, DraftModelDrafter(target, draft, chain))
     one, texts, accepted = request(REJECTION_PROMPT, max_new_tokens=NUM_NEW, temperature=1.0), [], []
     memories: tuple[Memory, Memory] = ({}, {})
-    with remembered(target.model, memories[0]), remembered(draft.model, memories[1]):
+    with remembered(target, memories[0]), remembered(draft, memories[1]):
         for seed in range(600):
             sampled = replace(one, sampling=SamplingSettings(seed=seed, verification="rejection"))
             steps = list(engine.generate(sampled))

@@ -29,6 +29,7 @@ from slipstream.methods.layer_skip.effects import Effects
 from slipstream.methods.registry import build_drafter
 from slipstream.runtime.costs import Costs
 from slipstream.skipping.costs import CostTable, PassCost
+from slipstream.skipping.plan import SkipPlan
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.skipping.sublayers import SubLayers
 from slipstream.target.target import Target
@@ -147,14 +148,14 @@ def steps_of(engine: Engine, num_tokens: int) -> Iterator[slipstream.Step]:
 
 def test_under_rejection_the_set_changes_only_between_drafts(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     made = drafter(target, "chain", overhead=0.5)
-    used: list[list[SkipSet]] = [[]]
+    used: list[list[SkipPlan]] = [[]]
     forward = made.forward
 
-    def noted(run: Generation, tokens: torch.Tensor, depth: int, visible: torch.Tensor) -> torch.Tensor:
+    def noted(run: Generation, tokens: torch.Tensor, depth: int, visible: torch.Tensor, plan: SkipPlan) -> torch.Tensor:
         if depth == 0:
             used.append([])
-        used[-1].append(made.skip_set)
-        return forward(run, tokens, depth, visible)
+        used[-1].append(plan)
+        return forward(run, tokens, depth, visible, plan=plan)
 
     monkeypatch.setattr(made, "forward", noted)
     processing = ProcessingSettings(prompt_length=len(PROMPT), max_length=250, temperature=1.0)
@@ -185,10 +186,9 @@ def test_a_comparison_says_what_the_first_row_of_a_draft_would_say(target: Targe
     scores, hits = score_tokens(committed(target, tokens), plan, 8, end, 2)
     for row, place in enumerate(range(8, end)):
         run = committed(target, tokens[: place + 1])  # the token at `place` is the root
-        with plan:
-            logits = target.forward(
-                run.root, torch.tensor([place]), torch.ones(1, 1, dtype=torch.bool), run.cache
-            ).logits[0, 0]
+        logits = target.forward(
+            run.root, torch.tensor([place]), torch.ones(1, 1, dtype=torch.bool), run.cache, instead=plan.model
+        ).logits[0, 0]
         log_q = logits.log_softmax(dim=-1)
         taken = log_q[tokens[place + 1]]
         assert float(scores[row]) == pytest.approx(float(taken.clamp(-6.0, -torch.log(torch.tensor(3.0)))), abs=1e-9)
@@ -204,7 +204,7 @@ def test_a_comparison_leaves_all_that_is_committed_as_it_was(
     positions = run.cache.positions[:20].clone()
     plan = SubLayers.find(target.model).plan(SkipSet(num_layers=NUM_LAYERS, attention=(0,), mlp=()))
     if interrupted:
-        monkeypatch.setattr(target.model, "forward", interrupt)
+        monkeypatch.setattr(target.layers[2].mlp, "forward", interrupt)
         with pytest.raises(KeyboardInterrupt):
             score_tokens(run, plan, 4, 20, 1)
     else:

@@ -20,7 +20,8 @@ from slipstream.drafting.expander import DraftLogits, Expander
 from slipstream.drafting.growth import Frontier
 from slipstream.drafting.shape import Shape
 from slipstream.methods.eagle.head import EagleHead, additive_mask
-from slipstream.target.target import Features, Target
+from slipstream.target.features import Features
+from slipstream.target.target import Target
 
 
 class EagleDrafter(ModelDrafter):

@@ -26,7 +26,8 @@ from slipstream.drafting.growth import Frontier
 from slipstream.drafting.shape import Shape
 from slipstream.methods.eagle.head import additive_mask
 from slipstream.methods.hydra.head import HydraHeads
-from slipstream.target.target import Features, Target
+from slipstream.target.features import Features
+from slipstream.target.target import Target
 
 
 class HydraDrafter(ModelDrafter):

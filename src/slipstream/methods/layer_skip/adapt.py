@@ -15,6 +15,7 @@ drafted, the target what is kept.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,7 +28,6 @@ from slipstream.methods.layer_skip.effects import Effects
 from slipstream.methods.layer_skip.theory import acceptance_of, chain_tokens
 from slipstream.skipping.costs import CostTable
 from slipstream.skipping.library import ADAPTIVE
-from slipstream.skipping.plan import SkipPlan
 from slipstream.skipping.skip_set import SkipSet
 
 FEWEST_ROWS = 16
@@ -85,6 +85,8 @@ class ComparisonResult:
 
 class AdaptiveSkipSet:
     """The set in use and what is known of others. Carried over from generation to generation, like the exit threshold.
+    Generations in several threads share it: what changes it is done under its `lock`, which no pass is made under but
+    those that measure.
 
     Sub-layers are numbered here: attention of layer i is i, its MLP is num_layers + i.
     """
@@ -93,10 +95,9 @@ class AdaptiveSkipSet:
         """level_rows: rows of every draft pass but the first, which has one. num_children: drafted after a node."""
         self.start = self.current = start
         self.settings, self.level_rows, self.num_children = settings, level_rows, num_children
+        self.lock = threading.RLock()
         self.costs: CostTable | None = None
         """To be measured before the first cycle, for passes of 1, `level_rows` and `trial_rows` rows at least."""
-        self.candidate_plan: SkipPlan | None = None
-        """The last candidate's, which an interrupt may have left in place."""
         self.effects = Effects(2 * start.num_layers, mean=2 / start.num_layers, sd=2 / start.num_layers)
         self.num_cycles = self.num_passes = self.num_changes = 0
         self.cycles_s = self.comparisons_s = 0.0

@@ -44,8 +44,7 @@ def score_tokens(generation: Generation, plan: SkipPlan, first: int, end: int, n
     visible = torch.cat((before, torch.eye(end - first, dtype=torch.bool, device=device)), dim=1)
     cache.rollback(first)  # for the mask's sake: rows may not see the committed tokens after them
     try:
-        with plan:
-            output = generation.target.forward(tokens[:-1], first + rows, visible, cache, start=length)
+        output = generation.target.forward(tokens[:-1], first + rows, visible, cache, start=length, instead=plan.model)
     finally:
         cache.commit(None, length - first)
     log_q = output.logits[0].log_softmax(dim=-1)  # [n, vocab]
@@ -87,8 +86,9 @@ class Comparisons:
         first, end = self._next_window()
         if end - first < FEWEST_ROWS or not self._adaptive.can_afford_comparison():
             return
-        if self._window is None or self._window.base is not self._adaptive.current or self._num_tried == _PER_WINDOW:
-            self._window = _Window(first, end, self._adaptive.current, self._score(self._adaptive.current, first, end))
+        current = self._adaptive.current
+        if self._window is None or self._window.base is not current or self._num_tried == _PER_WINDOW:
+            self._window = _Window(first, end, current, self._score(current, first, end))
             self._num_tried = 0
         else:
             self._try_candidate(self._window)
@@ -99,12 +99,13 @@ class Comparisons:
         return max(self._generation.prompt_length - 1, end - self._adaptive.settings.trial_rows), end
 
     def _score(self, skip_set: SkipSet, first: int, end: int) -> Tensor:
-        self._adaptive.candidate_plan = self._sublayers.plan(skip_set)
-        self._adaptive.pay(skip_set, end - first)
-        return score_tokens(self._generation, self._adaptive.candidate_plan, first, end, self._adaptive.num_children)
+        with self._adaptive.lock:
+            self._adaptive.pay(skip_set, end - first)
+        return score_tokens(self._generation, self._sublayers.plan(skip_set), first, end, self._adaptive.num_children)
 
     def _try_candidate(self, window: _Window) -> None:
-        candidate = self._adaptive.candidate()
+        with self._adaptive.lock:
+            candidate = self._adaptive.candidate()
         self._num_tried += 1
         if candidate is None:
             return
@@ -118,7 +119,9 @@ class Comparisons:
             return
         (candidate, base, result), self._pending = self._pending, None
         difference, variance, hits = result.tolist()
-        before = self._adaptive.current
-        self._adaptive.learn(candidate, base, ComparisonResult(difference=difference, variance=variance, hits=hits))
-        if self._adaptive.current is not before:
-            self._adapt_to(self._adaptive.current)
+        learnt = ComparisonResult(difference=difference, variance=variance, hits=hits)
+        with self._adaptive.lock:
+            before = self._adaptive.current
+            self._adaptive.learn(candidate, base, learnt)
+            if self._adaptive.current is not before:
+                self._adapt_to(self._adaptive.current)

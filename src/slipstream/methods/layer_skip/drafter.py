@@ -24,6 +24,7 @@ from slipstream.drafting.shape import Dynamic, Shape
 from slipstream.methods.layer_skip.adapt import AdaptiveSkipSet, AdaptSettings
 from slipstream.methods.layer_skip.comparison import Comparisons
 from slipstream.skipping.costs import measure_costs
+from slipstream.skipping.plan import SkipPlan
 from slipstream.skipping.resolve import SkipSetLike, resolve_skip_set
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.skipping.sublayers import SubLayers
@@ -84,39 +85,41 @@ class LayerSkipDrafter(ModelDrafter):
         return LayerSkipExpander(self, generation)
 
     def start(self, generation: Generation) -> Drafting:
-        adaptive = self.adaptive
-        if adaptive is not None and adaptive.costs is None:
-            widths = (1, adaptive.level_rows, 1 + self.shape.most_nodes, adaptive.settings.trial_rows)
-            adaptive.costs = measure_costs(self.target, self.sublayers, widths, _TIMED_PREFIX)
+        if self.adaptive is not None:
+            with self.adaptive.lock:  # other generations that begin now wait for the costs
+                self._measure_sublayers(self.adaptive)
         return super().start(generation)
 
-    def end(self) -> None:
-        if self.adaptive is not None and self.adaptive.candidate_plan is not None:
-            self.adaptive.candidate_plan.leave()
-        self.plan.leave()
+    def _measure_sublayers(self, adaptive: AdaptiveSkipSet) -> None:
+        if adaptive.costs is None:
+            widths = (1, adaptive.level_rows, 1 + self.shape.most_nodes, adaptive.settings.trial_rows)
+            adaptive.costs = measure_costs(self.target, self.sublayers, widths, _TIMED_PREFIX)
 
     @property
     def draft_slots(self) -> int:
         drafted = max(self.shape.most_rows, 1 + self.shape.most_nodes)
         return drafted if self.adaptive is None else max(drafted, self.adaptive.settings.trial_rows)
 
-    def forward(self, generation: Generation, tokens: Tensor, depth: int, visible: Tensor) -> Tensor:
+    def forward(
+        self, generation: Generation, tokens: Tensor, depth: int, visible: Tensor, *, plan: SkipPlan | None = None
+    ) -> Tensor:
         """The skipping target's logits [w, vocab] for draft rows of one depth; they go to the next free draft slots.
 
-        tokens: [w]. visible: [w, draft rows run before + w] bool.
+        tokens: [w]. visible: [w, draft rows run before + w] bool. plan: of the set to skip, by default that in use.
         """
-        first = visible.shape[1] - visible.shape[0]
-        positions = torch.full_like(tokens, generation.length + depth)
-        with self.plan:
-            output = self.target.forward(tokens, positions, visible, generation.cache, start=generation.length + first)
+        start = generation.length + visible.shape[1] - visible.shape[0]
+        positions, model = torch.full_like(tokens, generation.length + depth), (plan or self.plan).model
+        output = self.target.forward(tokens, positions, visible, generation.cache, start=start, instead=model)
         return output.logits[0]
 
 
 class LayerSkipExpander(Expander):
-    """The skipping target at work on one generation. The set may change before a draft is begun, never within one."""
+    """The skipping target at work on one generation. The set may change before a draft is begun, never within one,
+    though another generation may have changed it meanwhile.
+    """
 
     def __init__(self, drafter: LayerSkipDrafter, generation: Generation) -> None:
-        self._drafter, self._generation = drafter, generation
+        self._drafter, self._generation, self._plan = drafter, generation, drafter.plan
         adaptive = drafter.adaptive
         self._comparisons = (
             None if adaptive is None else Comparisons(adaptive, drafter.sublayers, generation, drafter.adapt_to)
@@ -125,13 +128,17 @@ class LayerSkipExpander(Expander):
     def catch_up(self, observed: Observed) -> None:
         tree, adaptive = observed.tree, self._drafter.adaptive
         if adaptive is not None and tree is not None and tree.num_nodes > 0:
-            adaptive.record_cycle(len(observed.path), tree.max_depth, tree.num_nodes)
+            with adaptive.lock:
+                adaptive.record_cycle(len(observed.path), tree.max_depth, tree.num_nodes)
 
     def begin(self, shape: Shape) -> int:
         if self._comparisons is not None:
             self._comparisons.advance()
+        self._plan = self._drafter.plan
         return shape.depth
 
     def expand(self, frontier: Frontier) -> DraftLogits:
-        logits = self._drafter.forward(self._generation, frontier.tokens, frontier.depth, frontier.visible)
+        logits = self._drafter.forward(
+            self._generation, frontier.tokens, frontier.depth, frontier.visible, plan=self._plan
+        )
         return DraftLogits(logits)

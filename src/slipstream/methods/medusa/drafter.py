@@ -24,7 +24,8 @@ from slipstream.drafting.expander import DraftLogits, Expander
 from slipstream.drafting.growth import Frontier
 from slipstream.drafting.shape import Shape
 from slipstream.methods.medusa.head import MedusaHeads
-from slipstream.target.target import Features, Target
+from slipstream.target.features import Features
+from slipstream.target.target import Target
 
 
 class MedusaDrafter(ModelDrafter):
