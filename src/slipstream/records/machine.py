@@ -67,10 +67,12 @@ def shown_command(arguments: Sequence[str]) -> str:
     """The command line as it can be shown: the program by name, absolute paths relative to here or by their end."""
 
     def shown(argument: str) -> str:
-        path = Path(argument)
+        name, equals, value = argument.rpartition("=")  # METHOD=PATH, NAME=PATH
+        path = Path(value)
         if not path.is_absolute():
             return argument
-        return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else f".../{path.name}"
+        place = str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else f".../{path.name}"
+        return name + equals + place
 
     program = Path(arguments[0]).name if arguments else ""
     program = "python -m slipstream" if program == "__main__.py" else program
