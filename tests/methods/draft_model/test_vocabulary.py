@@ -195,7 +195,7 @@ def test_a_calibrated_confidence_is_used_and_a_damaged_one_refused(target):
 
 def test_a_file_is_no_draft_model(target, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match=r"model\.safetensors is a file; give the model's folder"):
+    with pytest.raises(InputError, match=r"model\.safetensors is a file; give a model folder"):
         load_draft(tmp_path / "model.safetensors", target)
 
 

@@ -324,7 +324,7 @@ def test_a_pickle_with_code_in_it_is_not_run(target, tmp_path):
 def test_a_hub_id_is_fetched(target, tmp_path, monkeypatch):
     asked = []
 
-    def fetch(name: str, allow_patterns: list[str]) -> str:
+    def fetch(name: str, allow_patterns: list[str], local_files_only: bool) -> str:
         asked.append((name, allow_patterns))
         return str(write(tmp_path, published(), config()))
 
@@ -336,7 +336,7 @@ def test_a_hub_id_is_fetched(target, tmp_path, monkeypatch):
 def test_a_hub_id_that_is_not_there_is_one_clear_line(target, monkeypatch):
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    def fetch(name: str, allow_patterns: list[str]) -> str:
+    def fetch(name: str, allow_patterns: list[str], local_files_only: bool) -> str:
         raise LocalEntryNotFoundError("not in the cache, and no network\nmore lines")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)

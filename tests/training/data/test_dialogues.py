@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from families import build
 from slipstream.errors import ArtifactError, InputError
 from slipstream.target.target import Target
+from slipstream.training.data.batched_decoding import answer_together
 from slipstream.training.data.corpus import Example
 from slipstream.training.data.dialogues import (
     Dialogue,
@@ -144,8 +146,12 @@ def test_interrupted_work_is_taken_up(target, examples, tmp_path, monkeypatch):
     lines = store.read_text().splitlines(keepends=True)
     store.write_text("".join(lines[:4]) + lines[4][:7])  # killed while the fifth answer was written
     asked: list[int] = []
-    generate = target.model.generate
-    monkeypatch.setattr(target.model, "generate", lambda ids, **how: asked.append(len(ids)) or generate(ids, **how))
+
+    def counted(target: Target, prompts: list[list[int]], *args: Any, **how: Any) -> list[list[int]]:
+        asked.append(len(prompts))
+        return answer_together(target, prompts, *args, **how)
+
+    monkeypatch.setattr("slipstream.training.data.dialogues.answer_together", counted)
     assert list(regenerate(target, LetterTokenizer(), examples, store, SETTINGS)) == whole
     assert sum(asked) == 2
     assert len({(r["example"], r["turn"]) for r in map(json.loads, store.read_text().splitlines())}) == 6

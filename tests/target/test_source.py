@@ -9,7 +9,7 @@ import pytest
 
 from slipstream.errors import InputError
 from slipstream.files.packaged import shipped_for_any
-from slipstream.target import hub, sources
+from slipstream.target import hub, source
 from slipstream.target.hub import is_offline
 from slipstream.target.loading import load_model
 from slipstream.target.source import Source, find_source
@@ -18,7 +18,7 @@ from slipstream.target.source import Source, find_source
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever touches the network fails the test."""
-    monkeypatch.setattr(sources, "is_offline", lambda: pytest.fail("the network was touched"))
+    monkeypatch.setattr(source, "is_offline", lambda: pytest.fail("the network was touched"))
 
 
 @pytest.fixture
