@@ -207,6 +207,7 @@ def test_a_comparison_leaves_all_that_is_committed_as_it_was(
         monkeypatch.setattr(target.layers[2].mlp, "forward", interrupt)
         with pytest.raises(KeyboardInterrupt):
             score_tokens(run, plan, 4, 20, 1)
+        monkeypatch.undo()
     else:
         score_tokens(run, plan, 4, 20, 1)
     assert run.length == 20
