@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedModel
 
 from slipstream.core.logits import resolve
@@ -31,6 +32,9 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """Text (one user turn where the tokenizer has a chat template), chat messages, or token ids taken as they are."""
 
 DEFAULT_MAX_NEW_TOKENS = 256
+
+_TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""What a chat template, which is a program, may end with."""
 
 __all__ = ["DEFAULT_MAX_NEW_TOKENS", "Model", "Output", "Prompt", "Stats", "load"]
 
@@ -205,8 +209,9 @@ class Model:
             raise InputError("this tokenizer has no chat template; give the prompt as one text")
         try:
             encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        except (ValueError, TypeError) as error:
-            raise InputError(f"the chat template refuses these messages: {error}") from error
+        except _TEMPLATE_ERRORS as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"the chat template refuses these messages: {reason}") from error
         ids: list[int] = list(encoded["input_ids"])
         return ids
 
