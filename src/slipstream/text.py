@@ -29,6 +29,8 @@ class AnswerText:
 
     def append_token(self, token: int) -> bool:
         """Take the next token; true if the text now contains a stop string."""
+        if token < 0:  # no token was left to choose, which is an error once the text is committed
+            return False
         self._ids.append(token)
         before = self._decode(self._ids[self._context : self._settled])
         self._tail = self._decode(self._ids[self._context :])[len(before) :]
