@@ -203,6 +203,29 @@ def test_bad_requests_are_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('roles must\nalternate') }}", "roles must alternate"),
+        ("{{ tools.first.name }}", "no attribute 'first'"),
+        ("{{ strftime_later() }}", "'strftime_later' is undefined"),
+        ("{{ messages[7]['role'] }}", "no element 7"),
+        ("{{ messages[0]['content'].missing.name }}", "no attribute 'missing'"),
+        ("{{ 1 // 0 }}", "by zero"),
+        ("{% if %}", "Expected an expression"),
+    ],
+)
+def test_a_chat_template_that_refuses_is_one_clear_line(
+    plain: slipstream.Model, monkeypatch: pytest.MonkeyPatch, template: str, reason: str
+) -> None:
+    monkeypatch.setattr(plain.tokenizer, "chat_template", template)
+    for prompt in ("Hi", [{"role": "critic", "content": "Hi"}]):
+        with pytest.raises(InputError, match="the chat template refuses these messages: ") as caught:
+            plain.encode(prompt)
+        assert reason in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
 def test_a_model_without_tokenizer_takes_token_ids_only(plain: slipstream.Model) -> None:
     bare = slipstream.load(plain.target.model, "prompt-lookup")
     answer = bare.generate([5, 6, 7, 5, 6], max_new_tokens=8, temperature=0.0)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedModel
 
 from slipstream.core.logits import resolve
@@ -35,6 +36,9 @@ DEFAULT_MAX_NEW_TOKENS = 256
 
 _ENCODING = threading.Lock()
 """Several models may share a tokenizer, and the first to encode switches off truncation and padding in it."""
+
+_TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""What a chat template, which is a program, may end with."""
 
 __all__ = ["DEFAULT_MAX_NEW_TOKENS", "Model", "Output", "Prompt", "Stats", "load"]
 
@@ -211,8 +215,9 @@ class Model:
         try:
             with _ENCODING:
                 encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        except (ValueError, TypeError) as error:
-            raise InputError(f"the chat template refuses these messages: {error}") from error
+        except _TEMPLATE_ERRORS as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"the chat template refuses these messages: {reason}") from error
         ids: list[int] = list(encoded["input_ids"])
         return ids
 

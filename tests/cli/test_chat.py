@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from byte_model import save_byte_model
+
 ANSWER = "Rain falls on the quiet sea."
 
 
@@ -59,6 +61,16 @@ def test_refused_message_is_one_line_and_the_chat_goes_on(cli, loader):
     assert done.exit_code == 0
     assert "error: temperature is -1.0" in done.stderr
     assert "no answers yet" in done.stderr
+
+
+def test_message_that_the_chat_template_refuses_is_one_line_and_the_chat_goes_on(cli, tmp_path):
+    folder = save_byte_model(tmp_path / "model")
+    template = "{{ raise_exception('one turn only') if messages | length > 1 }}<|user|>{{ messages[0]['content'] }}"
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    done = cli("chat", "-m", folder, "-n", 3, "--device", "cpu", stdin="Hello\nAgain\n/reset\nHello\n/stats\n")
+    assert done.exit_code == 0
+    assert done.stderr.count("error: the chat template refuses these messages: one turn only (/reset starts over)") == 1
+    assert "in all: 6 tokens" in done.stderr
 
 
 @pytest.mark.parametrize("signal", [EOFError, KeyboardInterrupt])

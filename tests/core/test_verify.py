@@ -343,6 +343,15 @@ def test_a_tree_never_emits_what_the_target_rules_out(tree: DraftTree, data: st.
     assert p.gather(1, choice[:, None]).gt(0).all()
 
 
+def test_a_row_that_is_no_distribution_spoils_no_other() -> None:
+    tree = make_tree([-1, -1, 0], [0, 1, 2])
+    p = torch.tensor([[0.5, 0.3, 0.2]] * 4, dtype=torch.float64)
+    u = torch.full((4,), 0.25, dtype=torch.float64)
+    whole = choose_one_hot(tree, p, u[:3], u)
+    p[1] = torch.nan  # of node 0, which has a child
+    assert choose_one_hot(tree, p, u[:3], u)[[0, 2, 3]].tolist() == whole[[0, 2, 3]].tolist() == [0, 0, 0]
+
+
 def test_a_tree_that_offers_the_whole_vocabulary_always_has_a_child_accepted() -> None:
     """1 - (0.1 + 0.6) is more than 0.3 in binary: what is left for the last child must still be its mass."""
     tree = make_tree([-1, -1, -1], [0, 1, 2])

@@ -167,7 +167,7 @@ Total = Annotated[
         metavar="N",
         parser=parse_total,
         rich_help_panel=DRAFTING,
-        help="Drafted tokens verified at once, or 'auto' (the default): by measured cost.",
+        help="Drafted tokens verified at once, the root not counted, or 'auto' (the default): by measured cost.",
     ),
 ]
 

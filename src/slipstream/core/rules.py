@@ -23,7 +23,7 @@ from slipstream.core.confidence import ConfidenceScale, log_confidence
 from slipstream.core.logits import ProcessingSettings, warp
 from slipstream.core.sampling import GumbelNoise, SamplingSettings
 from slipstream.core.tree import DraftTree
-from slipstream.core.verify import choose_chain, choose_coupled, choose_greedy, choose_one_hot, draw
+from slipstream.core.verify import choose_chain, choose_coupled, choose_greedy, choose_one_hot, draw, or_no_token
 
 _UNCALIBRATED = ConfidenceScale()
 
@@ -55,7 +55,10 @@ class DecodingRule(ABC):
 
     @abstractmethod
     def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
-        """The target's next token at the root and every node. logits: [n + 1, vocab], processed. Returns [n + 1]."""
+        """The target's next token at the root and every node. logits: [n + 1, vocab], processed. Returns [n + 1].
+
+        NO_TOKEN where a row has no token left.
+        """
 
     @abstractmethod
     def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
@@ -83,7 +86,7 @@ class GreedyRule(DecodingRule):
         self._scale = confidence.greedy
 
     def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
-        return choose_greedy(logits)
+        return or_no_token(choose_greedy(logits), logits)
 
     def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
         return logits.float()
@@ -111,10 +114,9 @@ class CoupledRule(DecodingRule):
 
     def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
         noise = self._noise.rows(self.length + 1, tree.max_depth + 1)  # [max_depth + 1, vocab]
-        if tree.num_nodes == 0:
-            return choose_coupled(logits, noise)
-        depth = torch.cat((torch.zeros_like(tree.depth[:1]), tree.depth))  # [n + 1]
-        return choose_coupled(logits, noise[depth])
+        if tree.num_nodes > 0:
+            noise = noise[torch.cat((torch.zeros_like(tree.depth[:1]), tree.depth))]  # [n + 1, vocab]
+        return or_no_token(choose_coupled(logits, noise), logits)
 
     def children(self, logits: Tensor, depth: int, k: int, ids: Tensor | None = None) -> Candidates:
         """Gumbel-top-k: the tokens with the largest log q + g, q under the target's temperature and truncation.
@@ -151,8 +153,10 @@ class RejectionRule(DecodingRule):
         p = logits.double().softmax(dim=-1)
         u_accept, u_next = self._uniform(tree.num_nodes), self._uniform(tree.num_nodes + 1)
         if tree.q is not None:
-            return choose_chain(tree.tokens, tree.q, p, u_accept, u_next)
-        return choose_one_hot(tree, p, u_accept, u_next)
+            choice = choose_chain(tree.tokens, tree.q, p, u_accept, u_next)
+        else:
+            choice = choose_one_hot(tree, p, u_accept, u_next)
+        return or_no_token(choice, logits)
 
     def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
         return logits.float()

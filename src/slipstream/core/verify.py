@@ -18,6 +18,9 @@ from torch import Tensor
 
 from slipstream.core.tree import DraftTree, ancestor_mask, earlier_siblings
 
+NO_TOKEN = -1
+"""The choice of a row in which no token is left. Only where it is emitted does it matter: `LogitsPipeline.commit`."""
+
 
 class Walk(NamedTuple):
     """The accepted path, as tensors, so that reading it costs one copy to the host."""
@@ -37,6 +40,15 @@ def walk(tree: DraftTree, choice: Tensor, ancestors: Tensor | None = None) -> Wa
     wrong = tree.tokens != choice[tree.parents + 1]  # [n]
     kept = ~(ancestors[1:, 1:] & wrong).any(dim=1)  # [n]
     return Walk(kept.sum(), torch.argsort(~kept, stable=True))  # parents stand before children, so order is by depth
+
+
+def or_no_token(choice: Tensor, logits: Tensor) -> Tensor:
+    """The choices, with NO_TOKEN where the row has none: a rule chooses a removed token from no other row.
+
+    choice: [n + 1] int64. logits: [n + 1, vocab], -inf where a token is ruled out.
+    """
+    chosen = logits.gather(1, choice[:, None]).squeeze(1)  # [n + 1]
+    return choice.masked_fill(chosen == -torch.inf, NO_TOKEN)
 
 
 def choose_greedy(logits: Tensor) -> Tensor:
@@ -86,7 +98,9 @@ def choose_one_hot(tree: DraftTree, p: Tensor, u_accept: Tensor, u_next: Tensor)
     rest[rows, tree.tokens] = 0.0
     # What p still holds when a child is tried, summed up rather than 1 - tried: where nothing is left after a child, it
     # is then its mass exactly, and no rounding can reject it.
-    left = rest.sum(dim=-1)[rows] + earlier.T.to(p.dtype) @ mass + mass  # [n]
+    # Not a product of matrices: a row without any token is nan, and would spoil the sums of all others.
+    tried = mass.expand_as(earlier).masked_fill(~earlier.T, 0.0).sum(dim=-1)  # [n], mass of the earlier siblings
+    left = rest.sum(dim=-1)[rows] + tried + mass  # [n]
     accepted = u_accept * left < mass  # u < p / left, undivided
     first = accepted & ~(earlier & accepted).any(dim=1)  # no earlier sibling was accepted
     choice = draw(rest, u_next)

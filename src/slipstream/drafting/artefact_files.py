@@ -23,6 +23,8 @@ from slipstream.errors import ArtifactError, ArtifactWarning, InputError
 from slipstream.target.target import Target
 
 CONFIG, SAFETENSORS = "config.json", "model.safetensors"
+SAFETENSORS_INDEX = f"{SAFETENSORS}.index.json"
+_WRAPPERS = ("module.", "model.")  # what a training loop leaves before every name
 PROVENANCE = "slipstream"
 """Key of config.json under which artefacts trained here record their target and how they were made."""
 
@@ -66,9 +68,11 @@ def artefact_kind(folder: Path) -> str | None:
     for kind in ("hydra", "medusa"):
         if f"{kind}_num_heads" in config or (folder / f"{kind}_lm_head.pt").is_file():
             return kind
-    names = _tensor_names(folder / SAFETENSORS)
+    names = _unwrapped(dict.fromkeys(_tensor_names(folder / SAFETENSORS)))
     if "fc.weight" in names:
         return "eagle"
+    if any(name.startswith("medusa_head.") for name in names):
+        return "medusa"
     return "draft" if "model_type" in config and any(name.endswith("layernorm.weight") for name in names) else None
 
 
@@ -132,16 +136,22 @@ def recorded_confidence(config: Mapping[str, Any], where: str | Path) -> Confide
         raise ArtifactError(f"{where}: {error}") from error
 
 
-def read_tensors(folder: Path, names: Sequence[str], what: str) -> dict[str, Tensor]:
-    """The tensors of the first of the files `names` that is there, on the CPU. Pickles are read as weights only."""
-    from safetensors.torch import load_file
+def read_tensors(
+    folder: Path, names: Sequence[str], what: str, *, prefix: str = "", source: str | Path = ""
+) -> dict[str, Tensor]:
+    """The tensors of the first of the files `names` that is there, on the CPU. Pickles are read as weights only.
 
+    A prefix that all names share because a training loop wrapped the module is left out. prefix: where some names of
+    a safetensors file have it, only those are read. source: where pieces that an index names are fetched from.
+    """
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         raise ArtifactError(f"{folder} holds no {' or '.join(names)}; the weights of the {what} are missing")
     try:
-        if path.suffix == ".safetensors":
-            tensors = load_file(path)
+        if path.name == SAFETENSORS_INDEX:
+            tensors = _read_pieces(path, prefix, source, what)
+        elif path.suffix == ".safetensors":
+            tensors = _read_safetensors(path, prefix)
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
@@ -152,6 +162,41 @@ def read_tensors(folder: Path, names: Sequence[str], what: str) -> dict[str, Ten
     spoilt = next((name for name, value in tensors.items() if not torch.isfinite(value).all()), None)
     if spoilt is not None:
         raise ArtifactError(f"{path}: {spoilt} holds numbers that are not finite; fetch the {what} again")
+    return _unwrapped(tensors)
+
+
+def _read_safetensors(path: Path, prefix: str) -> dict[str, Tensor]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        wanted = [name for name in names if name.startswith(prefix)] or names
+        return {name: file.get_tensor(name) for name in wanted}
+
+
+def _read_pieces(index: Path, prefix: str, source: str | Path, what: str) -> dict[str, Tensor]:
+    """The tensors with a prefix from the files that an index names for them; no other file is needed."""
+    places = json.loads(index.read_text(encoding="utf-8"))
+    places = places.get("weight_map") if isinstance(places, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ArtifactError(f"{index} names no file for each tensor; fetch the {what} again")
+    wanted = [name for name in places if name.startswith(prefix)] or list(places)
+    files = sorted({Path(places[name]).name for name in wanted})
+    folder = (
+        index.parent if all((index.parent / name).is_file() for name in files) else local_folder(source, files, what)
+    )
+    missing = next((name for name in files if not (folder / name).is_file()), None)
+    if missing is not None:
+        raise ArtifactError(f"{folder} lacks {missing}, in which {index.name} places some of the {what}")
+    read = [_read_safetensors(folder / name, prefix) for name in files]
+    return {name: tensor for tensors in read for name, tensor in tensors.items()}
+
+
+def _unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The same under names without what stands before every one of them because a module was wrapped."""
+    for wrapper in _WRAPPERS:
+        if tensors and all(name.startswith(wrapper) for name in tensors):
+            return _unwrapped({name.removeprefix(wrapper): one for name, one in tensors.items()})
     return dict(tensors)
 
 

@@ -129,7 +129,11 @@ class Chain(Shape):
     length: int = 12
     """Tokens drafted at most (K in the paper)."""
     threshold: float = 0.6
-    """First value of gamma: drafting stops after a token whose draft probability is below it. 0: never."""
+    """First value of gamma: drafting stops after a token whose draft probability is below it. 0: never.
+
+    Steered, it stays from 0 to 1, which the official code does not see to. When sampling with coupled verification the
+    probability is that under the known noise.
+    """
     adaptive: bool = True
     """Steer gamma towards `target_acceptance` after every verification; it is carried over from prompt to prompt."""
     target_acceptance: float = 0.9
@@ -220,7 +224,7 @@ class Dynamic(Tree):
     depth: int = 3
     """Levels below the root."""
     total: int = 12
-    """Drafted nodes kept for verification."""
+    """Drafted nodes kept for verification. The root does not count: the EAGLE-2 paper's trees of 60 are 59 here."""
 
     def __post_init__(self) -> None:
         for name, limit in LIMITS.items():

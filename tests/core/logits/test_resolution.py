@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import pytest
+import torch
 from transformers import GenerationConfig
 
-from slipstream.core.logits import SETTING_NAMES, ProcessingSettings, resolve
+from slipstream.core.logits import SETTING_NAMES, ProcessingSettings, resolve, warp
 from slipstream.errors import InputError, UnsupportedSettingError
 
 
@@ -203,3 +205,18 @@ def test_the_settings_a_caller_may_give_are_deliberate() -> None:
         *("min_length", "min_new_tokens", "exponential_decay_length_penalty"),
         *("remove_invalid_values", "renormalize_logits"),
     }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_lowest_temperature_takes_the_most_probable_token_and_lower_ones_are_refused(dtype: torch.dtype) -> None:
+    logits = torch.tensor([[-31.25, 118.0, 119.0, -7.5]], dtype=dtype)
+    processing = resolved(temperature=1e-30)
+    warped = warp(logits.float(), temperature=processing.temperature)
+    assert not warped.isnan().any()
+    assert warped.argmax() == 2
+    for temperature in (9e-31, 1e-39, 5e-324):
+        line = f"temperature is {temperature}; it must be 0 (greedy) or a number of at least 1e-30"
+        with pytest.raises(InputError, match=re.escape(line)):
+            resolved(temperature=temperature)
+        with pytest.raises(InputError, match=re.escape(line)):
+            resolved({"do_sample": True, "temperature": temperature})

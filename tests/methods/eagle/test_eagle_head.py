@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from families import build, prompt_ids
 from methods.eagle.eagle_reference import reference_head
 from oracle import oracle_generate
 from slipstream.core.confidence import ConfidenceScale
+from slipstream.drafting.artefact_files import artefact_kind, check_kind
 from slipstream.engine.engine import Engine
 from slipstream.errors import ArtifactError, ArtifactWarning
 from slipstream.methods.eagle.checkpoint import load_head, save_head
@@ -294,3 +296,38 @@ def test_a_hub_id_that_is_not_there_is_one_clear_line(target, monkeypatch):
         ArtifactError, match=r"'somebody/head' is no folder, and the hub does not give it: not in the .*k$"
     ):
         load_head("somebody/head", target)
+
+
+@pytest.mark.parametrize("prefix", ["model.", "module.", "module.model."])
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_what_a_training_loop_leaves_before_every_name_is_no_part_of_it(prefix, file, target, tmp_path):
+    tensors = published()
+    (tmp_path / "bare").mkdir()
+    bare = load_head(write(tmp_path / "bare", tensors), target)
+    folder = write(tmp_path, {prefix + name: tensor for name, tensor in tensors.items()}, file)
+    assert artefact_kind(folder) in ("eagle", None)  # of a pickle it is not read
+    check_kind(folder, "eagle")
+    for name, tensor in load_head(folder, target).state_dict().items():
+        assert torch.equal(tensor, bare.state_dict()[name])
+
+
+def test_a_bias_that_the_config_names_must_be_there(target, tmp_path):
+    with pytest.raises(ArtifactError, match=r"lacks fc\.bias"):
+        load_head(write(tmp_path, published(fc_bias=False), bias=True), target)
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ({"intermediate_size": [40, 56]}, {"intermediate_size": 40}),
+        ({"num_attention_heads": [4, 2], "num_key_value_heads": [2, 1]}, {"num_heads": 4, "num_kv_heads": 2}),
+        ({"rope_parameters": {"full_attention": None, "sliding_attention": {"rope_theta": 500.0}}}, {"theta": 500.0}),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 7e5}, "chunked": {"rope_theta": 5.0}}}, {"theta": 7e5}),
+        ({"rope_parameters": {"full_attention": None}}, {"theta": 10000.0}),
+    ],
+)
+def test_a_new_head_takes_sizes_of_one_layer_where_layers_differ(named, expected, target):
+    config = SimpleNamespace(**{**target.config.to_dict(), **named})
+    sizes = HeadSizes.like(SimpleNamespace(config=config, model=target.model))
+    found = {**{name: getattr(sizes, name) for name in HeadSizes.__slots__}, "theta": sizes.rope["rope_theta"]}
+    assert {name: found[name] for name in expected} == expected

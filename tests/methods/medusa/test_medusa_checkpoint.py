@@ -172,3 +172,30 @@ def test_fresh_heads_say_what_the_target_says(own, target):
 def test_heads_of_no_layers_are_refused(target):
     with pytest.raises(InputError, match="num_heads of Medusa heads is 0"):
         MedusaHeads.like(target, num_heads=0)
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_the_heads_of_a_medusa_2_checkpoint_are_read_from_beside_its_model(pieces, target, tmp_path):
+    """One file, or pieces of which only those with heads are needed."""
+    tensors = published()
+    heads = {f"medusa_head.{name}": tensor for name, tensor in tensors.items()}
+    model = {name: torch.full((2, 2), float("inf")) for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    if pieces == 1:
+        folder(tmp_path, {**model, **heads}, "model.safetensors")
+    else:
+        half = len(heads) // 2
+        places = dict.fromkeys(model, "model-00001-of-00003.safetensors")  # which is not there
+        for number, names in enumerate((list(heads)[:half], list(heads)[half:]), start=2):
+            file = f"model-0000{number}-of-00003.safetensors"
+            folder(tmp_path, {name: heads[name] for name in names} | {f"model.{number}": model["lm_head.weight"]}, file)
+            places |= dict.fromkeys(names, file)
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    found = load_heads(tmp_path, target)
+    (tmp_path / "plain").mkdir()
+    expected = load_heads(folder(tmp_path / "plain", tensors), target)
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor)
+    if pieces == 2:
+        (tmp_path / "model-00003-of-00003.safetensors").unlink()
+        with pytest.raises(ArtifactError, match=r"model-00003-of-00003\.safetensors"):
+            load_heads(tmp_path, target)

@@ -20,6 +20,7 @@ from slipstream.core.logits.steps import (
     Step,
 )
 from slipstream.core.logits.warping import warp
+from slipstream.core.verify import NO_TOKEN
 from slipstream.errors import InputError
 
 
@@ -57,7 +58,15 @@ class LogitsPipeline:
             self._counts.start(prompt_ids)
 
     def commit(self, token_ids: Sequence[int]) -> None:
-        """Tokens that the text now ends with (the accepted path and the next token, in order)."""
+        """Tokens that the text now ends with (the accepted path and the next token, in order).
+
+        Raises InputError for NO_TOKEN: plain decoding, too, would stand there without any token.
+        """
+        if NO_TOKEN in token_ids:
+            raise InputError(
+                "the settings rule out every token of the vocabulary at this point of the answer; allow some: see "
+                "no_repeat_ngram_size, bad_words_ids, suppress_tokens and sequence_bias"
+            )
         if not self.needs_path or not token_ids:
             return
         self._committed = torch.cat((self._committed, self._committed.new_tensor(token_ids)))
@@ -126,7 +135,8 @@ class LogitsPipeline:
         if s.forced_eos_token_id:
             steps.append(ForcedTokens(self._token_mask(s.forced_eos_token_id), s.max_length - 1))
         if s.remove_invalid_values:
-            steps.append(EveryRow(_on_scores(hf.InfNanRemoveLogitsProcessor())))
+            remove = hf.InfNanRemoveLogitsProcessor()
+            steps.append(EveryRow(lambda scores: remove(scores, scores)))
         if s.exponential_decay_length_penalty is not None:
             decay = hf.ExponentialDecayLengthPenalty(s.exponential_decay_length_penalty, eos, s.prompt_length)
             steps.append(EveryDepth(_sparing_removed_tokens(decay)))
@@ -161,8 +171,18 @@ class LogitsPipeline:
 
 
 def _on_scores(processor: Processor) -> Callable[[Tensor], Tensor]:
-    """A processor of transformers that does not look at the text."""
-    return lambda scores: processor(scores, scores)
+    """A processor of transformers that does not look at the text.
+
+    Rows that it may refuse, those without any token and those of numbers that are none, are left as they are: whether
+    plain decoding comes by them is not known yet.
+    """
+
+    def change(scores: Tensor) -> Tensor:
+        sound = scores.amax(dim=-1, keepdim=True).isfinite()  # [rows, 1]
+        harmless = scores.masked_fill(~sound, 0.0)
+        return torch.where(sound, processor(harmless, harmless), scores)
+
+    return change
 
 
 def _sparing_removed_tokens(processor: Processor) -> Processor:

@@ -84,6 +84,8 @@ class Limit:
     high: float = math.inf
     low_excluded: bool = False
     whole: bool = False
+    least: float = 0.0
+    """Of the values other than 0."""
 
     def check(self, name: str, value: object) -> None:
         if value is None:
@@ -95,14 +97,15 @@ class Limit:
 
     def _holds(self, value: float) -> bool:
         above = value > self.low if self.low_excluded else value >= self.low
-        return math.isfinite(value) and above and value <= self.high
+        return math.isfinite(value) and above and value <= self.high and (value == 0 or abs(value) >= self.least)
 
 
 _COUNT = Limit("a whole number, 0 or more", low=0, whole=True)
 LIMITS: Mapping[str, Limit] = {
     "prompt_length": _COUNT,
     "max_length": _COUNT,
-    "temperature": Limit("0 (greedy) or a positive number", low=0),
+    # Nearer to 0 the quotients of float32 logits may overflow; what is most probable is chosen long before.
+    "temperature": Limit("0 (greedy) or a number of at least 1e-30", low=0, least=1e-30),
     "top_k": Limit("0 (off) or a positive count of tokens", low=0, whole=True),
     "top_p": Limit("a number from 0 to 1 (off)", low=0, high=1),
     "min_p": Limit("a number from 0 (off) to 1", low=0, high=1),

@@ -99,7 +99,9 @@ def save_draft(
     setattr(config, PROVENANCE, {"target": target.hash, **(made or {})})
     config.save_pretrained(folder)
     target.model.generation_config.save_pretrained(folder)
-    weights = {name: one.detach().to("cpu", torch.bfloat16).contiguous() for name, one in model.named_parameters()}
-    save_tensors(weights, folder / "model.safetensors")  # a tied head stands there once
+    tensors = {name: one.to(torch.bfloat16) for name, one in model.named_parameters()}  # a tied head stands there once
+    saved = model.state_dict().keys()  # buffers that are no part of it are computed
+    tensors |= {name: one for name, one in model.named_buffers() if name in saved}
+    save_tensors({name: one.detach().cpu().contiguous() for name, one in tensors.items()}, folder / "model.safetensors")
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

@@ -56,7 +56,7 @@ def load_head(source: str | Path, target: Target, dtype: torch.dtype | None = No
     folder = local_folder(source, _FILES, _WHAT)
     config = read_config(folder, _WHAT)
     tensors = read_tensors(folder, _FILES, _WHAT)
-    _check_names(folder, tensors)
+    _check_names(folder, config, tensors)
     head = EagleHead(_sizes(folder, config, tensors, target))
     kept = {name: tensor for name, tensor in tensors.items() if name not in _IGNORED}
     check_shapes(folder, kept, {name: parameter.shape for name, parameter in head.state_dict().items()})
@@ -76,10 +76,11 @@ def save_head(head: EagleHead, folder: Path, target: Target, provenance: Mapping
     (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def _check_names(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+def _check_names(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     if any(name.startswith("midlayer.") for name in tensors):
         raise ArtifactError(f"{folder} is an EAGLE-3 head; methods eagle and eagle2 take EAGLE-1 and EAGLE-2 heads")
-    check_names(folder, tensors, _WEIGHTS, (*_BIASES.values(), *_IGNORED), _WHAT)
+    asked = [_BIASES["fc"]] if config.get("bias") is True else []  # left out it means what the tensors say
+    check_names(folder, tensors, (*_WEIGHTS, *asked), (*_BIASES.values(), *_IGNORED), _WHAT)
 
 
 def _sizes(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], target: Target) -> HeadSizes:

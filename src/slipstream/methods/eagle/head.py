@@ -15,7 +15,7 @@ Shapes: b batch, n rows, h hidden size, e width of the embeddings (h in nearly e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,10 +72,10 @@ class HeadSizes:
         """
         config = target.config
         hidden = int(config.hidden_size)
-        num_heads = int(config.num_attention_heads)
+        num_heads = _one_layers(config.num_attention_heads)
         if hidden % num_heads or hidden // num_heads % 2:
             num_heads = max(1, hidden // 64)
-        num_kv_heads = int(getattr(config, "num_key_value_heads", None) or num_heads)
+        num_kv_heads = _one_layers(getattr(config, "num_key_value_heads", None) or num_heads)
         return cls(
             hidden_size=hidden,
             embedding_size=target.model.get_input_embeddings().weight.shape[1],
@@ -172,12 +172,21 @@ def _intermediate_size(config: Any, hidden: int) -> int:
     for name in ("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim"):
         size = getattr(config, name, None)
         if size:
-            return int(size)
+            return _one_layers(size)
     return (8 * hidden // 3 + 63) // 64 * 64
 
 
+def _one_layers(size: int | Sequence[int]) -> int:
+    """The size, of the first layer where a config names one for each."""
+    return int(size[0] if isinstance(size, Sequence) else size)
+
+
 def _rope_theta(config: Any) -> float:
-    """The base of the target's rotary embedding, of its full-attention layers if they differ; Llama's where none."""
+    """The base of the target's rotary embedding; Llama's where none.
+
+    Where kinds of layers differ it is that of full attention, and of another kind where that has no rotary embedding.
+    """
     parameters = getattr(config, "rope_parameters", None) or {}
-    parameters = parameters.get("full_attention", parameters)
+    kinds = {name: one for name, one in parameters.items() if isinstance(one, Mapping)}
+    parameters = kinds.get("full_attention") or next(iter(kinds.values()), parameters)
     return float(parameters.get("rope_theta") or getattr(config, "rope_theta", None) or 10000.0)

@@ -6,8 +6,9 @@ Names, for head i and place j, as the official `nn.Sequential` gives them:
     {i}.{num_layers}.weight        [vocab, h]: the LM head; absent in all heads where the target's serves them
 
 Both forms are in use. Numbers of heads and layers are those of the tensors: published configs name 2 heads where there
-are 5. Files saved as safetensors, and names under `medusa_head.`, are read as well. Heads saved here are official in
-both forms: the official loader starts every LM head as a copy of the target's and overwrites what a file holds.
+are 5. Files saved as safetensors, and names under `medusa_head.`, are read as well; where a file, or one in pieces,
+holds the target beside them, as checkpoints of Medusa-2 do, only they are. Heads saved here are official in both
+forms: the official loader starts every LM head as a copy of the target's and overwrites what a file holds.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from slipstream.drafting.artefact_files import (
     CONFIG,
     PROVENANCE,
     SAFETENSORS,
+    SAFETENSORS_INDEX,
     check_names,
     check_shapes,
     local_folder,
@@ -38,7 +40,7 @@ from slipstream.methods.medusa.head import MedusaHeads, MedusaSizes
 from slipstream.target.target import Target
 
 PICKLE = "medusa_lm_head.pt"
-_FILES = (PICKLE, "medusa_lm_head.safetensors", SAFETENSORS)
+_FILES = (PICKLE, "medusa_lm_head.safetensors", SAFETENSORS, SAFETENSORS_INDEX)
 _WHAT = "Medusa heads"
 _PREFIX = "medusa_head."
 _BLOCK = re.compile(r"(\d+)\.(\d+)\.linear\.(?:weight|bias)")
@@ -53,7 +55,8 @@ def load_heads(source: str | Path, target: Target) -> MedusaHeads:
     """
     folder = local_folder(source, _FILES, _WHAT)
     config = read_config(folder, _WHAT)
-    tensors = {name.removeprefix(_PREFIX): value for name, value in read_tensors(folder, _FILES, _WHAT).items()}
+    found = read_tensors(folder, _FILES, _WHAT, prefix=_PREFIX, source=source)
+    tensors = {name.removeprefix(_PREFIX): value for name, value in found.items()}
     sizes = _sizes(folder, tensors, target)
     check_names(folder, tensors, names(sizes), (), _WHAT)
     check_shapes(folder, tensors, _shapes(sizes))
