@@ -43,7 +43,8 @@ def test_every_method_is_bitwise_equal(configuration, dtype, settings):
     target = target_of("llama", DTYPES[dtype])
     found = compared(target, configured(configuration, target), settings=settings)
     assert_bitwise_equal(found)
-    assert found.answer.num_drafted > 0 or configuration == "plain"
+    may_draft_nothing = configuration == "plain" or configuration.endswith("-auto")  # where nothing pays
+    assert found.answer.num_drafted > 0 or may_draft_nothing
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
