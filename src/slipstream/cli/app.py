@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 import slipstream
-from slipstream.cli import bench, certify, chat, demo, generate, methods, skip, train
+from slipstream.cli import bench, certify, chat, demo, generate, heads, methods, skip, train
 from slipstream.cli.options import VERBOSE, Verbose
 from slipstream.errors import InputError, SlipstreamError
 
@@ -86,6 +86,7 @@ app.command()(certify.certify)
 app.add_typer(bench.app, name="bench")
 app.add_typer(skip.app, name="skip")
 app.add_typer(train.app, name="train")
+app.add_typer(heads.app, name="heads")
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -132,6 +132,17 @@ class Target:
         """
         return self._lm_head(hidden) if self.bare_head else self._whole_head(hidden)
 
+    def head_with(self, lm_head: nn.Module) -> Callable[[Tensor], Tensor]:
+        """`head` with another module in place of the LM head, for instance one of fewer tokens.
+
+        lm_head: hidden states [batch, n, hidden] to [batch, n, columns], on the device where the model begins.
+        """
+        if self.bare_head:
+            return lambda hidden: self.upcast(lm_head(hidden))
+        change: Change = lambda own: lm_head.forward  # noqa: E731 (a type that a def cannot carry)
+        whole = shadow(self._without_base, {self.model.get_output_embeddings(): change})
+        return lambda hidden: self._whole_head(hidden, whole)
+
     @cached_property
     def bare_head(self) -> bool:
         """Whether nothing comes after the LM head: its output is the logits."""
@@ -152,11 +163,12 @@ class Target:
             output: Tensor = self.model.get_output_embeddings()(hidden)
         return self.upcast(output).to(hidden.device)  # where the model is sharded, the LM head may be elsewhere
 
-    def _whole_head(self, hidden: Tensor) -> Tensor:
+    def _whole_head(self, hidden: Tensor, without_base: nn.Module | None = None) -> Tensor:
         placeholder = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self.device)
         self._passes.hidden = _HiddenOnly(hidden)
         try:
-            return self.upcast(self._without_base(input_ids=placeholder, use_cache=False).logits)
+            model = self._without_base if without_base is None else without_base
+            return self.upcast(model(input_ids=placeholder, use_cache=False).logits)
         finally:
             del self._passes.hidden
 

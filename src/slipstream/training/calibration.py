@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from slipstream.drafting.draft_vocabulary import WHOLE
 from slipstream.engine.calibration import Calibration, calibrate
 from slipstream.errors import InputError
-from slipstream.methods.registry import build_drafter
+from slipstream.methods.registry import METHODS, build_drafter
 from slipstream.target.target import Target
 from slipstream.training.data.dialogues import Dialogue
 from slipstream.training.data.encoded import write_atomically
@@ -28,7 +30,10 @@ def calibrate_artefact(
 
     depth: of the chains that are drafted. Raises InputError if no dialogue begins with a prompt.
     """
-    drafter = build_drafter(method, target, {"draft": folder, "width": 1, "depth": depth, "total": depth})
+    chain: dict[str, Any] = {"draft": folder, "width": 1, "depth": depth, "total": depth}
+    if "draft_vocabulary" in METHODS[method].options:
+        chain["draft_vocabulary"] = WHOLE
+    drafter = build_drafter(method, target, chain)
     prompts = [list(one.token_ids[: one.answer.index(True)]) for one in dialogues if not one.answer[0]][:num_prompts]
     if not prompts:
         raise InputError("no dialogue begins with a prompt that calibration could let the target answer")

@@ -28,6 +28,7 @@ from slipstream.drafting.artefact_files import (
     save_tensors,
     warn_of_other_target,
 )
+from slipstream.drafting.draft_vocabulary import VOCABULARY_FILE, load_vocabulary
 from slipstream.errors import ArtifactError, InputError
 from slipstream.methods.eagle.head import PROJECTIONS, EagleHead, HeadSizes
 from slipstream.target.target import Target
@@ -53,7 +54,7 @@ def load_head(source: str | Path, target: Target, dtype: torch.dtype | None = No
     Raises ArtifactError for a checkpoint that is damaged, incomplete or of another size than the target; warns with
     ArtifactWarning if it records another target.
     """
-    folder = local_folder(source, _FILES, _WHAT)
+    folder = local_folder(source, (*_FILES, VOCABULARY_FILE), _WHAT)
     config = read_config(folder, _WHAT)
     tensors = read_tensors(folder, _FILES, _WHAT)
     _check_names(folder, config, tensors)
@@ -62,6 +63,8 @@ def load_head(source: str | Path, target: Target, dtype: torch.dtype | None = No
     check_shapes(folder, kept, {name: parameter.shape for name, parameter in head.state_dict().items()})
     head.load_state_dict(kept)
     head.confidence = recorded_confidence(config, folder / CONFIG)
+    if (folder / VOCABULARY_FILE).is_file():
+        head.vocabulary = load_vocabulary(folder / VOCABULARY_FILE, target)
     warn_of_other_target(folder, config, target, _WHAT)
     return head.place(target.device, dtype or target.dtype).requires_grad_(False).eval()
 

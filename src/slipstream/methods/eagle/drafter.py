@@ -11,10 +11,13 @@ the next cycle's rows of the accepted tokens are made anew from the target's fea
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from slipstream.drafting.base import Generation, Observed
+from slipstream.drafting.draft_vocabulary import DraftVocabulary, PartialHead
 from slipstream.drafting.drafter import ModelDrafter
 from slipstream.drafting.expander import DraftLogits, Expander
 from slipstream.drafting.growth import Frontier
@@ -29,9 +32,15 @@ class EagleDrafter(ModelDrafter):
 
     features = Features(last_hidden=True)
 
-    def __init__(self, target: Target, head: EagleHead, shape: Shape) -> None:
-        """head: on the target's device, in its dtype, as `load_head` returns it."""
+    def __init__(
+        self, target: Target, head: EagleHead, shape: Shape, vocabulary: DraftVocabulary | None = None
+    ) -> None:
+        """head: on the target's device, in its dtype, as `load_head` returns it. vocabulary: None for the whole."""
         super().__init__(target, shape)
+        ids = self.ids = None if vocabulary is None else vocabulary.ids
+        """[columns] int64, the tokens that are drafted from; None: all."""
+        self.score: Callable[[Tensor], Tensor] = target.head if ids is None else PartialHead(target, ids)
+        """Logits of these tokens, [b, n, columns], for predicted features [b, n, h]."""
         self.name = "eagle" if shape.kind == "static" else "eagle2"
         self.head, self.confidence = head, head.confidence
         self.embed = target.model.get_input_embeddings()
@@ -88,7 +97,7 @@ class EagleExpander(Expander):
             output = self._pass(frontier.tokens, features, positions, visible, start)
             self._outputs = torch.cat((self._outputs, output))
         newest = self._outputs[-frontier.tokens.shape[0] :]  # [w, h]
-        return DraftLogits(self._target.head(newest[None])[0])
+        return DraftLogits(self._drafter.score(newest[None])[0], self._drafter.ids)
 
     def _pass(self, tokens: Tensor, features: Tensor, positions: Tensor, visible: Tensor, start: int) -> Tensor:
         """The head over rows [w] written from slot `start` on, which see all committed rows and what `visible` says."""

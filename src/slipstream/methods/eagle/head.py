@@ -25,6 +25,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
 from slipstream.core.confidence import ConfidenceScale
+from slipstream.drafting.draft_vocabulary import DraftVocabulary
 from slipstream.errors import InputError
 from slipstream.target.cache import KVCache
 from slipstream.target.target import Target
@@ -98,6 +99,8 @@ class EagleHead(nn.Module):
         self.sizes = sizes
         self.confidence = ConfidenceScale()
         """Found by calibration, stored with the head."""
+        self.vocabulary: DraftVocabulary | None = None
+        """What lies beside the head: tokens to draft from; None: all."""
         config = LlamaConfig(
             hidden_size=sizes.hidden_size,
             intermediate_size=sizes.intermediate_size,

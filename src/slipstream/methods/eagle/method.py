@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from slipstream.drafting.base import Drafter
 from slipstream.drafting.shape import Dynamic, Shape
+from slipstream.errors import InputError
 from slipstream.methods.method import Method, option_names, pick
 from slipstream.target.target import Target
+
+logger = logging.getLogger(__name__)
 
 
 def _dynamic(target: Target, options: Mapping[str, Any]) -> Drafter:
     from slipstream.drafting.shape import default_tree, sized
 
-    return _drafter(EAGLE2, target, options, sized(pick(Dynamic, options), default_tree(target.model.num_parameters())))
+    shape = sized(pick(Dynamic, options), default_tree(target.model.num_parameters()))
+    return _drafter(EAGLE2, target, options, lambda columns: shape)
 
 
 def _static(target: Target, options: Mapping[str, Any]) -> Drafter:
     from slipstream.drafting.published_trees import EAGLE_1
     from slipstream.drafting.shape import Static
 
-    return _drafter(EAGLE, target, options, Static(EAGLE_1).within(target.vocab_size))
+    return _drafter(EAGLE, target, options, Static(EAGLE_1).within)
 
 
-def _drafter(method: Method, target: Target, options: Mapping[str, Any], shape: Shape) -> Drafter:
+def _drafter(method: Method, target: Target, options: Mapping[str, Any], shape_for: Callable[[int], Shape]) -> Drafter:
+    """shape_for: the tree for a drafter that chooses among so many tokens."""
+    from slipstream.drafting.draft_vocabulary import asked_vocabulary
     from slipstream.methods.eagle.checkpoint import load_head
     from slipstream.methods.eagle.drafter import EagleDrafter
 
-    return EagleDrafter(target, load_head(method.draft(target, options), target), shape)
+    head = load_head(method.draft(target, options), target)
+    vocabulary = asked_vocabulary(options.get("draft_vocabulary"), head.vocabulary, target)
+    if vocabulary is not None:
+        try:
+            return EagleDrafter(target, head, shape_for(len(vocabulary)), vocabulary)
+        except InputError as error:
+            if "draft_vocabulary" in options:
+                raise
+            logger.info("drafting from the whole vocabulary: %s", error)
+    return EagleDrafter(target, head, shape_for(target.vocab_size))
 
 
 EAGLE2 = Method(
@@ -36,7 +52,7 @@ EAGLE2 = Method(
     summary="a one-layer head on the target's features grows a tree by its confidence (EAGLE-2)",
     needs="an EAGLE head trained for the target",
     paper="arXiv 2406.16858",
-    options=option_names("draft", Dynamic, "calibrated"),
+    options=option_names("draft", "draft_vocabulary", Dynamic, "calibrated"),
     moved_options=dict.fromkeys(
         ("by_value", "rerank"), "it is an ablation of the paper, now in benchmarks/ablations.py"
     ),
@@ -49,7 +65,7 @@ EAGLE = Method(
     summary="the same head fills a tree of fixed shape (EAGLE-1)",
     needs="an EAGLE head trained for the target",
     paper="arXiv 2401.15077",
-    options=option_names("draft"),
+    options=option_names("draft", "draft_vocabulary"),
     build=_static,
     artefact="eagle",
 )
