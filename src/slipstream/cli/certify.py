@@ -32,7 +32,7 @@ _NOTES_A_STAGE = 6  # lines of progress where there is no bar
 
 def certify(
     model: options.Model = "tiny",
-    drafter: options.Method = "layer-skip",
+    drafter: options.Method = "auto",
     draft: options.Draft = None,
     data: Annotated[
         Path | None,

@@ -21,7 +21,7 @@ COMMANDS = "/reset forgets the conversation, /stats shows figures, /quit leaves;
 
 def chat(
     model: options.Model = "tiny",
-    drafter: options.Method = "layer-skip",
+    drafter: options.Method = "auto",
     draft: options.Draft = None,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = None,
@@ -48,7 +48,7 @@ def chat(
     /reset forgets the conversation, /stats shows figures, /quit or Ctrl-D leaves. Ctrl-C stops the answer under way and
     drops it; the chat goes on.
 
-    Example: slipstream chat -m tiny -d layer-skip -t 0.7
+    Example: slipstream chat -m tiny -t 0.7
 
     Lines may also come through a pipe: echo "Hello!" | slipstream chat
     """

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def generate(
     model: options.Model = "tiny",
-    drafter: options.Method = "layer-skip",
+    drafter: options.Method = "auto",
     draft: options.Draft = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt; '-' reads it from stdin.")
@@ -58,7 +58,7 @@ def generate(
 
     The text goes to stdout, a line of statistics to stderr. Without -p and --prompt-file the prompt is read from stdin.
 
-    Example: slipstream generate -m tiny -d layer-skip -p "Give three tips for staying healthy." -t 0.7 --seed 1
+    Example: slipstream generate -m tiny -p "Give three tips for staying healthy." -t 0.7 --seed 1
     """
     text = read_prompt(prompt, prompt_file)
     loaded = load(

@@ -22,7 +22,7 @@ from slipstream.core.confidence import ConfidenceScale
 from slipstream.errors import ArtifactError, ArtifactWarning, InputError
 from slipstream.target.target import Target
 
-CONFIG, SAFETENSORS = "config.json", "model.safetensors"
+CONFIG, SAFETENSORS, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
 SAFETENSORS_INDEX = f"{SAFETENSORS}.index.json"
 _WRAPPERS = ("module.", "model.")  # what a training loop leaves before every name
 PROVENANCE = "slipstream"
@@ -68,7 +68,8 @@ def artefact_kind(folder: Path) -> str | None:
     for kind in ("hydra", "medusa"):
         if f"{kind}_num_heads" in config or (folder / f"{kind}_lm_head.pt").is_file():
             return kind
-    names = _unwrapped(dict.fromkeys(_tensor_names(folder / SAFETENSORS)))
+    path = folder / SAFETENSORS
+    names = _unwrapped(dict.fromkeys(_tensor_names(path) if path.is_file() else _pickled_names(folder / PICKLED)))
     if "fc.weight" in names:
         return "eagle"
     if any(name.startswith("medusa_head.") for name in names):
@@ -92,6 +93,14 @@ def _tensor_names(path: Path) -> list[str]:
         with safe_open(path, framework="pt") as file:
             return list(file.keys())
     except (OSError, SafetensorError):
+        return []
+
+
+def _pickled_names(path: Path) -> list[str]:
+    """The names alone: the tensors stay on disk."""
+    try:
+        return [str(name) for name in torch.load(path, map_location="cpu", weights_only=True, mmap=True)]
+    except (OSError, ValueError, RuntimeError, EOFError, TypeError, UnpicklingError):
         return []
 
 

@@ -31,6 +31,8 @@ class Method:
     """Whether `build` finds the target's tokenizer among its options, as `tokenizer`."""
     moved_options: Mapping[str, str] = field(default_factory=dict)
     """Options that the method had once, and a sentence that says what to do instead."""
+    chosen: Callable[[Target, Mapping[str, Any]], Method] | None = None
+    """For a method that stands for others: which of them it is for a target and options."""
     artefact: str | None = None
     """What `draft` must name, unless a packaged one fits: its folder in the package; None: it needs no artefact."""
 

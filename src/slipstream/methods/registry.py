@@ -9,7 +9,7 @@ from typing import Any
 from slipstream.core.confidence import ConfidenceScale
 from slipstream.drafting.base import Drafter
 from slipstream.errors import InputError, unknown_choice
-from slipstream.methods import lookahead, plain, prompt_lookup
+from slipstream.methods import auto, lookahead, plain, prompt_lookup
 from slipstream.methods.draft_model.method import METHOD as DRAFT_MODEL
 from slipstream.methods.eagle.method import EAGLE, EAGLE2
 from slipstream.methods.hydra.method import METHOD as HYDRA
@@ -21,6 +21,7 @@ from slipstream.target.target import Target
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
+        auto.METHOD,
         plain.METHOD,
         LAYER_SKIP,
         EAGLE2,
@@ -41,6 +42,8 @@ def build_drafter(name: str, target: Target, options: Mapping[str, Any], tokeniz
     that the method does not read, or a bad value.
     """
     method = find_method(name, options)
+    if method.chosen is not None:
+        method = _chosen(method, method.chosen(target, options), options)
     rest = {option: value for option, value in options.items() if option != "calibrated"}
     drafter = method.build(target, {**rest, "tokenizer": tokenizer} if method.reads_tokenizer else rest)
     calibrated = options.get("calibrated", True)
@@ -62,6 +65,17 @@ def find_method(name: str, options: Iterable[str] = ()) -> Method:
         if option not in method.options:
             known = f"it takes {', '.join(method.options)}" if method.options else "it takes none"
             raise InputError(f"method {name!r} has no option {option!r}; {known}")
+    return method
+
+
+def _chosen(standing: Method, method: Method, options: Iterable[str]) -> Method:
+    """The method that one stands for. Raises InputError for an option that it does not read."""
+    idle = next((option for option in options if option not in method.options), None)
+    if idle is not None:
+        raise InputError(
+            f"method {standing.name!r} is {method.name!r} for this model and has no option {idle!r} then; leave it out "
+            "or name the method"
+        )
     return method
 
 

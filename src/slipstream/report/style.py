@@ -30,6 +30,7 @@ INK, FAINT, GRID, PAPER = "#24292F", "#667080", "#E1E4E8", "#FEFEFE"
 
 METHOD_COLOURS = {
     "plain": GREY,
+    "auto": INK,
     "layer-skip": GREEN,
     "eagle2": BLUE,
     "eagle": ORANGE,
