@@ -1,0 +1,150 @@
+"""Whether a head fits a model and pays on this machine: a few minutes' measurement on the shipped prompts.
+
+A head that is loaded for the wrong model, or read in a wrong way, changes no token; it only drafts badly. So drafts are
+looked at: chains show how often each position is accepted, and answers with sizes by measured cost are timed in turns
+with plain decoding.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import slipstream
+from slipstream.errors import InputError
+from slipstream.prompts import Prompt, load_prompts
+
+if TYPE_CHECKING:
+    from slipstream import Model, Output
+
+POOR, GOOD = 0.1, 0.5
+"""Acceptance of the first drafted token below which a head drafts by chance, and above which it drafts as it should."""
+EXPECTED = "published EAGLE heads have 70 to 80 % of their first tokens accepted"
+_LEAST = 3  # prompts, however long they take
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadCheck:
+    """What was found."""
+
+    method: str
+    acceptance: tuple[float, ...]
+    """Of each position of a drafted chain, among chains of which all before it was accepted."""
+    tau: float
+    """Tokens a pass with drafts sized by measured cost."""
+    ratios: tuple[float, ...]
+    """Tokens per second over plain decoding's, one for each prompt."""
+    identical: int
+    """Answers that are plain decoding's, of as many as there are ratios."""
+
+    @property
+    def ratio(self) -> float:
+        """Geometric mean of the ratios."""
+        return math.exp(statistics.fmean(map(math.log, self.ratios)))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """About 95 %: two standard errors of the mean log ratio on both sides."""
+        logs = [math.log(ratio) for ratio in self.ratios]
+        error = 2 * statistics.stdev(logs) / math.sqrt(len(logs))
+        return self.ratio * math.exp(-error), self.ratio * math.exp(error)
+
+    @property
+    def fit(self) -> str:
+        """Whether the head drafts as one that was trained for this model."""
+        first = self.acceptance[0]
+        if first < POOR:
+            return f"it does not fit this model: {first:.0%} of its first tokens are accepted; {EXPECTED}"
+        if first < GOOD:
+            return f"it drafts, but weakly: {first:.0%} of its first tokens are accepted; {EXPECTED}"
+        return f"it fits this model: {first:.0%} of its first tokens are accepted"
+
+    @property
+    def pay(self) -> str:
+        """Whether it makes answers faster here."""
+        low, high = self.interval
+        measured = f"{self.ratio:.2f} times plain decoding, 95 % interval {low:.2f} to {high:.2f}"
+        if low > 1:
+            return f"it pays here: {measured}"
+        return f"it does not pay here: {measured}" if high < 1 else f"it makes no clear difference here: {measured}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "method": self.method,
+            "acceptance": self.acceptance,
+            "tau": self.tau,
+            "ratio": self.ratio,
+            "interval": self.interval,
+            "prompts": len(self.ratios),
+            "identical": self.identical,
+            "fit": self.fit,
+            "pay": self.pay,
+        }
+
+
+def check_head(
+    plain: Model,
+    draft: str | None,
+    *,
+    method: str = "auto",
+    temperature: float = 0.0,
+    max_new_tokens: int = 48,
+    seconds: float = 120.0,
+    report: Callable[[str], None] = lambda line: None,
+) -> HeadCheck:
+    """Measure a head on the shipped prompts, as many as fit into `seconds`, at least three.
+
+    plain: the target, loaded with method `plain`. draft: folder or hub id; None for what ships for the target.
+    Raises InputError where there is no head, ArtifactError where it cannot be loaded.
+    """
+    given: dict[str, Any] = {} if draft is None else {"draft": draft}
+    sized = slipstream.load(plain.target.model, method, tokenizer=plain.tokenizer, **given)
+    if not hasattr(sized.drafter, "shape"):
+        raise InputError(f"no head ships for {plain.target.name}; give one with --draft")
+    depth = min(5, sized.drafter.shape.depth)
+    tree: dict[str, Any] = {"width": 1, "depth": depth, "total": depth}
+    chains = slipstream.load(plain.target.model, sized.method, tokenizer=plain.tokenizer, **given, **tree)
+    settings = {"temperature": temperature, "max_new_tokens": max_new_tokens}
+    for model in (plain, sized, chains):
+        model.generate(load_prompts()[0].turns[0], max_new_tokens=8, temperature=0.0)  # measures costs, warms up
+    steps: list[tuple[int, int]] = []
+    ratios: list[float] = []
+    answers: list[tuple[Output, Output]] = []
+    began = time.perf_counter()
+    for number, prompt in enumerate(load_prompts()):
+        if number >= _LEAST and time.perf_counter() - began > seconds:
+            break
+        ours, reference = _pair(sized, plain, prompt, number, settings)
+        answers.append((ours, reference))
+        ratios.append(ours.stats.tokens_per_second / reference.stats.tokens_per_second)
+        steps += [
+            (step.num_drafted, step.num_accepted) for step in chains.stream(prompt.turns[0], seed=number, **settings)
+        ]
+        report(f"{number + 1} prompts: {math.exp(statistics.fmean(map(math.log, ratios))):.2f} times plain decoding")
+    cycles = sum(ours.stats.num_cycles for ours, _ in answers)
+    return HeadCheck(
+        method=sized.method,
+        acceptance=tuple(_acceptance(steps, depth)),
+        tau=sum(ours.stats.num_tokens for ours, _ in answers) / cycles,
+        ratios=tuple(ratios),
+        identical=sum(ours.token_ids == reference.token_ids for ours, reference in answers),
+    )
+
+
+def _pair(ours: Model, plain: Model, prompt: Prompt, number: int, settings: dict[str, Any]) -> tuple[Output, Output]:
+    """Both answers to a prompt; who goes first changes from prompt to prompt."""
+    order = (ours, plain) if number % 2 else (plain, ours)
+    answers = {one: one.generate(prompt.turns[0], seed=number, **settings) for one in order}
+    return answers[ours], answers[plain]
+
+
+def _acceptance(steps: Sequence[tuple[int, int]], depth: int) -> Iterator[float]:
+    """Of each position, among the chains that reached it. steps: (drafted, accepted) of each cycle."""
+    for place in range(1, depth + 1):
+        tried = [accepted >= place for drafted, accepted in steps if drafted >= place and accepted >= place - 1]
+        yield statistics.fmean(tried) if tried else 0.0
