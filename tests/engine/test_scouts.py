@@ -175,7 +175,7 @@ def test_scouts_leave_nothing_in_the_cache(name, family_model):
         model(torch.tensor([run.tokens[:-1]]), past_key_values=fresh)
         for mine, theirs in zip(run.cache.layers, fresh.layers, strict=True):
             torch.testing.assert_close(mine.keys[:, :, : run.length], theirs.keys, rtol=0, atol=1e-9)
-        assert run.cache.positions[: run.length].tolist() == list(range(run.length))
+        assert run.cache.positions[0, : run.length].tolist() == list(range(run.length))
         checked.append(run.length)
         return random_tree(run, ahead)
 

@@ -37,7 +37,7 @@ def built(plan: MaskPlan, tree: DraftTree, length: int) -> Tensor | dict[str, Te
     cache = cache_with(length)
     positions = length + torch.cat((torch.zeros(1, dtype=torch.int64), tree.depth))
     cache.begin(length, positions)
-    return plan.build(ancestor_mask(tree.parents), positions, cache)
+    return plan.build(ancestor_mask(tree.parents)[None], positions[None], cache)
 
 
 def seen_by_plain_decoding(reach: Reach, tree: DraftTree, length: int) -> list[list[bool]]:
@@ -98,7 +98,7 @@ def test_a_drafting_level_sees_the_rows_it_is_told_of() -> None:
     cache.begin(5, positions)
     visible = torch.tensor([[True, True, False], [True, False, True]])
     plan = MaskPlan({FULL: Reach(window=3)}, as_dict=False, dtype=torch.float32)
-    mask = plan.build(visible, positions, cache)
+    mask = plan.build(visible[None], positions[None], cache)
     assert [row.nonzero().flatten().tolist() for row in mask[0, 0].eq(0)] == [[3, 4, 5], [3, 4, 6]]
 
 

@@ -151,7 +151,7 @@ def test_the_cache_holds_committed_tokens_only(tree, chunk, target):
     for kept, expected in zip(cache.layers, fresh.layers, strict=True):
         assert torch.allclose(kept.keys[:, :, :n], expected.keys[:, :, :n], atol=1e-9)
         assert torch.allclose(kept.values[:, :, :n], expected.values[:, :, :n], atol=1e-9)
-    assert torch.equal(cache.positions[:n], torch.arange(n))
+    assert torch.equal(cache.positions[0, :n], torch.arange(n))
 
 
 # -- limits of the draft model -------------------------------------------------------------------------------------

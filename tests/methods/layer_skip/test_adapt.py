@@ -201,7 +201,7 @@ def test_a_comparison_leaves_all_that_is_committed_as_it_was(
 ) -> None:
     run = committed(target, prompt_ids(21, seed=4))
     before = [(layer.keys[:, :, :20].clone(), layer.values[:, :, :20].clone()) for layer in run.cache.layers]
-    positions = run.cache.positions[:20].clone()
+    positions = run.cache.positions[:, :20].clone()
     plan = SubLayers.find(target.model).plan(SkipSet(num_layers=NUM_LAYERS, attention=(0,), mlp=()))
     if interrupted:
         monkeypatch.setattr(target.layers[2].mlp, "forward", interrupt)
@@ -211,7 +211,7 @@ def test_a_comparison_leaves_all_that_is_committed_as_it_was(
     else:
         score_tokens(run, plan, 4, 20, 1)
     assert run.length == 20
-    assert torch.equal(run.cache.positions[:20], positions)
+    assert torch.equal(run.cache.positions[:, :20], positions)
     for layer, (keys, values) in zip(run.cache.layers, before, strict=True):
         assert torch.equal(layer.keys[:, :, :20], keys)
         assert torch.equal(layer.values[:, :, :20], values)

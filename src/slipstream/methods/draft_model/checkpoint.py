@@ -50,7 +50,7 @@ def load_draft(
     else:
         model = load_model(source, dtype=target.dtype, device=target.device, attention=None)
     try:
-        draft = Target(model)
+        draft = Target(model, target.executor)
         probe(draft)
     except UnsupportedTargetError as error:
         raise UnsupportedTargetError(f"this model cannot draft: {error}. Choose another draft model.") from error
