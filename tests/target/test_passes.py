@@ -23,6 +23,7 @@ SMALL = Buckets(rows=(1, 4, 16, 64), context=64)
 TREE = make_tree([-1, -1, 0, 0, 1], [11, 12, 13, 14, 13])
 FEATURES = Features(last_hidden=True, layers=(1,))
 ONE_MASK = ("llama", "gpt2", "opt", "mistral", "deepseek_v3", "mixtral")
+NEAR = {"rtol": 0.0, "atol": 1e-5}  # some families compute a softmax or a router in float32; a leak is 0.1 and more
 SEVERAL_MASKS = ("gemma2", "gemma3", "llama4", "gpt_oss")
 
 
@@ -76,10 +77,10 @@ def test_a_pass_in_fixed_sizes_says_what_it_says_in_exact_ones(name, family_mode
         outputs.append(run_text(target, cache, [prompt_ids(5)], last_logits_only=True))
         found.append(outputs)
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(other.logits, one.logits, rtol=0, atol=1e-9)
+        torch.testing.assert_close(other.logits, one.logits, **NEAR)
         assert (one.features is None) is (other.features is None)
         if one.features is not None:
-            torch.testing.assert_close(other.features, one.features, rtol=0, atol=1e-9)
+            torch.testing.assert_close(other.features, one.features, **NEAR)
     assert [(key.rows, key.context) for key in executor.keys] == [(64, 64), (16, 64), (16, 64), (16, 64)]
     assert all(torch.isfinite(output.logits).all() for output in executor.outputs), "rows that fill up the bucket"
 
@@ -141,8 +142,8 @@ def test_a_batch_of_texts_says_what_each_says_alone(name, executor, family_model
         together = run_tree(target, both, roots, features=FEATURES)
         for place, cache in enumerate(alone):
             one = run_tree(target, cache, roots[place : place + 1], features=FEATURES)
-            torch.testing.assert_close(together.logits[place], one.logits[0], rtol=0, atol=1e-9)
-            torch.testing.assert_close(together.features[place], one.features[0], rtol=0, atol=1e-9)
+            torch.testing.assert_close(together.logits[place], one.logits[0], **NEAR)
+            torch.testing.assert_close(together.features[place], one.features[0], **NEAR)
             cache.commit(cache.length + 1 + torch.tensor(paths[place]), len(paths[place]) + 1)
         behind = torch.tensor([[0, 2], [1, 4]])  # the second text's is longer than what is kept of it
         both.commit(both.lengths[:, None] + 1 + behind, [3, 2])
@@ -151,8 +152,8 @@ def test_a_batch_of_texts_says_what_each_says_alone(name, executor, family_model
         n = cache.length
         assert both.positions[place, :n].tolist() == list(range(n))
         for mine, theirs in zip(both.layers, cache.layers, strict=True):
-            torch.testing.assert_close(mine.keys[place, :, :n], theirs.keys[0, :, :n], rtol=0, atol=1e-9)
-            torch.testing.assert_close(mine.values[place, :, :n], theirs.values[0, :, :n], rtol=0, atol=1e-9)
+            torch.testing.assert_close(mine.keys[place, :, :n], theirs.keys[0, :, :n], **NEAR)
+            torch.testing.assert_close(mine.values[place, :, :n], theirs.values[0, :, :n], **NEAR)
 
 
 def test_slots_before_the_length_are_seen_and_later_ones_as_far_as_they_are_named():
@@ -199,4 +200,4 @@ def test_logits_of_the_last_row_are_those_of_all(family_model):
         run_text(target, target.new_cache(8), [prompt_ids(7)], last_logits_only=only).logits for only in (False, True)
     )
     assert last.shape == (1, 1, VOCAB_SIZE)
-    torch.testing.assert_close(last, whole[:, -1:], rtol=0, atol=1e-12)
+    torch.testing.assert_close(last, whole[:, -1:], **NEAR)

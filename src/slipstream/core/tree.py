@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +19,8 @@ class DraftTree:
     """Drafted tokens under the root, parents before children, no two siblings with the same token."""
 
     tokens: Tensor  # [n] int64
-    parents: Tensor  # [n] int64, index of the parent node, -1 = root
-    depth: Tensor  # [n] int64, 1 for the root's children
+    parents: Tensor  # [n] int64, index of the parent node, -1 = root; a node that fills up is its own
+    depth: Tensor  # [n] int64, 1 for the root's children; 0 for a node that fills up
     log_value: Tensor  # [n] float32, sum of the drafter's log-confidences from the root to the node
     max_depth: int  # an upper bound of `depth`, known without asking the device
     q: Tensor | None = None  # [n, vocab] the distribution each token was sampled from; None: tokens were not sampled
@@ -40,6 +41,24 @@ class DraftTree:
         if count >= self.num_nodes:
             return self
         return select_nodes(self, torch.arange(count, device=self.tokens.device))
+
+    def padded(self, rows: int) -> DraftTree:
+        """The tree with nodes that fill it up to `rows` rows, the root's included.
+
+        Such a node is its own parent, so it sees itself alone and no rule tries it as anyone's child; its depth is 0,
+        so `walk` never takes it; its row of q is all zero, so it was never drawn. Its token, 0, is in every vocabulary.
+        """
+        more = rows - 1 - self.num_nodes
+        assert more >= 0, "a tree cannot be padded to fewer rows than it has"
+        own = torch.arange(self.num_nodes, rows - 1, device=self.parents.device)  # [more]
+        return DraftTree(
+            pad(self.tokens, (0, more)),
+            torch.cat((self.parents, own)),
+            pad(self.depth, (0, more)),
+            pad(self.log_value, (0, more), value=-torch.inf),
+            self.max_depth,
+            None if self.q is None else pad(self.q, (0, 0, 0, more)),
+        )
 
 
 def empty_tree(device: torch.device | str = "cpu") -> DraftTree:

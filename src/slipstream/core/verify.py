@@ -33,11 +33,12 @@ def walk(tree: DraftTree, choice: Tensor, ancestors: Tensor | None = None) -> Wa
     """Follow the choices from the root while a child carries them.
 
     choice: [n + 1] int64. ancestors: `ancestor_mask(tree.parents)` if it is at hand. A node is kept if it and all its
-    ancestors carry their parent's choice; siblings differ in token, so the kept nodes form one path.
+    ancestors carry their parent's choice; siblings differ in token, so the kept nodes form one path. Nodes that fill a
+    tree up (`DraftTree.padded`) are not kept.
     """
     if ancestors is None:
         ancestors = ancestor_mask(tree.parents)
-    wrong = tree.tokens != choice[tree.parents + 1]  # [n]
+    wrong = (tree.tokens != choice[tree.parents + 1]) | (tree.depth == 0)  # [n]
     kept = ~(ancestors[1:, 1:] & wrong).any(dim=1)  # [n]
     return Walk(kept.sum(), torch.argsort(~kept, stable=True))  # parents stand before children, so order is by depth
 
@@ -71,11 +72,13 @@ def choose_chain(tokens: Tensor, q: Tensor, p: Tensor, u_accept: Tensor, u_next:
     tokens: [n]. q: [n, vocab], rows sum to 1. p: [n + 1, vocab], rows sum to 1. u_accept: [n] and u_next: [n + 1],
     uniforms in [0, 1). Row i accepts its drafted token with probability min(1, p/q), else takes a recovered token from
     norm(max(p - q, 0)); the last row gives the bonus token. How long the chain is may depend on its earlier tokens,
-    but a token once drawn must be verified: leaving it out would bias the output.
+    but a token once drawn must be verified: leaving it out would bias the output. A row of q that is all zero drafts
+    nothing: it gives the bonus token of the chain that ends there.
     """
     n = tokens.shape[0]
     drafted = tokens[:, None]
-    accepted = u_accept * q.gather(1, drafted).squeeze(1) < p[:n].gather(1, drafted).squeeze(1)  # u < p/q, undivided
+    q_drafted = q.gather(1, drafted).squeeze(1)  # [n]
+    accepted = (u_accept * q_drafted < p[:n].gather(1, drafted).squeeze(1)) & (q_drafted > 0)  # u < p/q, undivided
     residual = (p[:n] - q).clamp_(min=0.0)  # [n, vocab]
     # Where nothing is left, q is p but for rounding, and p itself serves in the near-impossible rejection.
     residual = torch.where(residual.any(dim=1, keepdim=True), residual, p[:n])
