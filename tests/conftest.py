@@ -53,7 +53,7 @@ SMALL_BUCKETS = Buckets(rows=(1, 4, 16, 64), context=64)
 
 
 @pytest.fixture(params=["exact", "fixed"])
-def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def pass_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run a test twice: passes in exact sizes, then in fixed ones, of every target whoever made it."""
     if request.param == "fixed":
         monkeypatch.setattr(Executor, "rows", lambda self, count: SMALL_BUCKETS.fit_rows(count))

@@ -22,7 +22,15 @@ from torch import Tensor
 from random_trees import distributions, make_tree, path_to, rows, token_paths, trees
 from slipstream.core.rules import Candidates
 from slipstream.core.tree import DraftTree, ancestor_mask, chain
-from slipstream.core.verify import choose_chain, choose_coupled, choose_greedy, choose_one_hot, draw, walk
+from slipstream.core.verify import (
+    choose_chain,
+    choose_coupled,
+    choose_greedy,
+    choose_one_hot,
+    draw,
+    or_no_token,
+    walk,
+)
 from slipstream.drafting.growth import Frontier, grow
 from slipstream.drafting.shape import Dynamic
 
@@ -484,3 +492,30 @@ def test_a_sampled_chain_that_is_filled_up_ends_where_it_did(n: int, more: int, 
     choice_filled = choose_chain(padded.tokens, padded.q, filled(p, total + 1, generator), *uniforms)
     assert torch.equal(choice_filled[: n + 1], choice)
     assert accepted(padded, choice_filled) == accepted(tree, choice)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(trees(max_nodes=6, vocab_size=4), min_size=2, max_size=3), st.integers(0, 2**32))
+def test_stacked_trees_are_verified_as_each_alone(several: list[DraftTree], seed: int) -> None:
+    generator, size = torch.Generator().manual_seed(seed), max(tree.num_nodes for tree in several)
+    padded = [tree.padded(1 + size) for tree in several]
+    names = ("tokens", "parents", "depth", "log_value")
+    fields = [torch.stack([getattr(tree, name) for tree in padded]) for name in names]
+    stacked = DraftTree(*fields, max_depth=max(tree.max_depth for tree in padded))
+    assert torch.equal(ancestor_mask(stacked.parents), torch.stack([ancestor_mask(tree.parents) for tree in padded]))
+    count = len(padded)
+    p = torch.rand(count, size + 1, 4, generator=generator, dtype=torch.float64).softmax(dim=-1)
+    q = torch.rand(count, size, 4, generator=generator, dtype=torch.float64).softmax(dim=-1)
+    u_accept, u_next = (torch.rand(count, n, generator=generator, dtype=torch.float64) for n in (size, size + 1))
+    choices = choose_one_hot(stacked, p, u_accept, u_next)
+    found = walk(stacked, choices)
+    chains = choose_chain(stacked.tokens, q, p, u_accept, u_next)
+    for index, tree in enumerate(padded):
+        one = p[index], u_accept[index], u_next[index]
+        assert torch.equal(choices[index], choose_one_hot(tree, *one))
+        assert torch.equal(chains[index], choose_chain(tree.tokens, q[index], *one))
+        alone = walk(tree, choices[index])
+        assert int(found.num_accepted[index]) == int(alone.num_accepted)
+        assert torch.equal(found.order[index], alone.order)
+    assert torch.equal(choose_greedy(p), torch.stack([choose_greedy(one) for one in p]))
+    assert torch.equal(or_no_token(choices, p.log()), torch.stack(list(map(or_no_token, choices, p.log()))))

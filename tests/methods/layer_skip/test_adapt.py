@@ -15,6 +15,7 @@ import slipstream
 from doubles import decode
 from families import build, prompt_ids
 from oracle import oracle_generate
+from pass_sizes import both_sizes, in_both_sizes
 from slipstream.core.logits import ProcessingSettings
 from slipstream.core.rules import GreedyRule
 from slipstream.core.sampling import SamplingSettings
@@ -92,7 +93,7 @@ def drafter(target: Target, tree: str = "dynamic", overhead: float = 0.3) -> Lay
 
 
 @pytest.mark.parametrize("tree", ["dynamic", "chain"])
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@in_both_sizes("temperature", [0.0, 0.8])
 def test_output_is_plain_decodings_while_the_set_moves(target: Target, tree: str, temperature: float) -> None:
     made = drafter(target, tree, overhead=0.5)
     result = decode(Engine(target, made), PROMPT, max_new_tokens=120, temperature=temperature, seed=1)
@@ -178,6 +179,7 @@ def committed(target: Target, tokens: list[int]) -> Generation:
     return run
 
 
+@both_sizes
 @pytest.mark.parametrize("end", [20, 17])
 @torch.inference_mode()
 def test_a_comparison_says_what_the_first_row_of_a_draft_would_say(target: Target, end: int) -> None:
