@@ -63,6 +63,31 @@ def test_every_node_sees_what_it_would_in_plain_decoding(reach: Reach, tree: Dra
     assert mask[0, 0].eq(0).tolist() == seen_by_plain_decoding(reach, tree, length)
 
 
+@settings(max_examples=60, deadline=None)
+@given(reaches, st.lists(st.tuples(trees(max_nodes=5), st.integers(0, 9)), min_size=2, max_size=3), st.integers(0, 3))
+def test_sequences_of_a_batch_have_the_masks_that_each_has_alone(
+    reach: Reach, several: list[tuple[DraftTree, int]], more: int
+) -> None:
+    """Trees of one size after texts of different lengths, in a context that may be larger than need be."""
+    rows = 1 + max(tree.num_nodes for tree, _ in several)
+    padded = [tree.padded(rows) for tree, _ in several]
+    lengths = [length for _, length in several]
+    plan = MaskPlan({FULL: reach}, as_dict=False, dtype=torch.float32)
+    both = KVCache(0, CPU, batch=len(several))
+    both.begin(0, torch.arange(max(lengths)).expand(len(several), -1))
+    both.commit(None, lengths)
+    visible = torch.stack([ancestor_mask(tree.parents) for tree in padded])
+    depth = torch.stack([torch.cat((torch.zeros(1, dtype=torch.int64), tree.depth)) for tree in padded])
+    positions = both.lengths[:, None] + depth
+    both.begin(both.length, positions, both.length + rows + more)
+    masks = plan.build(visible, positions, both)
+    assert masks.shape == (len(several), 1, rows, both.length + rows + more)
+    for mask, tree, length in zip(masks, padded, lengths, strict=True):
+        alone = built(plan, tree, length)
+        assert torch.equal(mask[0, :, : length + rows], alone[0, 0])
+        assert not mask[0, :, length + rows :].eq(0).any(), "nobody sees what lies behind"
+
+
 def test_a_window_by_slots_would_be_seen() -> None:
     """Siblings share a position, so the last slot lies nearer to the prefix than its slot number says."""
     tree = make_tree([-1, -1, -1, -1], [1, 2, 3, 4])

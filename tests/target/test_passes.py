@@ -24,7 +24,7 @@ TREE = make_tree([-1, -1, 0, 0, 1], [11, 12, 13, 14, 13])
 FEATURES = Features(last_hidden=True, layers=(1,))
 ONE_MASK = ("llama", "gpt2", "opt", "mistral", "deepseek_v3", "mixtral")
 NEAR = {"rtol": 0.0, "atol": 1e-5}  # some families compute a softmax or a router in float32; a leak is 0.1 and more
-SEVERAL_MASKS = ("gemma2", "gemma3", "llama4", "gpt_oss")
+SEVERAL_MASKS = ("gemma2", "gemma3", "gpt_oss")
 
 
 class Watching(FixedSizes):

@@ -24,6 +24,7 @@ class KVCache(Cache):
     """Keys and values of a batch of sequences, `[batch, heads, slots, head_dim]` in every layer.
 
     Each sequence has its own length; a pass writes the same number of rows for each, equally far behind its length.
+    Slots that were never written hold zeros.
     """
 
     def __init__(self, num_layers: int, device: torch.device, limit: int | None = None, batch: int = 1) -> None:

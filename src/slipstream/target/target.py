@@ -81,7 +81,11 @@ class Target:
     # -- running -------------------------------------------------------------------------------------------------
 
     def new_cache(self, extra_slots: int, batch: int = 1) -> KVCache:
-        """An empty cache that may grow to the context plus `extra_slots` for drafts."""
+        """An empty cache that may grow to the context plus `extra_slots` for drafts.
+
+        batch: sequences that share passes, which not every family allows (`Family.may_pack_texts`).
+        """
+        assert batch == 1 or self.family.may_pack_texts
         limit = None if self.context_length is None else self.context_length + extra_slots
         return KVCache(self._num_cache_layers, self.device, limit, batch)
 
