@@ -39,7 +39,7 @@ def load_draft(
 ) -> Target:
     """A draft model for a target, checked: hub id, folder or loaded model.
 
-    It is loaded on the target's device and in its dtype; a loaded model is used as it is. The target's executor runs it.
+    It is loaded on the target's device, in its dtype; a loaded model is used as it is. The target's executor runs it.
     tokenizer: the target's; draft_tokenizer: a tokenizer, hub id or folder; by default those that belong to the models,
     where there are any.
 
