@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 
 from families import FAMILIES
 from slipstream.files.cache_folder import cache_folder
+from slipstream.runtime.buckets import Buckets
 from slipstream.target import smollm2
+from slipstream.target.passes import Executor
 
 torch.set_num_threads(1)  # tiny models run faster so, and sums keep one order
 transformers.logging.set_verbosity_error()
@@ -46,9 +48,23 @@ def real_smollm2(converted_smollm2: Path, no_found_skip_sets: None) -> Path:
     return converted_smollm2
 
 
+SMALL_BUCKETS = Buckets(rows=(1, 4, 16, 64), context=64)
+"""Sizes that the short texts and trees of tests do not fill."""
+
+
+@pytest.fixture(params=["exact", "fixed"])
+def pass_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test twice: passes in exact sizes, then in fixed ones, of every target whoever made it."""
+    if request.param == "fixed":
+        monkeypatch.setattr(Executor, "rows", lambda self, count: SMALL_BUCKETS.fit_rows(count))
+        monkeypatch.setattr(Executor, "context", lambda self, slots: SMALL_BUCKETS.fit_context(slots))
+    return str(request.param)
+
+
 @functools.cache
 def _family_model(name: str) -> PreTrainedModel:
-    return FAMILIES[name]()
+    with torch.inference_mode(False):  # whichever test asks first
+        return FAMILIES[name]()
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from doubles import CONFIGURATIONS, Scripted, always_right, configured, decode, random_tree, request, right_behind_wrong
 from families import FAMILIES, prompt_ids
 from oracle import oracle_generate
+from pass_sizes import both_sizes, in_both_sizes
 from slipstream.core.rules import CoupledRule
 from slipstream.core.tree import DraftTree
 from slipstream.core.verify import walk
@@ -57,7 +58,7 @@ def drafter_for(configuration: str, target: Target, truth: list[int]) -> Drafter
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63 + 11])
-@pytest.mark.parametrize("warping", WARPERS)
+@in_both_sizes("warping", WARPERS)
 @pytest.mark.parametrize("configuration", [*CONFIGURATIONS, "random-tree"])
 def test_sampled_text_is_that_of_plain_sampling(configuration, warping, seed, target, model):
     settings = {**WARPERS[warping], "seed": seed, "max_new_tokens": NUM_TOKENS}
@@ -74,6 +75,7 @@ def test_streams_of_one_seed_are_different_samples(target, model):
     assert len({tuple(text) for text in texts}) == 3
 
 
+@both_sizes
 @pytest.mark.parametrize("configuration", [*CONFIGURATIONS, "random-tree"])
 def test_repetition_penalty_follows_each_path_of_the_tree(configuration, target, model):
     settings = {"temperature": 0.8, "seed": 3, "max_new_tokens": NUM_TOKENS, "repetition_penalty": 1.6}
@@ -85,6 +87,7 @@ def test_repetition_penalty_follows_each_path_of_the_tree(configuration, target,
 # -- state ---------------------------------------------------------------------------------------------------------
 
 
+@both_sizes
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_generations_in_turn_equal_each_alone(configuration, target):
     requests = [
@@ -98,6 +101,7 @@ def test_generations_in_turn_equal_each_alone(configuration, target):
     assert [decode(shared, ids, **how).ids for ids, how in requests] == alone
 
 
+@both_sizes
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_generations_side_by_side_equal_each_alone(configuration, target, model):
     prompts = [PROMPT, prompt_ids(26, seed=9)]
@@ -156,6 +160,7 @@ def _own_attributes(model: torch.nn.Module) -> dict[str, Any]:
     }
 
 
+@both_sizes
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "deepseek_v3", "falcon-gqa", "llama4"])
 def test_cache_holds_what_a_fresh_prefill_would_hold(name, family_model):
     """After every commit the rows are those of the text alone: nothing of rejected nodes, nothing out of place."""
@@ -168,7 +173,7 @@ def test_cache_holds_what_a_fresh_prefill_would_hold(name, family_model):
         for mine, theirs in zip(run.cache.layers, fresh.layers, strict=True):
             torch.testing.assert_close(mine.keys[:, :, : run.length], theirs.keys, rtol=0, atol=1e-9)
             torch.testing.assert_close(mine.values[:, :, : run.length], theirs.values, rtol=0, atol=1e-9)
-        assert run.cache.positions[: run.length].tolist() == list(range(run.length))
+        assert run.cache.positions[0, : run.length].tolist() == list(range(run.length))
         checked.append(run.length)
         return random_tree(run, ahead)
 
@@ -179,6 +184,7 @@ def test_cache_holds_what_a_fresh_prefill_would_hold(name, family_model):
     assert len(checked) >= 4
 
 
+@both_sizes
 def test_dynamic_rope_does_not_remember_an_earlier_generation(family_model):
     """Transformers' module keeps the base of the longest pass it has seen until a short pass resets it."""
     prompts = [prompt_ids(45, seed=1), prompt_ids(36, seed=2)]  # both beyond the original length, the longer one first
@@ -190,6 +196,7 @@ def test_dynamic_rope_does_not_remember_an_earlier_generation(family_model):
     assert together == list(zip(*alone, strict=True))
 
 
+@both_sizes
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "granite", "mixtral"])
 def test_a_drafter_sees_every_committed_token_once_with_its_features(name, family_model):
     model = family_model(name)
@@ -204,6 +211,7 @@ def test_a_drafter_sees_every_committed_token_once_with_its_features(name, famil
     torch.testing.assert_close(seen, torch.cat((states[-1], states[1]), dim=-1)[0], rtol=0, atol=1e-9)
 
 
+@both_sizes
 @pytest.mark.parametrize("name", ["llama", "gemma3", "deepseek_v3"])
 def test_growing_the_cache_keeps_what_it_holds(name, family_model, monkeypatch):
     monkeypatch.setattr("slipstream.target.cache._FIRST_CAPACITY", 3)
@@ -284,6 +292,7 @@ def test_the_probe_refuses_a_target_with_the_fault(fault, target, monkeypatch):
         probe(target)
 
 
+@both_sizes
 def test_plain_is_the_same_engine_without_drafts(target, model):
     settings = {"temperature": 1.0, "seed": 8, "max_new_tokens": NUM_TOKENS}
     result = decode(Engine(target, PlainDrafter()), PROMPT, **settings)

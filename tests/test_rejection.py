@@ -31,6 +31,7 @@ from slipstream.drafting.chain import ChainDrafting
 from slipstream.engine.engine import Engine, Step
 from slipstream.methods.registry import build_drafter
 from slipstream.target.cache import KVCache
+from slipstream.target.passes import PassInputs
 from slipstream.target.target import Target
 
 VOCAB, NUM_NEW = 5, 3
@@ -119,15 +120,15 @@ def remembered(target: Target, memory: Memory) -> Iterator[None]:
     """
     real = target._run
 
-    def run(
-        model: nn.Module, tokens: Tensor, positions: Tensor, mask: Tensor, cache: KVCache, last_logits_only: bool
-    ) -> Tensor:
+    def run(model: nn.Module, inputs: PassInputs, cache: KVCache) -> Tensor:
         filled = [rows for layer in cache.layers for rows in (layer.keys, layer.values) if rows is not None]
-        parts = [tokens, positions, mask.float(), *(rows[:, :, : cache.start].float() for rows in filled)]
+        assert isinstance(inputs.mask, Tensor)
+        read = (rows[:, :, : cache.start].float() for rows in filled)
+        parts = [inputs.tokens, inputs.positions, inputs.mask.float(), *read]
         skipped = tuple(i for i, module in enumerate(model.modules()) if "forward" in module.__dict__)
-        key = (cache.start, skipped, last_logits_only, *(part.numpy().tobytes() for part in parts))
+        key = (cache.start, skipped, inputs.logits_row is None, *(part.numpy().tobytes() for part in parts))
         if key not in memory:
-            logits = real(model, tokens, positions, mask, cache, last_logits_only)
+            logits = real(model, inputs, cache)
             rows = slice(cache.start, cache.end)
             written = [(layer.keys[:, :, rows].clone(), layer.values[:, :, rows].clone()) for layer in cache.layers]
             memory[key] = (logits.clone(), written)

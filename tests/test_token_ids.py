@@ -33,3 +33,13 @@ def test_steps_are_those_of_the_record(configuration: str, record: dict[str, Any
     assert list(found) == list(expected)
     for generation, steps in found.items():
         assert steps == expected[generation], generation
+
+
+@pytest.mark.parametrize("configuration", token_ids.CONFIGURATIONS)
+def test_steps_in_fixed_sizes_are_the_same(configuration: str, record: dict[str, Any], plain: slipstream.Model) -> None:
+    """Of the samplings that come first in the record, since an exit rule learns from one generation to the next."""
+    samplings = ["greedy", "coupled"]
+    found = token_ids.steps_of(plain, configuration, record["prompts"], samplings, sizes="fixed")
+    assert len(found) == len(samplings) * len(record["prompts"])
+    for generation, steps in found.items():
+        assert steps == record["steps"][configuration][generation], generation

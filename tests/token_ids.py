@@ -9,7 +9,7 @@ ends before its budget, so that every prompt exercises every method.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,19 @@ def load_plain() -> slipstream.Model:
     return slipstream.load("tiny", "plain", dtype="float64", device="cpu")
 
 
-def steps_of(plain: slipstream.Model, configuration: str, prompts: dict[str, list[int]]) -> dict[str, Steps]:
-    """What a configuration emits for every prompt, under every way to choose tokens."""
+def steps_of(
+    plain: slipstream.Model,
+    configuration: str,
+    prompts: dict[str, list[int]],
+    samplings: Iterable[str] = SAMPLINGS,
+    sizes: str = "exact",
+) -> dict[str, Steps]:
+    """What a configuration emits for every prompt, under some ways to choose tokens, in passes of such sizes."""
     method, options = CONFIGURATIONS[configuration]
-    model = slipstream.load(plain.target.model, method, tokenizer=plain.tokenizer, **options)
+    model = slipstream.load(plain.target.model, method, tokenizer=plain.tokenizer, sizes=sizes, **options)
     found = {}
-    for sampling, settings in SAMPLINGS.items():
+    for sampling in samplings:
+        settings = SAMPLINGS[sampling]
         for name, prompt in prompts.items():
             steps = model.stream(prompt, max_new_tokens=MAX_NEW_TOKENS, eos_token_id=(), **settings)
             found[f"{sampling} {name}"] = [[list(one.token_ids), one.num_drafted, one.num_accepted] for one in steps]

@@ -21,6 +21,7 @@ from slipstream.engine.engine import Engine, Request, Step
 from slipstream.errors import ArtifactError, InputError, unknown_choice
 from slipstream.methods.registry import build_drafter, find_method
 from slipstream.output import Output, Stats
+from slipstream.runtime.executor import make_executor
 from slipstream.skipping.library import is_name
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.target.dtypes import resolve_dtype
@@ -53,6 +54,7 @@ def load(
     attention: str | None = None,
     verification: str = "coupled",
     prefill_chunk: int = 512,
+    sizes: str = "exact",
     **options: Any,
 ) -> Model:
     """Load a target and a drafter for it.
@@ -67,7 +69,8 @@ def load(
     else float32; a model of one's own that would be faster in another dtype is named in the log (INFO).
     device: "cpu", "cuda", "cuda:1", "auto"; by default CUDA where there is one. attention: "sdpa" or "eager".
     verification: "coupled" (sampled output is plain sampling's, token for token) or "rejection" (the published rules).
-    prefill_chunk: prompt tokens run at once.
+    prefill_chunk: prompt tokens run at once. sizes: "exact", or "fixed" for passes padded to a few sizes, which costs
+    time and is what compiled passes need.
 
     Raises InputError, ArtifactError for what cannot be loaded, UnsupportedTargetError for a model whose draft trees
     would not be verified exactly.
@@ -75,6 +78,7 @@ def load(
     if verification not in VERIFICATIONS:
         raise unknown_choice("verification", verification, VERIFICATIONS)
     given = {name: value for name, value in options.items() if value is not None}
+    executor = make_executor(sizes)
     find_method(drafter, given)  # before minutes may go into loading the target
     if isinstance(given.get("skip_set"), str | Path) and not is_name(given["skip_set"]):
         given["skip_set"] = SkipSet.load(given["skip_set"])
@@ -84,7 +88,7 @@ def load(
     else:
         loaded = load_model(model, dtype=dtype, device=device, attention=attention)
         tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
-    target = Target(loaded)
+    target = Target(loaded, executor)
     probe(target)
     return Model(target, build_drafter(drafter, target, given, tokenizer), tokenizer, verification, prefill_chunk)
 

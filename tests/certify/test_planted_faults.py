@@ -61,13 +61,13 @@ def sibling_leak(monkeypatch):
 def stale_row(monkeypatch):
     """The commit gathers the row before the accepted one."""
     right = SlotLayer.move
-    monkeypatch.setattr(SlotLayer, "move", lambda self, slots, first: right(self, slots - 1, first))
+    monkeypatch.setattr(SlotLayer, "move", lambda self, slots, places: right(self, slots - 1, places))
 
 
 def row_left_behind(monkeypatch):
     """The commit leaves the last accepted row where it is, and keeps what was there before."""
     right = SlotLayer.move
-    monkeypatch.setattr(SlotLayer, "move", lambda self, slots, first: right(self, slots[:-1], first))
+    monkeypatch.setattr(SlotLayer, "move", lambda self, slots, places: right(self, slots[:, :-1], places[:, :-1]))
 
 
 FAULTS = [position_off_by_one, sibling_leak, stale_row, row_left_behind]
@@ -101,9 +101,9 @@ def in_float64(script):
 def test_a_fault_that_flips_no_token_is_a_fault(dtype, monkeypatch):
     """What margins would excuse: keys that are a hundredth off in one accepted row."""
 
-    def slightly_off(self, slots, first):
-        right(self, slots, first)
-        self.keys[:, :, first] *= 1.01
+    def slightly_off(self, slots, places):
+        right(self, slots, places)
+        self.keys[:, :, places[0, 0]] *= 1.01
 
     right = SlotLayer.move
     found = certificate(dtype, lambda patch: patch.setattr(SlotLayer, "move", slightly_off), monkeypatch)

@@ -90,7 +90,7 @@ def test_the_distribution_of_both_rules_is_tested(certify):
 
 def test_a_fault_is_printed_and_exits_1(certify, tmp_path, monkeypatch):
     right = SlotLayer.move
-    monkeypatch.setattr(SlotLayer, "move", lambda self, slots, first: right(self, slots - 1, first))
+    monkeypatch.setattr(SlotLayer, "move", lambda self, slots, places: right(self, slots - 1, places))
     out = tmp_path / "certificate.json"
     done = certify(*TREE, *FEW, "--out", out)
     assert done.exit_code == 1

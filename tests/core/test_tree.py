@@ -107,3 +107,24 @@ def test_a_leak_between_siblings_would_be_seen() -> None:
             mask[row, column] ^= True
             assert mask.tolist() != naive
             mask[row, column] ^= True
+
+
+@given(trees(), st.integers(0, 9))
+def test_nodes_that_fill_a_tree_up_see_themselves_alone(tree: DraftTree, more: int) -> None:
+    n = tree.num_nodes
+    padded = tree.padded(1 + n + more)
+    assert padded.num_nodes == n + more
+    assert padded.max_depth == tree.max_depth
+    for name in ("tokens", "parents", "depth", "log_value"):
+        assert torch.equal(getattr(padded, name)[:n], getattr(tree, name)), name
+    mask, own = ancestor_mask(padded.parents), torch.eye(1 + n + more, dtype=torch.bool)
+    assert torch.equal(mask[: n + 1, : n + 1], ancestor_mask(tree.parents))
+    assert torch.equal(mask[n + 1 :], own[n + 1 :])
+    assert not mask[: n + 1, n + 1 :].any()
+    assert torch.equal(earlier_siblings(padded.parents)[:n, :n], earlier_siblings(tree.parents))
+    assert not earlier_siblings(padded.parents)[n:].any()
+
+
+def test_a_tree_is_never_padded_to_fewer_rows() -> None:
+    with pytest.raises(AssertionError, match="fewer rows"):
+        chain(torch.tensor([1, 2])).padded(2)

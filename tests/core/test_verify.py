@@ -22,7 +22,15 @@ from torch import Tensor
 from random_trees import distributions, make_tree, path_to, rows, token_paths, trees
 from slipstream.core.rules import Candidates
 from slipstream.core.tree import DraftTree, ancestor_mask, chain
-from slipstream.core.verify import choose_chain, choose_coupled, choose_greedy, choose_one_hot, draw, walk
+from slipstream.core.verify import (
+    choose_chain,
+    choose_coupled,
+    choose_greedy,
+    choose_one_hot,
+    draw,
+    or_no_token,
+    walk,
+)
 from slipstream.drafting.growth import Frontier, grow
 from slipstream.drafting.shape import Dynamic
 
@@ -428,3 +436,86 @@ def test_coupled_choice_is_the_argmax_of_log_p_plus_noise(seed: int, dtype: torc
     assert choice.tolist() == expected
     assert 2 not in choice
     assert choose_coupled(logits.double() + 3.5, noise).tolist() == expected  # a constant per row changes nothing
+
+
+# -- trees that are filled up to a size ---------------------------------------------------------------------------
+
+
+def accepted(tree: DraftTree, choice: Tensor) -> tuple[list[int], int]:
+    """The path that is walked, and the token after it."""
+    found = walk(tree, choice)
+    path = found.order[: int(found.num_accepted)].tolist()
+    return path, int(choice[path[-1] + 1 if path else 0])
+
+
+def filled(values: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`values` with random rows behind them up to `count`."""
+    more = torch.rand(count - values.shape[0], *values.shape[1:], generator=generator, dtype=values.dtype)
+    return torch.cat((values, more))
+
+
+@settings(max_examples=150, deadline=None)
+@given(trees(max_nodes=7, vocab_size=4), st.integers(1, 6), st.integers(0, 2**32))
+def test_no_rule_takes_a_node_that_fills_a_tree_up(tree: DraftTree, more: int, seed: int) -> None:
+    """Greedy, coupled and one-hot: the same tokens, the same path, the same next token, whatever such nodes see."""
+    generator, n, vocab = torch.Generator().manual_seed(seed), tree.num_nodes, 4
+    total = n + more
+    padded = tree.padded(1 + total)
+    p = torch.rand(n + 1, vocab, generator=generator, dtype=torch.float64)
+    noise = torch.rand(n + 1, vocab, generator=generator, dtype=torch.float64)
+    u_accept, u_next = (torch.rand(count, generator=generator, dtype=torch.float64) for count in (n, n + 1))
+    p_filled, noise_filled = (filled(one, total + 1, generator) for one in (p, noise))
+    p_filled[n + 1 :, 0] += 9.0  # such a node's own choice is its token
+    uniforms = filled(u_accept, total, generator), filled(u_next, total + 1, generator)
+    pairs = [
+        (choose_greedy(p), choose_greedy(p_filled)),
+        (choose_coupled(p.log(), noise), choose_coupled(p_filled.log(), noise_filled)),
+        (choose_one_hot(tree, p, u_accept, u_next), choose_one_hot(padded, p_filled, *uniforms)),
+    ]
+    for choice, choice_filled in pairs:
+        assert torch.equal(choice_filled[: n + 1], choice)
+        assert accepted(padded, choice_filled) == accepted(tree, choice)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 5), st.integers(1, 4), st.integers(0, 2**32))
+def test_a_sampled_chain_that_is_filled_up_ends_where_it_did(n: int, more: int, seed: int) -> None:
+    """The row after its last token gives the bonus token still."""
+    generator, vocab, total = torch.Generator().manual_seed(seed), 4, n + more
+    q = torch.rand(n, vocab, generator=generator, dtype=torch.float64).softmax(dim=1)
+    p = torch.rand(n + 1, vocab, generator=generator, dtype=torch.float64).softmax(dim=1)
+    u_accept, u_next = (torch.rand(count, generator=generator, dtype=torch.float64) for count in (n, n + 1))
+    tree = chain(torch.randint(vocab, (n,), generator=generator), q=q)
+    padded = tree.padded(1 + total)
+    choice = choose_chain(tree.tokens, q, p, u_accept, u_next)
+    uniforms = filled(u_accept, total, generator), filled(u_next, total + 1, generator)
+    choice_filled = choose_chain(padded.tokens, padded.q, filled(p, total + 1, generator), *uniforms)
+    assert torch.equal(choice_filled[: n + 1], choice)
+    assert accepted(padded, choice_filled) == accepted(tree, choice)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(trees(max_nodes=6, vocab_size=4), min_size=2, max_size=3), st.integers(0, 2**32))
+def test_stacked_trees_are_verified_as_each_alone(several: list[DraftTree], seed: int) -> None:
+    generator, size = torch.Generator().manual_seed(seed), max(tree.num_nodes for tree in several)
+    padded = [tree.padded(1 + size) for tree in several]
+    names = ("tokens", "parents", "depth", "log_value")
+    fields = [torch.stack([getattr(tree, name) for tree in padded]) for name in names]
+    stacked = DraftTree(*fields, max_depth=max(tree.max_depth for tree in padded))
+    assert torch.equal(ancestor_mask(stacked.parents), torch.stack([ancestor_mask(tree.parents) for tree in padded]))
+    count = len(padded)
+    p = torch.rand(count, size + 1, 4, generator=generator, dtype=torch.float64).softmax(dim=-1)
+    q = torch.rand(count, size, 4, generator=generator, dtype=torch.float64).softmax(dim=-1)
+    u_accept, u_next = (torch.rand(count, n, generator=generator, dtype=torch.float64) for n in (size, size + 1))
+    choices = choose_one_hot(stacked, p, u_accept, u_next)
+    found = walk(stacked, choices)
+    chains = choose_chain(stacked.tokens, q, p, u_accept, u_next)
+    for index, tree in enumerate(padded):
+        one = p[index], u_accept[index], u_next[index]
+        assert torch.equal(choices[index], choose_one_hot(tree, *one))
+        assert torch.equal(chains[index], choose_chain(tree.tokens, q[index], *one))
+        alone = walk(tree, choices[index])
+        assert int(found.num_accepted[index]) == int(alone.num_accepted)
+        assert torch.equal(found.order[index], alone.order)
+    assert torch.equal(choose_greedy(p), torch.stack([choose_greedy(one) for one in p]))
+    assert torch.equal(or_no_token(choices, p.log()), torch.stack(list(map(or_no_token, choices, p.log()))))

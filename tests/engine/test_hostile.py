@@ -28,6 +28,7 @@ from doubles import (
 from families import CONTEXT, build, prompt_ids
 from methods.learned import LEARNED, learned, save_artefacts
 from oracle import oracle_generate
+from pass_sizes import both_sizes, in_both_sizes
 from slipstream.drafting.base import Drafter
 from slipstream.engine.engine import Engine
 from slipstream.methods.plain import PlainDrafter
@@ -135,7 +136,7 @@ def run(engine: Engine, scenario: Scenario, answer: list[int], temperature: floa
     )
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@in_both_sizes("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("scenario", SCENARIOS)
 @pytest.mark.parametrize("script", [*HOSTILE, "proposing-eos"])
 def test_cuts_are_exact_whatever_is_drafted(script, scenario, temperature, target, uncut):
@@ -152,7 +153,7 @@ def test_cuts_are_exact_whatever_is_drafted(script, scenario, temperature, targe
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@in_both_sizes("scenario", SCENARIOS, fixed=["eos", "context", "prefill-in-chunks"])
 @pytest.mark.parametrize("configuration", EVERY)
 def test_cuts_are_exact_with_every_method(configuration, scenario, temperature, target, drafter, uncut):
     case = SCENARIOS[scenario]
@@ -182,7 +183,7 @@ def few_words(tmp_path_factory) -> tuple[Target, Callable[[str], Drafter]]:
     return target, drafters_of(target, tmp_path_factory.mktemp("artefacts"))
 
 
-@pytest.mark.parametrize("how", [{}, {"temperature": 1.0, "seed": 4}, {"temperature": 0.8, "top_k": 2, "seed": 4}])
+@in_both_sizes("how", [{}, {"temperature": 1.0, "seed": 4}, {"temperature": 0.8, "top_k": 2, "seed": 4}])
 @pytest.mark.parametrize("configuration", EVERY)
 def test_a_vocabulary_smaller_than_a_tree_is_wide_is_drafted_from(configuration, how, few_words):
     """With top_k = 2 all but two children of a node have no probability at all."""
@@ -231,6 +232,7 @@ def test_no_pass_is_wider_than_the_budget_needs(target, uncut):
     assert [step.num_drafted for step in decode(engine, PROMPT, max_new_tokens=6).steps] == [5]
 
 
+@both_sizes
 @pytest.mark.parametrize("name", ["gpt2", "opt", "gpt_bigcode", "gemma3", "longrope"])
 @pytest.mark.parametrize("script", ["too-deep", "random-tree"])
 def test_the_context_limit_holds_in_every_kind_of_position(name, script, family_model):
@@ -241,6 +243,7 @@ def test_the_context_limit_holds_in_every_kind_of_position(name, script, family_
     assert (result.ids, result.finish_reason) == (answer, "context")
 
 
+@both_sizes
 @pytest.mark.parametrize("name", ["gpt2", "opt", "llama"])
 def test_rows_beyond_the_context_can_be_run(name, family_model):
     """Trees of a fixed shape may reach past the limit; such rows are never emitted, but must not index past a table."""

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 from doubles import Decoded, Path, Script, Scripted, chain_paths, decode, nothing, random_tree, request, tree_of, wrong
 from families import VOCAB_SIZE, prompt_ids
 from oracle import next_logits, oracle_generate
+from pass_sizes import both_sizes, in_both_sizes
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree
 from slipstream.drafting.base import Drafting, Generation, Observed, Scouts
@@ -101,7 +102,7 @@ def shapes(result: Decoded) -> list[tuple[Any, ...]]:
     return [(step.token_ids, step.num_drafted, step.num_accepted, step.finish_reason) for step in result.steps]
 
 
-@pytest.mark.parametrize("how", [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 0.8, "repetition_penalty": 1.5}])
+@in_both_sizes("how", [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 0.8, "repetition_penalty": 1.5}])
 @pytest.mark.parametrize("scouts", SCOUTS)
 def test_scouts_change_no_step(scouts, how, target, model):
     how = {**how, "max_new_tokens": NUM_TOKENS}
@@ -166,6 +167,7 @@ def test_what_scouts_read_is_observed_with_their_pass(target, model):
     assert not any(observed.scouted for observed in drafter.observed if observed.tree is None)
 
 
+@both_sizes
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_scouts_leave_nothing_in_the_cache(name, family_model):
     model, checked = family_model(name), []
@@ -175,7 +177,7 @@ def test_scouts_leave_nothing_in_the_cache(name, family_model):
         model(torch.tensor([run.tokens[:-1]]), past_key_values=fresh)
         for mine, theirs in zip(run.cache.layers, fresh.layers, strict=True):
             torch.testing.assert_close(mine.keys[:, :, : run.length], theirs.keys, rtol=0, atol=1e-9)
-        assert run.cache.positions[: run.length].tolist() == list(range(run.length))
+        assert run.cache.positions[0, : run.length].tolist() == list(range(run.length))
         checked.append(run.length)
         return random_tree(run, ahead)
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from doubles import CONFIGURATIONS, configured, decode, request
 from families import ORIGINAL_CONTEXT, build, prompt_ids, rope, transformers_greedy
 from methods.learned import LEARNED, learned, save_artefacts
+from pass_sizes import both_sizes
 from slipstream.drafting.base import Drafter
 from slipstream.engine.engine import Engine
 from slipstream.methods.registry import build_drafter
@@ -103,6 +104,7 @@ def traces(model: nn.Module) -> list[object]:
     ]
 
 
+@both_sizes
 @pytest.mark.parametrize("name", EVERY)
 def test_threads_on_one_engine_say_what_each_says_alone(name, engine, alone):
     shared = engine(name)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from doubles import Decoded, decode, request
 from families import CONTEXT, build, prompt_ids
 from oracle import oracle_generate
+from pass_sizes import both_sizes, in_both_sizes
 from random_trees import token_paths
 from slipstream.core.tree import DraftTree
 from slipstream.drafting.base import Drafter, Drafting, Generation, Observed, Scouts
@@ -278,7 +279,7 @@ def test_a_sampled_window_meets_the_sampled_target_more_often_than_a_greedy_one(
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@in_both_sizes("temperature", [0.0, 1.0])
 def test_text_is_that_of_plain_decoding_at_any_size(temperature, sizes, repetitive):
     window, level, guesses = SIZES[sizes]
     how = {"temperature": temperature, "seed": 8}
@@ -286,6 +287,7 @@ def test_text_is_that_of_plain_decoding_at_any_size(temperature, sizes, repetiti
     assert result.ids == oracle_generate(repetitive, PROMPT, max_new_tokens=60, **how)
 
 
+@both_sizes
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma3", "longrope", "dynamic-rope"])
 def test_no_row_of_the_window_reaches_past_the_budget_the_context_or_a_rope_boundary(name, family_model, monkeypatch):
     target, prompt = Target(family_model(name)), prompt_ids(CONTEXT - 12)

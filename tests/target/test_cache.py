@@ -42,7 +42,7 @@ def run(cache: KVCache, tags: list[int], positions: list[int], start: int | None
 def assert_committed(cache: KVCache, tags: list[int]) -> None:
     """The committed rows are those of `tags`, in every layer, slot s holding position s."""
     assert cache.length == len(tags)
-    assert cache.positions[: cache.length].tolist() == list(range(len(tags)))
+    assert cache.positions[0, : cache.length].tolist() == list(range(len(tags)))
     for index, layer in enumerate(cache.layers):
         for rows, sign, width in ((layer.keys, 1, KEY_WIDTH), (layer.values, -1, VALUE_WIDTH)):
             for slot, tag in enumerate(tags):
@@ -111,7 +111,7 @@ def test_growth_keeps_contents_and_at_least_doubles() -> None:
     assert (
         {layer.keys.shape[2] for layer in cache.layers} == {layer.values.shape[2] for layer in cache.layers} == {2048}
     )
-    assert cache.positions.shape[0] == 2048
+    assert cache.positions.shape == (1, 2048)
 
 
 def test_growth_stops_at_the_limit() -> None:
@@ -162,9 +162,9 @@ def test_draft_rows_are_overwritten_by_verification_and_never_committed() -> Non
     run(cache, [90], [2])
     run(cache, [91, 92], [3, 3], start=3)
     assert cache.length == 2
-    assert cache.positions[:5].tolist() == [0, 1, 2, 3, 3]
+    assert cache.positions[0, :5].tolist() == [0, 1, 2, 3, 3]
     tree_pass(cache, make_tree([-1, 0], [1, 2]), 10)
-    assert cache.positions[:5].tolist() == [0, 1, 2, 3, 4]
+    assert cache.positions[0, :5].tolist() == [0, 1, 2, 3, 4]
     cache.commit(None, 2)
     assert_committed(cache, [0, 1, 10, 11])
 

@@ -37,7 +37,7 @@ def built(plan: MaskPlan, tree: DraftTree, length: int) -> Tensor | dict[str, Te
     cache = cache_with(length)
     positions = length + torch.cat((torch.zeros(1, dtype=torch.int64), tree.depth))
     cache.begin(length, positions)
-    return plan.build(ancestor_mask(tree.parents), positions, cache)
+    return plan.build(ancestor_mask(tree.parents)[None], positions[None], cache)
 
 
 def seen_by_plain_decoding(reach: Reach, tree: DraftTree, length: int) -> list[list[bool]]:
@@ -61,6 +61,31 @@ def test_every_node_sees_what_it_would_in_plain_decoding(reach: Reach, tree: Dra
     mask = built(MaskPlan({FULL: reach}, as_dict=False, dtype=torch.float32), tree, length)
     assert mask.shape == (1, 1, tree.num_nodes + 1, length + 1 + tree.num_nodes)
     assert mask[0, 0].eq(0).tolist() == seen_by_plain_decoding(reach, tree, length)
+
+
+@settings(max_examples=60, deadline=None)
+@given(reaches, st.lists(st.tuples(trees(max_nodes=5), st.integers(0, 9)), min_size=2, max_size=3), st.integers(0, 3))
+def test_sequences_of_a_batch_have_the_masks_that_each_has_alone(
+    reach: Reach, several: list[tuple[DraftTree, int]], more: int
+) -> None:
+    """Trees of one size after texts of different lengths, in a context that may be larger than need be."""
+    rows = 1 + max(tree.num_nodes for tree, _ in several)
+    padded = [tree.padded(rows) for tree, _ in several]
+    lengths = [length for _, length in several]
+    plan = MaskPlan({FULL: reach}, as_dict=False, dtype=torch.float32)
+    both = KVCache(0, CPU, batch=len(several))
+    both.begin(0, torch.arange(max(lengths)).expand(len(several), -1))
+    both.commit(None, lengths)
+    visible = torch.stack([ancestor_mask(tree.parents) for tree in padded])
+    depth = torch.stack([torch.cat((torch.zeros(1, dtype=torch.int64), tree.depth)) for tree in padded])
+    positions = both.lengths[:, None] + depth
+    both.begin(both.length, positions, both.length + rows + more)
+    masks = plan.build(visible, positions, both)
+    assert masks.shape == (len(several), 1, rows, both.length + rows + more)
+    for mask, tree, length in zip(masks, padded, lengths, strict=True):
+        alone = built(plan, tree, length)
+        assert torch.equal(mask[0, :, : length + rows], alone[0, 0])
+        assert not mask[0, :, length + rows :].eq(0).any(), "nobody sees what lies behind"
 
 
 def test_a_window_by_slots_would_be_seen() -> None:
@@ -98,7 +123,7 @@ def test_a_drafting_level_sees_the_rows_it_is_told_of() -> None:
     cache.begin(5, positions)
     visible = torch.tensor([[True, True, False], [True, False, True]])
     plan = MaskPlan({FULL: Reach(window=3)}, as_dict=False, dtype=torch.float32)
-    mask = plan.build(visible, positions, cache)
+    mask = plan.build(visible[None], positions[None], cache)
     assert [row.nonzero().flatten().tolist() for row in mask[0, 0].eq(0)] == [[3, 4, 5], [3, 4, 6]]
 
 

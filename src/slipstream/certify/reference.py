@@ -177,8 +177,8 @@ class Reference:
             for layer in self._cache.layers:
                 for states in (layer.keys, layer.values):
                     states[:, :, first + place] = states[:, :, first + row].clone()
-            self._cache.positions[first + place] = first + place
-        self._cache.length = first + len(rows)
+            self._cache.positions[:, first + place] = first + place
+        self._cache.commit(None, len(rows))
 
 
 def _at(output: TargetOutput, row: int) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,8 @@
 p is the target's distribution, q the drafter's. Each `choose_*` rule gives the target's own next token at the root and
 at every node (`choice`, row 0 the root); `walk` then follows the tree while a child carries its parent's choice. With
 every rule the emitted tokens are distributed as plain decoding's; with `choose_greedy` and `choose_coupled` they *are*
-plain decoding's tokens. Uniform random numbers are arguments, so a test can replay or enumerate them.
+plain decoding's tokens. Uniform random numbers are arguments, so a test can replay or enumerate them. All functions
+take stacked trees of one size: every shape may have further dimensions in front.
 
 Sources: speculative sampling, Leviathan et al. 2023 (arXiv 2211.17192), Algorithm 1 and Chen et al. 2023
 (arXiv 2302.01318); deterministic tree children, EAGLE-2 (arXiv 2406.16858) as its code does it: q is one-hot.
@@ -25,21 +26,22 @@ NO_TOKEN = -1
 class Walk(NamedTuple):
     """The accepted path, as tensors, so that reading it costs one copy to the host."""
 
-    num_accepted: Tensor  # [] int64, drafted tokens kept
-    order: Tensor  # [n] int64, node indices; the first num_accepted are the path from the root down
+    num_accepted: Tensor  # [...] int64, drafted tokens kept
+    order: Tensor  # [..., n] int64, node indices; the first num_accepted are the path from the root down
 
 
 def walk(tree: DraftTree, choice: Tensor, ancestors: Tensor | None = None) -> Walk:
     """Follow the choices from the root while a child carries them.
 
     choice: [n + 1] int64. ancestors: `ancestor_mask(tree.parents)` if it is at hand. A node is kept if it and all its
-    ancestors carry their parent's choice; siblings differ in token, so the kept nodes form one path.
+    ancestors carry their parent's choice; siblings differ in token, so the kept nodes form one path. Nodes that fill a
+    tree up (`DraftTree.padded`) are not kept.
     """
     if ancestors is None:
         ancestors = ancestor_mask(tree.parents)
-    wrong = tree.tokens != choice[tree.parents + 1]  # [n]
-    kept = ~(ancestors[1:, 1:] & wrong).any(dim=1)  # [n]
-    return Walk(kept.sum(), torch.argsort(~kept, stable=True))  # parents stand before children, so order is by depth
+    wrong = (tree.tokens != choice.gather(-1, tree.parents + 1)) | (tree.depth == 0)  # [n]
+    kept = ~(ancestors[..., 1:, 1:] & wrong[..., None, :]).any(dim=-1)  # [n]
+    return Walk(kept.sum(dim=-1), torch.argsort(~kept, dim=-1, stable=True))  # parents before children: by depth
 
 
 def or_no_token(choice: Tensor, logits: Tensor) -> Tensor:
@@ -47,7 +49,7 @@ def or_no_token(choice: Tensor, logits: Tensor) -> Tensor:
 
     choice: [n + 1] int64. logits: [n + 1, vocab], -inf where a token is ruled out.
     """
-    chosen = logits.gather(1, choice[:, None]).squeeze(1)  # [n + 1]
+    chosen = logits.gather(-1, choice[..., None]).squeeze(-1)  # [n + 1]
     return choice.masked_fill(chosen == -torch.inf, NO_TOKEN)
 
 
@@ -71,17 +73,17 @@ def choose_chain(tokens: Tensor, q: Tensor, p: Tensor, u_accept: Tensor, u_next:
     tokens: [n]. q: [n, vocab], rows sum to 1. p: [n + 1, vocab], rows sum to 1. u_accept: [n] and u_next: [n + 1],
     uniforms in [0, 1). Row i accepts its drafted token with probability min(1, p/q), else takes a recovered token from
     norm(max(p - q, 0)); the last row gives the bonus token. How long the chain is may depend on its earlier tokens,
-    but a token once drawn must be verified: leaving it out would bias the output.
+    but a token once drawn must be verified: leaving it out would bias the output. A row of q that is all zero drafts
+    nothing: it gives the bonus token of the chain that ends there.
     """
-    n = tokens.shape[0]
-    drafted = tokens[:, None]
-    accepted = u_accept * q.gather(1, drafted).squeeze(1) < p[:n].gather(1, drafted).squeeze(1)  # u < p/q, undivided
-    residual = (p[:n] - q).clamp_(min=0.0)  # [n, vocab]
+    at_nodes, bonus = p[..., :-1, :], p[..., -1:, :]
+    q_drafted, p_drafted = (one.gather(-1, tokens[..., None]).squeeze(-1) for one in (q, at_nodes))  # [n]
+    accepted = (u_accept * q_drafted < p_drafted) & (q_drafted > 0)  # u < p/q, undivided
+    residual = (at_nodes - q).clamp_(min=0.0)  # [n, vocab]
     # Where nothing is left, q is p but for rounding, and p itself serves in the near-impossible rejection.
-    residual = torch.where(residual.any(dim=1, keepdim=True), residual, p[:n])
-    choice = draw(torch.cat((residual, p[n:])), u_next)
-    choice[:n] = torch.where(accepted, tokens, choice[:n])
-    return choice
+    residual = torch.where(residual.any(dim=-1, keepdim=True), residual, at_nodes)
+    choice = draw(torch.cat((residual, bonus), dim=-2), u_next)
+    return torch.cat((torch.where(accepted, tokens, choice[..., :-1]), choice[..., -1:]), dim=-1)
 
 
 def choose_one_hot(tree: DraftTree, p: Tensor, u_accept: Tensor, u_next: Tensor) -> Tensor:
@@ -92,21 +94,22 @@ def choose_one_hot(tree: DraftTree, p: Tensor, u_accept: Tensor, u_next: Tensor)
     uniforms. p: [n + 1, vocab], rows sum to 1. u_accept: [n]; u_next: [n + 1]. Returns [n + 1] int64.
     """
     rows = tree.parents + 1  # [n], the row of each node's parent
-    mass = p[rows, tree.tokens]  # [n], p of each drafted token
+    entries = rows * p.shape[-1] + tree.tokens  # [n], where p of each drafted token stands
+    mass = p.flatten(-2).gather(-1, entries)  # [n]
     earlier = earlier_siblings(tree.parents)  # [n, n]
-    rest = p.clone()
-    rest[rows, tree.tokens] = 0.0
+    rest = p.flatten(-2).scatter(-1, entries, 0.0).reshape(p.shape)  # [n + 1, vocab]
     # What p still holds when a child is tried, summed up rather than 1 - tried: where nothing is left after a child, it
     # is then its mass exactly, and no rounding can reject it.
     # Not a product of matrices: a row without any token is nan, and would spoil the sums of all others.
-    tried = mass.expand_as(earlier).masked_fill(~earlier.T, 0.0).sum(dim=-1)  # [n], mass of the earlier siblings
-    left = rest.sum(dim=-1)[rows] + tried + mass  # [n]
+    later = mass[..., None, :].masked_fill(~earlier.mT, 0.0).sum(dim=-1)  # [n], mass of the later siblings
+    left = rest.sum(dim=-1).gather(-1, rows) + later + mass  # [n]
     accepted = u_accept * left < mass  # u < p / left, undivided
-    first = accepted & ~(earlier & accepted).any(dim=1)  # no earlier sibling was accepted
+    first = accepted & ~(earlier & accepted[..., None, :]).any(dim=-1)  # no earlier sibling was accepted
     choice = draw(rest, u_next)
     # Rows with an accepted child take its token; the others write to a spare row that is dropped.
-    spare = torch.full_like(rows, p.shape[0])
-    return torch.cat((choice, choice[:1])).scatter(0, torch.where(first, rows, spare), tree.tokens)[:-1]
+    spare = torch.full_like(rows, choice.shape[-1])
+    with_spare = torch.cat((choice, choice[..., :1]), dim=-1)
+    return with_spare.scatter(-1, torch.where(first, rows, spare), tree.tokens)[..., :-1]
 
 
 def draw(weights: Tensor, u: Tensor) -> Tensor:
@@ -115,6 +118,6 @@ def draw(weights: Tensor, u: Tensor) -> Tensor:
     A row without mass (possible only where a drafted token is accepted for certain) gives its last token.
     """
     cumulative = weights.cumsum(dim=-1)  # [rows, vocab]
-    threshold = u[:, None] * cumulative[:, -1:]  # in the wider type: rounding u to 1 would pass the last token
+    threshold = u[..., None] * cumulative[..., -1:]  # in the wider type: rounding u to 1 would pass the last token
     # "<=" so that a token of zero weight is never drawn, not even with u = 0.
     return (cumulative <= threshold).sum(dim=-1).clamp_(max=weights.shape[-1] - 1)

@@ -9,6 +9,7 @@ Every layer keeps its whole prefix, windowed layers too: a window is part of the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,41 +21,74 @@ _FIRST_CAPACITY = 256
 
 
 class KVCache(Cache):
-    """Keys and values of one sequence (batch dimension kept), `[batch, heads, slots, head_dim]` in every layer."""
+    """Keys and values of a batch of sequences, `[batch, heads, slots, head_dim]` in every layer.
 
-    def __init__(self, num_layers: int, device: torch.device, limit: int | None = None) -> None:
+    Each sequence has its own length; a pass writes the same number of rows for each, equally far behind its length.
+    Slots that were never written hold zeros.
+    """
+
+    def __init__(self, num_layers: int, device: torch.device, limit: int | None = None, batch: int = 1) -> None:
         """limit: slots never needed beyond (context plus the largest draft); None: grows without end."""
-        self.length = 0
-        self.start = 0  # first slot of the pass in progress
-        self.end = 0  # one past its last slot
+        self.batch = batch
+        self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
+        """[batch] int64, committed tokens of each sequence: `length` on the device."""
+        self.start = 0  # first slot of the pass in progress, in the longest sequence
+        self.end = 0  # one past its last slot there
+        self.context = 0  # slots that its rows may read
         self.capacity = 0
         self.limit = limit
-        self.positions = torch.empty(0, dtype=torch.int64, device=device)  # [capacity] text position of each slot
+        self.slots = torch.empty(batch, 0, dtype=torch.int64, device=device)  # [batch, n] where its rows go
+        self.positions = torch.empty(batch, 0, dtype=torch.int64, device=device)
+        """[batch, capacity] int64, the text position of each slot."""
+        self._lengths = [0] * batch
         super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
 
-    def begin(self, start: int, positions: Tensor) -> None:
-        """Announce a pass that writes slots start .. start + n - 1. positions: [n] int64."""
-        self.start, self.end = start, start + positions.shape[0]
-        if self.end > self.capacity:
-            self._reserve(self.end)
-        self.positions[self.start : self.end] = positions
+    @property
+    def length(self) -> int:
+        """Committed tokens of the sequence, of the longest one in a batch."""
+        return max(self._lengths)
 
-    def commit(self, slots: Tensor | None, count: int) -> None:
+    def begin(self, start: int, positions: Tensor, context: int | None = None) -> None:
+        """Announce a pass that writes slots start .. start + n - 1.
+
+        start: in the longest sequence; in a shorter one rows lie as far behind its length. positions: [batch, n] int64,
+        or [n] of a single sequence. context: slots that rows may read, at least up to the last written; by default
+        those.
+        """
+        positions = positions.reshape(self.batch, -1)
+        self.start, self.end = start, start + positions.shape[1]
+        self.context = self.end if context is None else context
+        if self.context > self.capacity:
+            self._reserve(self.context)
+        behind = torch.arange(start - self.length, self.end - self.length, device=self.lengths.device)  # [n]
+        self.slots = self.lengths[:, None] + behind
+        self.positions.scatter_(1, self.slots, positions)
+
+    def commit(self, slots: Tensor | None, count: int | Sequence[int]) -> None:
         """Make `count` tokens permanent: the root in slot `length` and count - 1 accepted ones in `slots`.
 
-        slots: [count - 1] int64, each at least length + 1 and ascending; None when they follow the root already.
+        slots: [batch, n] int64, or [n] of a single sequence, each at least length + 1 and ascending, n at least
+        count - 1; None when they follow the root already. count: of each sequence, or of all.
         """
-        first = self.length + 1
+        counts = [count] * self.batch if isinstance(count, int) else list(count)
         if slots is not None:
-            for layer in self.layers:
-                layer.move(slots, first)
-            self.positions[first : first + count - 1] = self.positions[slots]
-        self.length += count
+            self._move(slots.reshape(self.batch, -1))
+        self._lengths = [length + more for length, more in zip(self._lengths, counts, strict=True)]
+        # Not in place: a cache is made, committed to and rolled back in and out of inference mode.
+        self.lengths = self.lengths + (count if isinstance(count, int) else self.lengths.new_tensor(counts))
+
+    def _move(self, slots: Tensor) -> None:
+        """Copy the rows of `slots` [batch, n] to the slots behind each root."""
+        places = self.lengths[:, None] + torch.arange(1, slots.shape[1] + 1, device=slots.device)  # [batch, n]
+        for layer in self.layers:
+            layer.move(slots, places)
+        self.positions.scatter_(1, places, self.positions.gather(1, slots))
 
     def rollback(self, length: int) -> None:
         """Forget everything from slot `length` on. The rows stay in memory until they are overwritten."""
         assert length <= self.length, "a rollback cannot lengthen the cache"
-        self.length = length
+        self._lengths = [min(length, own) for own in self._lengths]
+        self.lengths = self.lengths.clamp(max=length)
 
     def nbytes(self) -> int:
         """Bytes allocated for keys and values."""
@@ -67,8 +101,8 @@ class KVCache(Cache):
             capacity = max(slots, min(capacity, self.limit))
         for layer in self.layers:
             layer.resize(capacity)
-        grown = torch.zeros(capacity, dtype=torch.int64, device=self.positions.device)
-        grown[: self.capacity] = self.positions
+        grown = torch.zeros(self.batch, capacity, dtype=torch.int64, device=self.positions.device)
+        grown[:, : self.capacity] = self.positions
         self.positions, self.capacity = grown, capacity
 
 
@@ -89,21 +123,21 @@ class SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write the pass's rows into its slots; returns all rows up to the last of them."""
+        """Write the pass's rows into its slots; returns all slots of its context."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
-        start, end = self._cache.start, self._cache.end
-        self.keys[:, :, start:end] = key_states
-        self.values[:, :, start:end] = value_states
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        slots, context = self._cache.slots.to(key_states.device), self._cache.context
+        _write(self.keys, slots, key_states)
+        _write(self.values, slots, value_states)
+        return self.keys[:, :, :context], self.values[:, :, :context]
 
-    def move(self, slots: Tensor, first: int) -> None:
-        """Copy the rows of `slots` to first, first + 1, ..."""
+    def move(self, slots: Tensor, places: Tensor) -> None:
+        """Copy the rows of `slots` [batch, n] to `places` [batch, n]."""
         for rows in (self.keys, self.values):
-            if rows is not None:  # index_select copies, so overlapping source and destination are safe
-                rows[:, :, first : first + slots.shape[0]] = rows.index_select(2, slots.to(rows.device))
+            if rows is not None:  # reading copies, so overlapping source and destination are safe
+                _write(rows, places.to(rows.device), _read(rows, slots.to(rows.device)))
 
     def resize(self, capacity: int) -> None:
         for name in ("keys", "values"):
@@ -117,7 +151,27 @@ class SlotLayer(CacheLayerMixin):
         return self._cache.start
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._cache.end, 0
+        return self._cache.context, 0
 
     def get_max_length(self) -> int:
         return -1
+
+
+def _read(rows: Tensor, slots: Tensor) -> Tensor:
+    """A copy of rows [batch, heads, capacity, d] in `slots` [batch, n]: [batch, heads, n, d]."""
+    if slots.shape[0] == 1:
+        return rows.index_select(2, slots[0])
+    return rows[_sequences(slots), :, slots].transpose(1, 2)
+
+
+def _write(rows: Tensor, slots: Tensor, states: Tensor) -> None:
+    """Put `states` [batch, heads, n, d] into `slots` [batch, n] of rows [batch, heads, capacity, d]."""
+    if slots.shape[0] == 1:  # half the time of what follows
+        rows.index_copy_(2, slots[0], states)
+    else:
+        rows[_sequences(slots), :, slots] = states.transpose(1, 2)
+
+
+def _sequences(slots: Tensor) -> Tensor:
+    """[batch, 1], the index of each sequence."""
+    return torch.arange(slots.shape[0], device=slots.device)[:, None]

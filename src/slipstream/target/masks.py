@@ -27,11 +27,12 @@ class Reach:
     chunk: int | None = None  # a row sees positions of its own chunk of this size
 
     def restrict(self, allowed: Tensor, positions: Tensor, slot_positions: Tensor) -> Tensor:
-        """`allowed` [n, slots] without what is out of reach. positions: [n]; slot_positions: [slots]."""
+        """`allowed` [b, n, slots] without what is out of reach. positions: [b, n]; slot_positions: [b, slots]."""
+        rows, slots = positions[:, :, None], slot_positions[:, None, :]
         if self.window is not None:
-            return allowed & (positions[:, None] - slot_positions[None, :] < self.window)
+            return allowed & (rows - slots < self.window)
         if self.chunk is not None:
-            return allowed & (positions[:, None] // self.chunk == slot_positions[None, :] // self.chunk)
+            return allowed & (rows // self.chunk == slots // self.chunk)
         return allowed
 
 
@@ -59,24 +60,32 @@ class MaskPlan:
     def build(self, visible: Tensor, positions: Tensor, cache: KVCache) -> Tensor | dict[str, Tensor]:
         """Masks for the pass announced to `cache`.
 
-        visible: [n, cache.end - cache.length] bool, over the slots from cache.length on; earlier slots are all seen.
-        Each mask: [1, 1, n, cache.end].
+        visible: [b, n, w] bool, over the w slots from each sequence's length on; earlier slots are all seen, later ones
+        are not. positions: [b, n]. Each mask: [b, 1, n, cache.context].
         """
-        n = positions.shape[0]
-        prefix = torch.ones(n, cache.length, dtype=torch.bool, device=visible.device)
-        allowed = torch.cat((prefix, visible), dim=1)  # [n, end]
-        slot_positions = cache.positions[: cache.end]
+        allowed = allowed_slots(visible, cache.lengths, cache.context)
+        slot_positions = cache.positions[:, : cache.context]
         masks = {
-            reach: self._additive(reach.restrict(allowed, positions, slot_positions))
+            reach: additive(reach.restrict(allowed, positions, slot_positions), self.dtype)
             for reach in set(self.reaches.values())
         }
         if self.as_dict:
             return {kind: masks[reach] for kind, reach in self.reaches.items()}
         return next(iter(masks.values()))
 
-    def _additive(self, allowed: Tensor) -> Tensor:
-        mask = torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device)
-        return mask.masked_fill_(~allowed, torch.finfo(self.dtype).min)[None, None]
+
+def allowed_slots(visible: Tensor, lengths: Tensor, context: int) -> Tensor:
+    """[b, n, context] bool: the slots below each sequence's length, and what `visible` [b, n, w] says of the next w."""
+    behind = torch.arange(context, device=lengths.device) - lengths[:, None]  # [b, context] slots from the length on
+    width = visible.shape[2]
+    seen = visible.gather(2, behind.clamp(0, width - 1)[:, None].expand(-1, visible.shape[1], -1))
+    return torch.where((behind < width)[:, None], seen | (behind < 0)[:, None], False)
+
+
+def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a row may attend, the lowest number elsewhere. allowed: [b, n, slots] bool. Returns [b, 1, n, slots]."""
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
 
 
 def layer_reaches(config: Any) -> dict[str, Reach]:

@@ -1,8 +1,9 @@
 """The target: a loaded `transformers` causal language model, wrapped, never forked.
 
 One method runs it: `Target.forward` over any rows (a prefill chunk, a root with its draft tree, a drafting level), with
-explicit positions and an explicit mask, into explicit cache slots. Whether a model computes a tree correctly is not
-taken on trust: `probe.py` compares a small tree with per-path decoding on the real weights.
+explicit positions and an explicit mask, into explicit cache slots. It describes the pass, an executor (`passes.py`)
+runs it. Whether a model computes a tree correctly is not taken on trust: `probe.py` compares a small tree with per-path
+decoding on the real weights.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,19 +26,14 @@ from slipstream.target.cache import KVCache
 from slipstream.target.families import Family, refuse_unsupported
 from slipstream.target.features import Features, WatchedModel
 from slipstream.target.masks import MaskPlan
+from slipstream.target.passes import Executor, PassFunction, PassInputs, PassKey, TargetOutput
 from slipstream.target.shadow import Change, Forward, shadow
+
+__all__ = ["Target", "TargetOutput"]
 
 _NOTHING = Features()
 _TURNS: WeakKeyDictionary[nn.Module, AbstractContextManager[object]] = WeakKeyDictionary()
 """Of offloaded models, which targets may share: accelerate puts weights into the modules for as long as they run."""
-
-
-@dataclass(frozen=True, slots=True)
-class TargetOutput:
-    """One pass of the target. Leading dimension: batch (1)."""
-
-    logits: Tensor  # [batch, n or 1, vocab] float32, or float64 for a float64 model
-    features: Tensor | None  # [batch, n, hidden x number of wanted states], last hidden state first, then layers
 
 
 class _HiddenOnly:
@@ -58,9 +53,13 @@ class _HiddenOnly:
 class Target:
     """A causal language model behind the few operations that speculative decoding needs."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Wrap a loaded model (evaluation mode is switched on). Raises UnsupportedTargetError for what cannot work."""
+    def __init__(self, model: PreTrainedModel, executor: Executor | None = None) -> None:
+        """Wrap a loaded model (evaluation mode is switched on). Raises UnsupportedTargetError for what cannot work.
+
+        executor: runs the passes; by default eagerly, in exact sizes.
+        """
         model.eval()
+        self.executor = Executor() if executor is None else executor
         self.model = model
         self.config = model.config.get_text_config()
         refuse_unsupported(model)
@@ -81,17 +80,21 @@ class Target:
 
     # -- running -------------------------------------------------------------------------------------------------
 
-    def new_cache(self, extra_slots: int) -> KVCache:
-        """An empty cache that may grow to the context plus `extra_slots` for drafts."""
+    def new_cache(self, extra_slots: int, batch: int = 1) -> KVCache:
+        """An empty cache that may grow to the context plus `extra_slots` for drafts.
+
+        batch: sequences that share passes, which not every family allows (`Family.may_pack_texts`).
+        """
+        assert batch == 1 or self.family.may_pack_texts
         limit = None if self.context_length is None else self.context_length + extra_slots
-        return KVCache(self._num_cache_layers, self.device, limit)
+        return KVCache(self._num_cache_layers, self.device, limit, batch)
 
     @torch.inference_mode()
     def forward(
         self,
-        tokens: Tensor,  # [n] int64
-        positions: Tensor,  # [n] int64, absolute
-        visible: Tensor,  # [n, start - cache.length + n] bool: which slots from cache.length on each row may attend to
+        tokens: Tensor,  # [b, n] int64, or [n] where the cache holds one sequence; so for all three
+        positions: Tensor,  # [b, n] int64, absolute
+        visible: Tensor,  # [b, n, start - length + n] bool: which slots from its length on each row may attend to
         cache: KVCache,
         *,
         start: int | None = None,
@@ -107,19 +110,39 @@ class Target:
         instead: a shadow of the model to run in its stead; it has no features.
         on_built: called when the masks are there and the model is about to run.
         """
+        first = cache.length if start is None else start
+        inputs = self._describe(tokens, positions, visible, cache, first, last_logits_only)
+        on_built()
+        model, function = self._function(features, instead)
+        output = self.executor.run(PassKey.of(model, features, inputs, cache), function, inputs, cache)
+        return output.first(tokens.shape[-1])
+
+    def _describe(
+        self, tokens: Tensor, positions: Tensor, visible: Tensor, cache: KVCache, start: int, last_logits_only: bool
+    ) -> PassInputs:
+        """The pass in the executor's sizes, announced to the cache. Rows that fill it up are copies of the last one."""
+        tokens, positions = (one.reshape(cache.batch, -1) for one in (tokens, positions))
+        count = tokens.shape[1]
+        visible = visible.reshape(cache.batch, count, -1)
         if self.context_length is not None:
             positions = positions.clamp(max=self.context_length - 1)
-        cache.begin(cache.length if start is None else start, positions)
+        rows = self.executor.rows(count)
+        if rows > count:
+            filled = torch.arange(rows, device=tokens.device).clamp(max=count - 1)  # [rows]
+            tokens, positions, visible = (one.index_select(1, filled) for one in (tokens, positions, visible))
+        cache.begin(start, positions, self.executor.context(start + rows))
         mask = self._masks.build(visible, positions, cache)
-        on_built()
-        if not features:
-            model = self._quiet if instead is None else instead
-            return TargetOutput(self._run(model, tokens, positions, mask, cache, last_logits_only), None)
-        assert instead is None
-        watched = self._watch(features)
-        with watched.watching() as seen:
-            logits = self._run(watched.model, tokens, positions, mask, cache, last_logits_only)
-        return TargetOutput(logits, watched.gathered(seen, self.device))
+        last = torch.tensor([count - 1], device=tokens.device) if last_logits_only else None
+        return PassInputs(tokens, positions, cache.slots, mask, last)
+
+    def _function(self, features: Features, instead: nn.Module | None) -> tuple[nn.Module, PassFunction]:
+        """What a pass runs: a module, and how it is called."""
+        if features:
+            assert instead is None
+            watched = self._watch(features)
+            return watched.model, partial(self._run_watched, watched)
+        model = self._quiet if instead is None else instead
+        return model, lambda inputs, cache: TargetOutput(self._run(model, inputs, cache), None)
 
     def causal(self, n: int) -> Tensor:
         """[n, n] bool: `visible` for n rows that follow each other."""
@@ -178,26 +201,26 @@ class Target:
         model: nn.Module = self.model
         return shadow(model, {self.base: lambda own: lambda *args, **kwargs: self._passes.hidden})
 
-    def _run(
-        self,
-        model: nn.Module,
-        tokens: Tensor,
-        positions: Tensor,
-        mask: Any,
-        cache: KVCache,
-        last_logits_only: bool,
-    ) -> Tensor:
-        extra = {"logits_to_keep": 1} if last_logits_only and self._takes_logits_to_keep else {}
+    def _run_watched(self, watched: WatchedModel, inputs: PassInputs, cache: KVCache) -> TargetOutput:
+        with watched.watching() as seen:
+            logits = self._run(watched.model, inputs, cache)
+        return TargetOutput(logits, watched.gathered(seen, self.device))
+
+    def _run(self, model: nn.Module, inputs: PassInputs, cache: KVCache) -> Tensor:
+        """The logits of a pass, [b, n or 1, vocab]."""
+        row, keeps = inputs.logits_row, self._takes_logits_to_keep
+        extra = {"logits_to_keep": row} if row is not None and keeps else {}
         with self._turn:
             output = model(
-                input_ids=tokens[None],
-                position_ids=positions[None],
-                attention_mask=mask,
+                input_ids=inputs.tokens,
+                position_ids=inputs.positions,
+                attention_mask=inputs.mask,
                 past_key_values=cache,
                 use_cache=True,
                 **extra,
             )
-        return self.upcast(output.logits)
+        logits: Tensor = output.logits if row is None or keeps else output.logits[:, row]
+        return self.upcast(logits)
 
     def upcast(self, logits: Tensor) -> Tensor:
         """As `transformers` does before it processes logits; a float64 model keeps its precision."""

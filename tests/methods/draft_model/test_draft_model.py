@@ -15,6 +15,7 @@ from families import VOCAB_SIZE, build, prompt_ids
 from methods.learned import near as near_model
 from methods.watching import Watching
 from oracle import oracle_generate
+from pass_sizes import both_sizes, in_both_sizes
 from slipstream.core.sampling import SamplingSettings
 from slipstream.drafting.shape import Auto, Dynamic
 from slipstream.engine.engine import Engine
@@ -62,7 +63,7 @@ class Watched(Watching, DraftModelDrafter):
 # -- lossless ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@in_both_sizes("temperature", [0.0, 0.9])
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize(
     "name", ["llama", "gpt2", "gemma2", "mixtral", "longrope", "dynamic-rope", "llama4-temperature"]
@@ -74,7 +75,7 @@ def test_tokens_are_those_of_plain_decoding(name, tree, temperature, family_mode
     assert decode(Engine(target, DraftModelDrafter(target, small, **TREES[tree])), PROMPT, **settings).ids == expected
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.1])
+@in_both_sizes("temperature", [0.0, 1.1])
 @pytest.mark.parametrize("tree", TREES)
 def test_a_near_model_is_accepted_often_and_changes_nothing(tree, temperature, target):
     settings = {"max_new_tokens": 30, "temperature": temperature, "seed": 2}
@@ -117,7 +118,7 @@ def test_a_sampled_chain_follows_the_targets_law_whatever_the_drafts_vocabulary(
 # -- right drafts --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@in_both_sizes("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("chunk", [3, 512])
 @pytest.mark.parametrize("options", [WHOLE_CHAIN, WHOLE_TREE], ids=["chain", "dynamic"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "mistral", "llama4", "deepseek_v3", "longrope"])
@@ -151,12 +152,13 @@ def test_the_cache_holds_committed_tokens_only(tree, chunk, target):
     for kept, expected in zip(cache.layers, fresh.layers, strict=True):
         assert torch.allclose(kept.keys[:, :, :n], expected.keys[:, :, :n], atol=1e-9)
         assert torch.allclose(kept.values[:, :, :n], expected.values[:, :, :n], atol=1e-9)
-    assert torch.equal(cache.positions[:n], torch.arange(n))
+    assert torch.equal(cache.positions[0, :n], torch.arange(n))
 
 
 # -- limits of the draft model -------------------------------------------------------------------------------------
 
 
+@both_sizes
 @pytest.mark.parametrize("tree", TREES)
 def test_drafting_ends_with_the_draft_models_context(tree, target, caplog):
     model = build("llama", max_position_embeddings=len(PROMPT) + 8)
@@ -172,6 +174,7 @@ def test_drafting_ends_with_the_draft_models_context(tree, target, caplog):
     assert [step.num_drafted for step in long.steps] == [0] * 5
 
 
+@both_sizes
 @pytest.mark.parametrize("name", ["dynamic-rope", "longrope"])
 def test_a_rope_that_depends_on_the_pass_is_never_straddled(name, family_model, target):
     """Up to 32 tokens its frequencies are fixed; beyond, dynamic ends the drafts and longrope goes on with new keys."""
@@ -197,6 +200,7 @@ def test_a_rope_that_depends_on_the_pass_is_never_straddled(name, family_model, 
         assert set(drafted[-12:]) == {0}
 
 
+@both_sizes
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("size", [VOCAB_SIZE - 20, VOCAB_SIZE + 16])
 def test_padded_vocabularies_use_the_common_part(size, tree, target):

@@ -14,6 +14,7 @@ from families import build, prompt_ids
 from methods.eagle.eagle_reference import reference_draft, true_features
 from methods.watching import Watching
 from oracle import oracle_generate
+from pass_sizes import both_sizes, in_both_sizes
 from slipstream.core.sampling import SamplingSettings
 from slipstream.drafting.published_trees import EAGLE_1
 from slipstream.drafting.shape import Dynamic, Static, default_tree
@@ -56,7 +57,7 @@ class Watched(Watching, EagleDrafter):
 # -- lossless ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@in_both_sizes("temperature", [0.0, 0.9])
 @pytest.mark.parametrize("method", SHAPES)
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ("gemma", "granite")])
 def test_tokens_are_those_of_plain_decoding(name, method, temperature, targets):
@@ -67,7 +68,7 @@ def test_tokens_are_those_of_plain_decoding(name, method, temperature, targets):
     assert decode(Engine(target, drafter), PROMPT, **settings).ids == expected
 
 
-@pytest.mark.parametrize("budget", [1, 2, 3, 5])
+@in_both_sizes("budget", [1, 2, 3, 5])
 @pytest.mark.parametrize("prompt_length", [1, 2, 9])
 @pytest.mark.parametrize("method", SHAPES)
 def test_budgets_and_short_prompts_are_exact(method, prompt_length, budget, targets):
@@ -78,6 +79,7 @@ def test_budgets_and_short_prompts_are_exact(method, prompt_length, budget, targ
     assert sum(step.num_accepted for step in result.steps) <= budget
 
 
+@both_sizes
 @pytest.mark.parametrize("method", SHAPES)
 def test_the_context_limit_is_exact(method):
     target = Target(build("llama", max_position_embeddings=40))
@@ -160,7 +162,7 @@ def test_cache_holds_the_accepted_tokens_only(name, targets):
         (cache.layers[0].values, fresh.layers[0].values),
     ):
         assert torch.allclose(kept[:, :, :n], expected[:, :, :n], atol=1e-9)
-    assert torch.equal(cache.positions[:n], torch.arange(n))
+    assert torch.equal(cache.positions[0, :n], torch.arange(n))
 
 
 def exact_pair() -> tuple[Target, EagleHead]:

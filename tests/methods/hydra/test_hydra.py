@@ -14,6 +14,7 @@ from methods.eagle.eagle_reference import true_features
 from methods.hydra.hydra_reference import reference_draft, reference_prefix
 from methods.watching import Watching
 from oracle import oracle_generate
+from pass_sizes import both_sizes, in_both_sizes
 from slipstream.core.confidence import ConfidenceScale
 from slipstream.core.sampling import SamplingSettings
 from slipstream.drafting.published_trees import published_tree
@@ -74,7 +75,7 @@ class Watched(Watching, HydraDrafter):
 # -- lossless ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@in_both_sizes("temperature", [0.0, 0.9])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_tokens_are_those_of_plain_decoding(name, shape, temperature, targets):
@@ -86,7 +87,7 @@ def test_tokens_are_those_of_plain_decoding(name, shape, temperature, targets):
         assert decode(Engine(target, drafter), PROMPT, **settings).ids == expected
 
 
-@pytest.mark.parametrize("budget", [1, 2, 3, 5])
+@in_both_sizes("budget", [1, 2, 3, 5])
 @pytest.mark.parametrize("prompt_length", [1, 2, 9])
 @pytest.mark.parametrize("prefix", [True, False])
 def test_budgets_and_short_prompts_are_exact(prefix, prompt_length, budget, targets):
@@ -97,6 +98,7 @@ def test_budgets_and_short_prompts_are_exact(prefix, prompt_length, budget, targ
     assert sum(step.num_accepted for step in result.steps) <= budget
 
 
+@both_sizes
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", ["llama", "gpt2", "longrope"])
 def test_the_context_limit_is_exact(name, shape, targets):
@@ -227,7 +229,7 @@ def test_the_prefix_cache_holds_the_committed_tokens_only(name, targets):
         heads.prefix(true_features(target, tokens[:-1])[None], torch.arange(n)[None], mask, fresh)
     for kept, expected in ((c.layers[0].keys, f.layers[0].keys) for c, f in ((cache, fresh),)):
         assert torch.allclose(kept[:, :, :n], expected[:, :, :n], atol=1e-9)
-    assert torch.equal(cache.positions[:n], torch.arange(n))
+    assert torch.equal(cache.positions[0, :n], torch.arange(n))
 
 
 def exact_pair(part: int, *, prefix: bool = False) -> tuple[Target, HydraHeads]:

@@ -15,6 +15,7 @@ import slipstream
 from doubles import decode
 from families import build, prompt_ids
 from oracle import oracle_generate
+from pass_sizes import both_sizes, in_both_sizes
 from slipstream.core.logits import ProcessingSettings
 from slipstream.core.rules import GreedyRule
 from slipstream.core.sampling import SamplingSettings
@@ -92,7 +93,7 @@ def drafter(target: Target, tree: str = "dynamic", overhead: float = 0.3) -> Lay
 
 
 @pytest.mark.parametrize("tree", ["dynamic", "chain"])
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@in_both_sizes("temperature", [0.0, 0.8])
 def test_output_is_plain_decodings_while_the_set_moves(target: Target, tree: str, temperature: float) -> None:
     made = drafter(target, tree, overhead=0.5)
     result = decode(Engine(target, made), PROMPT, max_new_tokens=120, temperature=temperature, seed=1)
@@ -178,6 +179,7 @@ def committed(target: Target, tokens: list[int]) -> Generation:
     return run
 
 
+@both_sizes
 @pytest.mark.parametrize("end", [20, 17])
 @torch.inference_mode()
 def test_a_comparison_says_what_the_first_row_of_a_draft_would_say(target: Target, end: int) -> None:
@@ -201,7 +203,7 @@ def test_a_comparison_leaves_all_that_is_committed_as_it_was(
 ) -> None:
     run = committed(target, prompt_ids(21, seed=4))
     before = [(layer.keys[:, :, :20].clone(), layer.values[:, :, :20].clone()) for layer in run.cache.layers]
-    positions = run.cache.positions[:20].clone()
+    positions = run.cache.positions[:, :20].clone()
     plan = SubLayers.find(target.model).plan(SkipSet(num_layers=NUM_LAYERS, attention=(0,), mlp=()))
     if interrupted:
         monkeypatch.setattr(target.layers[2].mlp, "forward", interrupt)
@@ -211,7 +213,7 @@ def test_a_comparison_leaves_all_that_is_committed_as_it_was(
     else:
         score_tokens(run, plan, 4, 20, 1)
     assert run.length == 20
-    assert torch.equal(run.cache.positions[:20], positions)
+    assert torch.equal(run.cache.positions[:, :20], positions)
     for layer, (keys, values) in zip(run.cache.layers, before, strict=True):
         assert torch.equal(layer.keys[:, :, :20], keys)
         assert torch.equal(layer.values[:, :, :20], values)

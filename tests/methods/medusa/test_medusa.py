@@ -12,6 +12,7 @@ from families import CONTEXT, prompt_ids
 from methods.medusa.medusa_reference import cycling_pair, reference_draft
 from methods.watching import Watching
 from oracle import oracle_generate
+from pass_sizes import both_sizes, in_both_sizes
 from slipstream.core.sampling import SamplingSettings
 from slipstream.drafting.drafter import head_shape
 from slipstream.drafting.published_trees import TREES, expand, published_tree
@@ -56,7 +57,7 @@ class Watched(Watching, MedusaDrafter):
 # -- lossless ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@in_both_sizes("temperature", [0.0, 0.9])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_tokens_are_those_of_plain_decoding(name, shape, temperature, targets):
@@ -67,7 +68,7 @@ def test_tokens_are_those_of_plain_decoding(name, shape, temperature, targets):
     assert decode(Engine(target, drafter), PROMPT, **settings).ids == expected
 
 
-@pytest.mark.parametrize("budget", [1, 2, 3, 5])
+@in_both_sizes("budget", [1, 2, 3, 5])
 @pytest.mark.parametrize("prompt_length", [1, 2, 9])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_budgets_and_short_prompts_are_exact(shape, prompt_length, budget, targets):
@@ -78,6 +79,7 @@ def test_budgets_and_short_prompts_are_exact(shape, prompt_length, budget, targe
     assert sum(step.num_accepted for step in result.steps) <= budget
 
 
+@both_sizes
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_context_limit_is_exact(shape, name, targets):

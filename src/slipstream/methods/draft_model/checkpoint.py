@@ -39,8 +39,9 @@ def load_draft(
 ) -> Target:
     """A draft model for a target, checked: hub id, folder or loaded model.
 
-    It is loaded on the target's device and in its dtype; a loaded model is used as it is. tokenizer: the target's;
-    draft_tokenizer: a tokenizer, hub id or folder; by default those that belong to the models, where there are any.
+    It is loaded on the target's device, in its dtype; a loaded model is used as it is. The target's executor runs it.
+    tokenizer: the target's; draft_tokenizer: a tokenizer, hub id or folder; by default those that belong to the models,
+    where there are any.
 
     Raises UnsupportedTargetError for a model that cannot draft trees, InputError for another vocabulary, and what
     `load_model` raises.
@@ -50,7 +51,7 @@ def load_draft(
     else:
         model = load_model(source, dtype=target.dtype, device=target.device, attention=None)
     try:
-        draft = Target(model)
+        draft = Target(model, target.executor)
         probe(draft)
     except UnsupportedTargetError as error:
         raise UnsupportedTargetError(f"this model cannot draft: {error}. Choose another draft model.") from error

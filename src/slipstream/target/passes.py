@@ -1,0 +1,94 @@
+"""A pass of the target: what is run, as tensors, and what runs it.
+
+`Target` describes a pass; an `Executor` runs it. Sizes are the executor's choice: exact ones, or those of a few
+buckets, so that what is compiled or captured for one pass serves many. b is the batch, n the number of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from slipstream.target.cache import KVCache
+from slipstream.target.features import Features
+
+
+@dataclass(frozen=True, slots=True)
+class PassInputs:
+    """Everything that a pass depends on, beside the weights and the cache."""
+
+    tokens: Tensor  # [b, n] int64
+    positions: Tensor  # [b, n] int64, absolute
+    slots: Tensor  # [b, n] int64, where each row's keys and values go
+    mask: Tensor | dict[str, Tensor]  # each [b, 1, n, context], additive; a dict by type of layer
+    logits_row: Tensor | None  # [1] int64, the row whose logits are wanted; None: those of all rows
+
+
+@dataclass(frozen=True, slots=True)
+class TargetOutput:
+    """What a pass of the target yields."""
+
+    logits: Tensor  # [b, n or 1, vocab] float32, or float64 for a float64 model
+    features: Tensor | None  # [b, n, hidden x number of wanted states], last hidden state first, then layers
+
+    def first(self, rows: int) -> TargetOutput:
+        """The output of the first rows alone."""
+        return TargetOutput(self.logits[:, :rows], None if self.features is None else self.features[:, :rows])
+
+
+class PassKey(NamedTuple):
+    """What the work of a pass depends on: passes of one key differ in nothing but the numbers in their tensors."""
+
+    model: nn.Module
+    """What is run: the model, or a shadow that leaves sub-layers out or keeps features. Compared by identity."""
+    features: Features
+    batch: int
+    rows: int
+    context: int
+    """Slots of the cache that the rows may read."""
+    all_logits: bool
+
+    @classmethod
+    def of(cls, model: nn.Module, features: Features, inputs: PassInputs, cache: KVCache) -> PassKey:
+        batch, rows = inputs.tokens.shape
+        return cls(model, features, batch, rows, cache.context, inputs.logits_row is None)
+
+
+PassFunction = Callable[[PassInputs, KVCache], TargetOutput]
+"""Runs a pass. It reads the inputs' tensors and the cache, writes the cache's slots, and does nothing else."""
+
+
+class Executor:
+    """Runs passes: this one as they are, eagerly and in exact sizes.
+
+    One that compiles or captures passes overrides all three methods. It may rely on this:
+
+    - `PassKey` tells apart what compilers do not guard: for another skip set, or other features, another module is run.
+      So hooks and patched forwards need no guards.
+    - From pass to pass only numbers in tensors change: those of `PassInputs`, and keys and values in the cache. Rows
+      are written where `KVCache.slots` says, which is the tensor of the inputs; an executor with buffers of its own
+      sets it. How far rows read is `PassKey.context`. Two families are exceptions, and are to be run eagerly:
+      Llama 4 scales queries by `KVCache.get_seq_length` (`Family.query_step`), and a rolling RoPE compares positions on
+      the host (`Family.rolling_rope`).
+    - Slots that were never written hold zeros. Rows that fill up a bucket are copies of the last row, in slots behind
+      it that no row reads. What they yield is cut off.
+    - Keys and values stay where they are until `KVCache.capacity` grows: a captured pass belongs to one cache and one
+      capacity.
+    - A key holds its model. An adaptive skip set leaves many shadows behind, so what is kept by key must let go of
+      those that nobody else holds.
+    """
+
+    def rows(self, count: int) -> int:
+        """Rows that a pass over `count` rows is to have, at least so many."""
+        return count
+
+    def context(self, slots: int) -> int:
+        """Slots of the cache that a pass is to see which reads the first `slots`, at least so many."""
+        return slots
+
+    def run(self, key: PassKey, function: PassFunction, inputs: PassInputs, cache: KVCache) -> TargetOutput:
+        """Run a pass. function: runs it eagerly; those of one key are equal."""
+        return function(inputs, cache)
