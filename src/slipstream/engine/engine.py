@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from slipstream.drafting.base import Drafter
 from slipstream.engine.cycle import Decoding
-from slipstream.engine.kept import KeptTexts
+from slipstream.engine.kept import KeptTexts, weights_stamp
 from slipstream.engine.sequence import Request, Step, TokenSequence
 from slipstream.errors import InputError
 from slipstream.target.target import Target
@@ -29,7 +29,7 @@ class Engine:
 
     def __init__(self, target: Target, drafter: Drafter, *, prefill_chunk: int = 512, keep: int = 1) -> None:
         """prefill_chunk: prompt tokens run through the target at once. keep: texts that are kept, each with a cache of
-        its own; 0: none. Call `forget` after changing the target's weights.
+        its own; 0: none.
         """
         if prefill_chunk < 1:
             raise InputError(f"prefill_chunk is {prefill_chunk}; it must be at least 1")
@@ -91,7 +91,10 @@ class Engine:
             return self._leave(number)
 
     def forget(self) -> None:
-        """Let go of all kept texts and their memory, as is needed after the target's weights were changed."""
+        """Let go of all kept texts and their memory.
+
+        Needed where the target was changed in a way that torch does not count (`kept.weights_stamp`).
+        """
         self.kept.forget()
 
     def _advance(self, number: int, budget: int) -> int:
@@ -126,11 +129,13 @@ class Engine:
         return self._decodings[number]
 
     def _begin(self, sequence: TokenSequence) -> Decoding:
+        weights = weights_stamp(self.target.model)
         return Decoding(
             sequence,
             self.target,
             self.drafter,
-            self.kept.take(sequence.tokens),
+            self.kept.take(sequence.tokens, weights),
+            weights=weights,
             prefill_chunk=self.prefill_chunk,
             to_keep=self.kept.most > 0,
         )

@@ -12,10 +12,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from slipstream.errors import InputError
 from slipstream.target.cache import KVCache
+
+
+def weights_stamp(model: nn.Module) -> int:
+    """A number that is another once weights were replaced, or changed in place as by an optimiser or `load_state_dict`.
+
+    What is written past torch's own count of changes (through `.data`, or by switching adapters) does not show.
+    """
+    return hash(tuple((id(one), 0 if one.is_inference() else one._version) for one in model.parameters()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,6 +34,8 @@ class KeptText:
     tokens: Sequence[int]
     features: Sequence[Tensor]
     """Those of all tokens, [n, features] each, as the drafter asked for; none where it asked for nothing."""
+    weights: int
+    """`weights_stamp` of the target that they come from."""
 
     def num_shared(self, prompt: Sequence[int]) -> int:
         """Tokens at the beginning of a prompt that need not be run. Its last one must: a cycle starts from it."""
@@ -46,24 +56,25 @@ class KeptTexts:
     def __len__(self) -> int:
         return len(self._texts)
 
-    def take(self, prompt: Sequence[int]) -> KeptText | None:
+    def take(self, prompt: Sequence[int], weights: int) -> KeptText | None:
         """The text to go on from: the one that shares most with the prompt, if that is half of either.
 
         Otherwise None while there is room for one more, and then the oldest, of which the prompt may share a little.
+        weights: stamp of the target's. The text of others is empty.
         """
-        shared = {one: one.num_shared(prompt) for one in self._texts[:]}
+        shared = {one: one.num_shared(prompt) if one.weights == weights else 0 for one in self._texts[:]}
         useful = [one for one, count in shared.items() if 0 < min(len(prompt), len(one.tokens)) <= 2 * count]
         useful.sort(key=lambda one: -shared[one])
         oldest = [one for one in shared if one not in useful] if len(shared) >= max(1, self.most) else []
         for one in (*useful, *oldest):
             with suppress(ValueError):  # another generation was faster
                 self._texts.remove(one)
-                return one
+                return one if one.weights == weights else KeptText(one.cache, (), (), weights)
         return None
 
     def put(self, text: KeptText) -> None:
         """Keep a text; the oldest makes room."""
-        self._texts.append(text if self.most else KeptText(text.cache, (), ()))
+        self._texts.append(text if self.most else KeptText(text.cache, (), (), text.weights))
         while len(self._texts) > max(1, self.most):
             with suppress(IndexError):
                 self._texts.pop(0)
