@@ -393,6 +393,28 @@ def test_sequences_struck_at_random_moments_lose_no_token(target, states, expect
     assert caches() <= 1
 
 
+def test_an_interrupt_while_another_is_dealt_with_lets_no_broken_sequence_go_on(target, states, expected, monkeypatch):
+    engine = Engine(target, Known(states))
+    numbers = [engine.add(request(prompt, **SEEDED)) for prompt in PROMPTS]
+    engine.step()
+
+    def strike(error: BaseException) -> None:
+        raise KeyboardInterrupt
+
+    with striking("rows moved", 2, KeyboardInterrupt, after=True), monkeypatch.context() as patch:
+        patch.setattr("slipstream.engine.engine.Step.failed", strike)
+        for _ in range(NUM_TOKENS):
+            with suppress(KeyboardInterrupt):
+                engine.step()
+    assert set(engine._sequences) & set(numbers)
+    errors = []
+    while engine._sequences:
+        errors += [step.error for step in engine.step().values() if step.error is not None]
+    (error,) = errors
+    assert "interrupted within a pass" in str(error)
+    assert [decode(engine, prompt, **SEEDED).ids for prompt in PROMPTS] == expected
+
+
 def test_a_text_of_an_interrupted_pass_is_never_kept(target, states):
     """Not even where the interrupt came when all was done but the note that it was."""
     engine = Engine(target, Known(states))

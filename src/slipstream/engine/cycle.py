@@ -22,6 +22,7 @@ from slipstream.core.verify import Outcome, nodes_to_move, read_walk, walk
 from slipstream.drafting.base import Drafter, Generation, Observed, Scouts, rows_after_root
 from slipstream.engine.kept import KeptText
 from slipstream.engine.sequence import Step, TokenSequence
+from slipstream.errors import SlipstreamError
 from slipstream.runtime.clock import CycleClock
 from slipstream.target.target import Target, TargetOutput
 
@@ -80,7 +81,12 @@ class Decoding:
 
     @torch.inference_mode()
     def advance(self) -> Step | None:
-        """One pass of the target: the next chunk of the prompt, which emits nothing, or a cycle."""
+        """One pass of the target: the next chunk of the prompt, which emits nothing, or a cycle.
+
+        Raises SlipstreamError after a pass that was interrupted: nothing can be said of what it left behind.
+        """
+        if not self._is_whole:
+            raise SlipstreamError("this sequence was interrupted within a pass and cannot go on; begin it anew")
         self._is_whole = False
         began = time.perf_counter() - self._prefill_s
         if self._kept is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import traceback
 from collections.abc import Iterator
 
 from slipstream.drafting.base import Drafter
@@ -106,21 +107,25 @@ class Engine:
         if sequence is None or number in self._steps:
             return 0  # removed meanwhile, or a step was interrupted and this one's is still to be handed out
         try:
-            decoding = self._begun(number, sequence)
-            rows = decoding.next_chunk
-            if rows > 0 and budget < min(rows, self.prefill_chunk):
-                return 0
-            step = decoding.advance()
-            if step is not None and number in self._sequences:
-                self._steps[number] = step
-            if sequence.finish_reason is not None:
-                self._leave(number)
+            return self._pass(number, sequence, budget)
         except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the cache, and the error may be kept for long
             self._steps[number] = Step.failed(error)
             self._leave(number)
             if not isinstance(error, Exception):
                 raise
             return 0
+
+    def _pass(self, number: int, sequence: TokenSequence, budget: int) -> int:
+        decoding = self._begun(number, sequence)
+        rows = decoding.next_chunk
+        if rows > 0 and budget < min(rows, self.prefill_chunk):
+            return 0
+        step = decoding.advance()
+        if step is not None and number in self._sequences:
+            self._steps[number] = step
+        if sequence.finish_reason is not None:
+            self._leave(number)
         return rows
 
     def _begun(self, number: int, sequence: TokenSequence) -> Decoding:
