@@ -238,9 +238,9 @@ def shift_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def leak_siblings(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node sees all nodes drafted before it, not its ancestors alone. The walk still knows who is whose parent."""
-    monkeypatch.setattr("slipstream.engine.engine.ancestor_mask", everything_before)
+    monkeypatch.setattr("slipstream.engine.cycle.ancestor_mask", everything_before)
     monkeypatch.setattr("slipstream.target.probe.ancestor_mask", everything_before)
-    monkeypatch.setattr("slipstream.engine.engine.walk", lambda tree, choice, ancestors: walk(tree, choice))
+    monkeypatch.setattr("slipstream.engine.cycle.walk", lambda tree, choice, ancestors: walk(tree, choice))
 
 
 def everything_before(parents: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from slipstream import errors
 from slipstream.errors import InputError, LosslessnessError, SlipstreamError
 
 if TYPE_CHECKING:
-    from slipstream.engine.engine import Step
+    from slipstream.engine.sequence import Step
     from slipstream.model import Model, load
     from slipstream.output import Output, Stats
 
@@ -40,7 +40,7 @@ _HOME = {
     "Model": "slipstream.model",
     "Output": "slipstream.output",
     "Stats": "slipstream.output",
-    "Step": "slipstream.engine.engine",
+    "Step": "slipstream.engine.sequence",
     "load": "slipstream.model",
 }
 

@@ -17,7 +17,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from slipstream.core.logits import resolve
 from slipstream.core.sampling import VERIFICATIONS, SamplingSettings, draw_seed
 from slipstream.drafting.base import Drafter
-from slipstream.engine.engine import Engine, Request, Step
+from slipstream.engine.engine import Engine
+from slipstream.engine.sequence import Request, Step
 from slipstream.errors import ArtifactError, InputError, unknown_choice
 from slipstream.methods.registry import build_drafter, find_method
 from slipstream.output import Output, Stats
@@ -55,6 +56,7 @@ def load(
     verification: str = "coupled",
     prefill_chunk: int = 512,
     sizes: str = "exact",
+    keep: int = 1,
     **options: Any,
 ) -> Model:
     """Load a target and a drafter for it.
@@ -70,7 +72,8 @@ def load(
     device: "cpu", "cuda", "cuda:1", "auto"; by default CUDA where there is one. attention: "sdpa" or "eager".
     verification: "coupled" (sampled output is plain sampling's, token for token) or "rejection" (the published rules).
     prefill_chunk: prompt tokens run at once. sizes: "exact", or "fixed" for passes padded to a few sizes, which costs
-    time and is what compiled passes need.
+    time and is what compiled passes need. keep: texts whose keys and values are kept in memory, so that of a prompt
+    that begins with the same tokens the rest alone is run; 0: none. `Model.forget` lets go of them.
 
     Raises InputError, ArtifactError for what cannot be loaded, UnsupportedTargetError for a model whose draft trees
     would not be verified exactly.
@@ -90,7 +93,7 @@ def load(
         tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
     target = Target(loaded, executor)
     probe(target)
-    return Model(target, build_drafter(drafter, target, given, tokenizer), tokenizer, verification, prefill_chunk)
+    return Model(target, build_drafter(drafter, target, given, tokenizer), tokenizer, verification, prefill_chunk, keep)
 
 
 def _refuse_moving(
@@ -123,14 +126,23 @@ class Model:
         tokenizer: Any = None,
         verification: str = "coupled",
         prefill_chunk: int = 512,
+        keep: int = 1,
     ) -> None:
         self.target, self.drafter, self.tokenizer, self.verification = target, drafter, tokenizer, verification
-        self.engine = Engine(target, drafter, prefill_chunk=prefill_chunk)
+        self.engine = Engine(target, drafter, prefill_chunk=prefill_chunk, keep=keep)
 
     @property
     def method(self) -> str:
         """Name of the drafting method."""
         return self.drafter.name
+
+    def forget(self) -> None:
+        """Let go of the texts that are kept, and their memory.
+
+        Needed after the target was changed through `.data` of its weights or by switching adapters. Changes by an
+        optimiser or `load_state_dict` are noticed.
+        """
+        self.engine.forget()
 
     def generate(self, prompt: Prompt, **settings: Any) -> Output:
         """The whole answer. Takes the arguments of `stream`."""
@@ -153,6 +165,8 @@ class Model:
         reported if not given. stream_id: separates samples of one seed.
         stop: strings before which the text ends. eos_token_id: one or several, instead of the model's.
         generation_config: instead of the model's own. verification: instead of the one that was loaded with.
+        logprobs: report each token's log-probability and those of so many of the likeliest tokens, all under the
+        model's own distribution, before temperature, truncation and penalties.
         Further: repetition_penalty, presence_penalty, frequency_penalty, min_new_tokens, no_repeat_ngram_size and the
         other settings that `slipstream.core.logits.SETTING_NAMES` lists.
 
@@ -168,6 +182,7 @@ class Model:
         seed: int | None = None,
         stream_id: int = 0,
         stop: str | Sequence[str] | None = None,
+        logprobs: int | None = None,
         **settings: Any,
     ) -> Generator[Step, None, Output]:
         began = time.perf_counter()
@@ -175,7 +190,7 @@ class Model:
         prompt_ids = self.encode(prompt)
         stop = config.stop_strings if stop is None else stop
         text = self._answer_text(stop)
-        request = self._request(prompt_ids, config, seed, stream_id, text if stop else None, settings)
+        request = self._request(prompt_ids, config, seed, stream_id, text if stop else None, logprobs, settings)
         steps: list[Step] = []
         waited_s = 0.0  # for the consumer of the stream
         for step in self.engine.generate(request):
@@ -194,6 +209,7 @@ class Model:
             finish_reason=steps[-1].finish_reason,
             seed=None if request.processing.is_greedy else request.sampling.seed,
             stats=Stats.of(steps, time.perf_counter() - began - waited_s),
+            logprobs=None if logprobs is None else [one for step in steps for one in step.logprobs],
         )
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -257,6 +273,7 @@ class Model:
         seed: int | None,
         stream_id: int,
         text: AnswerText | None,
+        logprobs: int | None,
         settings: dict[str, Any],
     ) -> Request:
         verification = settings.pop("verification", None) or self.verification
@@ -271,7 +288,7 @@ class Model:
         sampling = SamplingSettings(
             seed=draw_seed() if seed is None else seed, stream=stream_id, verification=verification
         )
-        return Request(prompt_ids=prompt_ids, processing=processing, sampling=sampling, stopper=text)
+        return Request(prompt_ids=prompt_ids, processing=processing, sampling=sampling, stopper=text, logprobs=logprobs)
 
     def _with_text(self, step: Step, text: AnswerText, *, counted: bool) -> Step:
         """counted: the engine has already shown the tokens to `text`, looking for stop strings."""

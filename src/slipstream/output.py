@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from slipstream.engine.engine import FinishReason, Step
+from slipstream.core.logprobs import TokenLogprobs
+from slipstream.engine.sequence import FinishReason, Step
 from slipstream.runtime.clock import PARTS
 
 _PART_NAMES = tuple(f"{part}_s" for part in PARTS)
@@ -110,7 +111,12 @@ class Output:
     seed: int | None
     """The seed that was used; None when decoding greedily."""
     stats: Stats
+    logprobs: list[TokenLogprobs] | None = None
+    """One for each of `token_ids`, under the model's own distribution; None where they were not asked for."""
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
-        return asdict(self) | {"stats": self.stats.to_dict()}
+        """All of it, for JSON. Log-probabilities are in it where they were asked for."""
+        record = asdict(self) | {"stats": self.stats.to_dict()}
+        if self.logprobs is None:
+            del record["logprobs"]
+        return record

@@ -18,7 +18,7 @@ from families import prompt_ids
 from slipstream.certify.requests import make_request
 from slipstream.core.tree import ancestor_mask, earlier_siblings
 from slipstream.core.verify import walk
-from slipstream.engine.engine import _Decoding
+from slipstream.drafting.base import rows_after_root
 from slipstream.model import Model
 from slipstream.target.cache import SlotLayer
 from slipstream.target.target import Target
@@ -37,13 +37,12 @@ def certificate(dtype, plant=None, monkeypatch=None, script=right_behind_wrong, 
 
 def position_off_by_one(monkeypatch):
     """Drafted nodes stand one place too far."""
-    right = _Decoding._rows
 
-    def rows(self, tree, scouts):
-        tokens, parents, depth = right(self, tree, scouts)
+    def rows(tree, scouts, max_depth):
+        tokens, parents, depth = rows_after_root(tree, scouts, max_depth)
         return tokens, parents, depth + 1
 
-    monkeypatch.setattr(_Decoding, "_rows", rows)
+    monkeypatch.setattr("slipstream.engine.cycle.rows_after_root", rows)
 
 
 def sibling_leak(monkeypatch):
@@ -54,8 +53,8 @@ def sibling_leak(monkeypatch):
         visible[1:, 1:] |= earlier_siblings(parents)
         return visible
 
-    monkeypatch.setattr("slipstream.engine.engine.ancestor_mask", leaky)
-    monkeypatch.setattr("slipstream.engine.engine.walk", lambda tree, choice, ancestors: walk(tree, choice))
+    monkeypatch.setattr("slipstream.engine.cycle.ancestor_mask", leaky)
+    monkeypatch.setattr("slipstream.engine.cycle.walk", lambda tree, choice, ancestors: walk(tree, choice))
 
 
 def stale_row(monkeypatch):

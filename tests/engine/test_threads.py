@@ -209,7 +209,7 @@ def test_streams_that_take_turns_say_what_each_says_alone(name, engine, alone):
         for ids, step in zip(found, steps, strict=True):
             ids.extend(() if step is None else step.token_ids)
     assert found == [alone(place)[1] for place in range(3)]
-    assert len(shared._spare) == 1, "of all these caches one is kept"
+    assert len(shared.kept) == 1, "of all these caches one is kept"
 
 
 @pytest.mark.parametrize(
@@ -244,4 +244,4 @@ def test_an_interrupt_in_any_pass_leaves_the_others_and_the_model_as_they_were(n
         found.extend(step.token_ids)
     assert found == alone(0)[0]
     assert answers(shared, 1) == alone(1)
-    assert len(shared._spare) == 1
+    assert len(shared.kept) == 1

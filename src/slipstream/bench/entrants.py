@@ -42,7 +42,7 @@ class Entrant:
         self._watched: WatchedDrafter | None = None
         if isinstance(answering, Model):  # the same drafter, its trees kept
             self._watched = WatchedDrafter(answering.drafter)
-            self._answering = Model(answering.target, self._watched, answering.tokenizer)
+            self._answering = Model(answering.target, self._watched, answering.tokenizer, keep=0)  # time whole prompts
 
     @property
     def is_peer(self) -> bool:

@@ -11,7 +11,8 @@ from slipstream.certify.law import NUM_TOKENS, Cells, Text, target_cells
 from slipstream.certify.requests import Warping, make_request
 from slipstream.core.sampling import SamplingSettings
 from slipstream.drafting.base import Drafter
-from slipstream.engine.engine import Engine, Request
+from slipstream.engine.engine import Engine
+from slipstream.engine.sequence import Request
 from slipstream.target.target import Target
 
 ALPHA = 1e-3

@@ -14,7 +14,7 @@ from slipstream.certify.recording import ONE_ROW, RecordedAnswer, record
 from slipstream.certify.reference import Floor, Picked, Reference
 from slipstream.certify.transformers_reference import TransformersAnswer, transformers_answer
 from slipstream.drafting.base import Drafter
-from slipstream.engine.engine import Request
+from slipstream.engine.sequence import Request
 from slipstream.target.target import Target
 
 FLOOR_INTERVAL = 16

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from slipstream.certify.chi_square import LEAST_EXPECTED
 from slipstream.core.logits import LogitsPipeline
-from slipstream.engine.engine import Request
+from slipstream.engine.sequence import Request
 from slipstream.target.target import Target
 
 NUM_TOKENS = 3

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from slipstream.drafting.base import Drafter, Drafting, ForwardingDrafting, Generation, Observed, Scouts
-from slipstream.engine.engine import Engine, FinishReason, Request
+from slipstream.engine.engine import Engine
+from slipstream.engine.sequence import FinishReason, Request
 from slipstream.target.features import Features
 from slipstream.target.target import Target
 
@@ -61,7 +62,7 @@ class RecordedAnswer:
 def record(target: Target, drafter: Drafter, request: Request, *, prefill_chunk: int) -> RecordedAnswer:
     """Let the engine answer a request with a drafter, and note every pass."""
     recorder = _Recorder(drafter)
-    engine = Engine(target, recorder, prefill_chunk=prefill_chunk)
+    engine = Engine(target, recorder, prefill_chunk=prefill_chunk, keep=0)
     steps = list(engine.generate(request))
     finish_reason = steps[-1].finish_reason
     assert finish_reason is not None

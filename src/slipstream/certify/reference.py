@@ -29,7 +29,7 @@ from slipstream.certify.distances import distance
 from slipstream.certify.recording import PassShape
 from slipstream.core.logits import LogitsPipeline
 from slipstream.core.sampling import gumbel_rows
-from slipstream.engine.engine import FinishReason, Request
+from slipstream.engine.sequence import FinishReason, Request
 from slipstream.target.features import Features
 from slipstream.target.target import Target, TargetOutput
 

@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from slipstream.core.logits import resolve
 from slipstream.core.sampling import SamplingSettings
-from slipstream.engine.engine import Request
+from slipstream.engine.sequence import Request
 from slipstream.errors import InputError
 from slipstream.target.target import Target
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from slipstream.certify.distances import distance
-from slipstream.engine.engine import Request
+from slipstream.engine.sequence import Request
 from slipstream.target.target import Target
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")

@@ -126,10 +126,10 @@ class _Loader:
 
     def load(self, method: str) -> Model:
         if PLAIN not in self.models:
-            self.models[PLAIN] = load(self.model, PLAIN, **self.settings)
+            self.models[PLAIN] = load(self.model, PLAIN, **self.settings, keep=0)
         if method not in self.models:
             plain = self.models[PLAIN]
-            self.models[method] = slipstream.load(plain.target.model, method, tokenizer=plain.tokenizer)
+            self.models[method] = slipstream.load(plain.target.model, method, tokenizer=plain.tokenizer, keep=0)
         return self.models[method]
 
     def load_all(self, methods: Sequence[str]) -> dict[str, Model]:

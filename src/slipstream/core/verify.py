@@ -12,6 +12,7 @@ Sources: speculative sampling, Leviathan et al. 2023 (arXiv 2211.17192), Algorit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,30 @@ def walk(tree: DraftTree, choice: Tensor, ancestors: Tensor | None = None) -> Wa
     wrong = (tree.tokens != choice.gather(-1, tree.parents + 1)) | (tree.depth == 0)  # [n]
     kept = ~(ancestors[..., 1:, 1:] & wrong[..., None, :]).any(dim=-1)  # [n]
     return Walk(kept.sum(dim=-1), torch.argsort(~kept, dim=-1, stable=True))  # parents before children: by depth
+
+
+class Outcome(NamedTuple):
+    """A walk on the host."""
+
+    path: list[int]  # nodes kept, from the root down
+    tokens: list[int]  # theirs, and the next token after them
+    further: list[int]  # what else was copied
+
+
+def read_walk(kept: Walk, choice: Tensor, *further: Tensor) -> Outcome:
+    """Copy a walk to the host, and `further` int64 tensors [k] with it: the one copy of a cycle. choice: [n + 1]."""
+    rows = choice.shape[0]
+    num_accepted, *rest = torch.cat((kept.num_accepted[None], kept.order, choice, *further)).tolist()
+    path, choices = rest[:num_accepted], rest[rows - 1 : 2 * rows - 1]
+    return Outcome(path, [choices[0], *(choices[node + 1] for node in path)], rest[2 * rows - 1 :])
+
+
+def nodes_to_move(order: Tensor, path: Sequence[int]) -> Tensor | None:
+    """The nodes of a path on their device, [len(path)] int64; None where they are the first nodes, in order.
+
+    order: as `walk` gives it. path: the same on the host, cut where the text ends.
+    """
+    return None if list(path) == list(range(len(path))) else order[: len(path)]
 
 
 def or_no_token(choice: Tensor, logits: Tensor) -> Tensor:

@@ -82,6 +82,21 @@ class Scouts:
     ]  # the target's logits [m, vocab], unprocessed -> [k] int64, for `Observed.scouted`
 
 
+def rows_after_root(tree: DraftTree, scouts: Scouts | None, max_depth: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, parents and depth of the rows of a pass after the root's: the nodes, and behind them the scouts.
+
+    Depths of scouts are at most `max_depth`.
+    """
+    if scouts is None:
+        return tree.tokens, tree.parents, tree.depth
+    parents = torch.where(scouts.parents < 0, scouts.parents, scouts.parents + tree.num_nodes)
+    return (
+        torch.cat((tree.tokens, scouts.tokens)),
+        torch.cat((tree.parents, parents)),
+        torch.cat((tree.depth, scouts.depth.clamp(max=max_depth))),
+    )
+
+
 class Drafting(ABC):
     """A drafter at work on one generation. Its state belongs to that generation alone."""
 

@@ -21,7 +21,8 @@ from slipstream.core.rules import Candidates, DecodingRule
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree
 from slipstream.drafting.base import Drafter, Drafting, ForwardingDrafting, Generation, Observed
-from slipstream.engine.engine import Engine, Request
+from slipstream.engine.engine import Engine
+from slipstream.engine.sequence import Request
 from slipstream.errors import InputError
 from slipstream.target.target import Target
 
@@ -65,7 +66,7 @@ def calibrate(
     prompts: token ids. Raises InputError if nothing was drafted.
     """
     watched = _Watched(drafter)
-    engine = Engine(target, watched)
+    engine = Engine(target, watched, keep=0)
     totals: dict[float, Tensor] = {}  # [scales] mean surprise in nats
     num_choices = 0
     for temperature in temperatures:

@@ -9,8 +9,9 @@ Every layer keeps its whole prefix, windowed layers too: a window is part of the
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -115,7 +116,7 @@ class SlotLayer(CacheLayerMixin):
 
     def __init__(self, cache: KVCache) -> None:
         super().__init__()
-        self._cache = cache
+        self._cache = cast(KVCache, weakref.proxy(cache))  # no circle: memory is free with its last user
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.keys = key_states.new_zeros(*key_states.shape[:2], self._cache.capacity, key_states.shape[-1])
