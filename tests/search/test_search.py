@@ -258,7 +258,9 @@ def test_pictures_lie_beside_the_set(tmp_path: Path, kind: str) -> None:
     pytest.importorskip("matplotlib", reason="plots need matplotlib")
     skip_set = SkipSet(num_layers=6, attention=(1,), mlp=(2, 3), provenance={"task": "code"})
     origins = ["default", "sampler", "neighbour"]
-    paths = write_plots(skip_set, [1.0, 3.0, 2.0], origins, tmp_path / "code.json", kind)
+    paths = write_plots(skip_set, [1.0, 3.0, 2.0], origins, 2.0, tmp_path / "code.json", kind)
     assert [path.name for path in paths] == [f"code.search.{kind}", f"code.layers.{kind}"]
+    if kind == "svg":
+        assert "plain decoding" in paths[0].read_text()
     begins = b"<?xml" if kind == "svg" else b"\x89PNG"
     assert all(path.read_bytes().startswith(begins) for path in paths)
