@@ -60,6 +60,16 @@ def test_a_modelled_trial_is_the_models_figure_of_its_set(model: Model, tmp_path
             agreement, search.modelled.answers.segments, search.settings.shape, search.costs, trial.skip_set
         )
         assert trial.value == figures.tokens_per_second
+        assert figures.speedup == pytest.approx(trial.value / trial.plain)
+        assert figures.speedup <= figures.bound
+
+
+def test_the_best_set_is_timed_beside_plain_decoding(model: Model, tmp_path: Path) -> None:
+    search = small_search(tmp_path / "a.study", 2, model)
+    found = search.against_plain([trial.skip_set for trial in search.trials()][-1])
+    assert 0 < found.low <= found.speedup <= found.high <= found.bound
+    assert found.prompts == len(PROMPTS)
+    assert 1 <= found.tau <= 3
 
 
 def test_the_value_of_any_set_is_what_a_trial_of_it_would_give(model: Model, tmp_path: Path) -> None:

@@ -98,11 +98,17 @@ def _print(found: MachineCosts) -> None:
         for one in found.levels:
             levels.add_row(str(one.width), f"{1e3 * one.first_s:.2f}", f"{1e3 * one.further_s:.2f}")
         console.print(levels)
-    machine = ", ".join(f"{name} {value}" for name, value in found.machine.items() if name != "format" and value)
+    machine = ", ".join(
+        f"{name} {_plain(value)}" for name, value in found.machine.items() if name != "format" and value
+    )
     console.print(machine, style="dim", soft_wrap=True, markup=False)
     how = f"measured in {found.measured_s:.1f} s" if found.measured_s else f"read from {found.file}"
     way = "medians of rounds in which sizes take turns; other sizes lie on the line between"
     console.print(f"{how}; {way}", style="dim", soft_wrap=True, markup=False)
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _table(*headings: str) -> Any:

@@ -126,7 +126,8 @@ def described(target: Target) -> dict[str, Any]:
     return {
         "format": _FORMAT,
         "target": target.hash,
-        "device": hardware(target.device),
+        "hardware": hardware(target.device),
+        "devices": sorted({str(weight.device) for weight in target.model.parameters()}),
         "dtype": str(target.dtype).removeprefix("torch."),
         "attention": target.config._attn_implementation,
         "runtime": "eager",
