@@ -8,7 +8,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jinja2 import TemplateError
@@ -21,6 +21,7 @@ from slipstream.engine.engine import Engine, Request, Step
 from slipstream.errors import ArtifactError, InputError, unknown_choice
 from slipstream.methods.registry import build_drafter, find_method
 from slipstream.output import Output, Stats
+from slipstream.runtime.threads import check_threads, check_waiting, settle_threads
 from slipstream.skipping.library import is_name
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.target.dtypes import resolve_dtype
@@ -53,6 +54,7 @@ def load(
     attention: str | None = None,
     verification: str = "coupled",
     prefill_chunk: int = 512,
+    threads: int | Literal["auto"] | None = None,
     **options: Any,
 ) -> Model:
     """Load a target and a drafter for it.
@@ -65,13 +67,16 @@ def load(
     else float32; a model of one's own that would be faster in another dtype is named in the log (INFO).
     device: "cpu", "cuda", "cuda:1", "auto"; by default CUDA where there is one. attention: "sdpa" or "eager".
     verification: "coupled" (sampled output is plain sampling's, token for token) or "rejection" (the published rules).
-    prefill_chunk: prompt tokens run at once.
+    prefill_chunk: prompt tokens run at once. threads: of PyTorch on a CPU, in the whole process; "auto": what suits the
+    model, as the commands choose; None: as many as PyTorch has.
 
     Raises InputError, ArtifactError for what cannot be loaded, UnsupportedTargetError for a model whose draft trees
     would not be verified exactly.
     """
     if verification not in VERIFICATIONS:
         raise unknown_choice("verification", verification, VERIFICATIONS)
+    if threads != "auto":
+        check_threads(threads, "threads")
     given = {name: value for name, value in options.items() if value is not None}
     find_method(drafter, given)  # before minutes may go into loading the target
     if isinstance(given.get("skip_set"), str | Path) and not is_name(given["skip_set"]):
@@ -83,6 +88,9 @@ def load(
         loaded = load_model(model, dtype=dtype, device=device, attention=attention)
         tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
     target = Target(loaded)
+    if threads is not None:
+        settle_threads(target, None if threads == "auto" else threads)
+    check_waiting(target)
     probe(target)
     return Model(target, build_drafter(drafter, target, given, tokenizer), tokenizer, verification, prefill_chunk)
 
