@@ -8,19 +8,17 @@ Rows follow a committed prefix, as a draft tree does. The two kinds of pass take
 from __future__ import annotations
 
 import argparse
-import statistics
+import math
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 import slipstream
 from records import provenance, write_record
 from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
+from slipstream.runtime.timing import Passes, medians, rounds_of
 
 ROWS = (1, 2, 4, 8, 13, 16, 32, 61)
 REPEATS = 41
@@ -53,32 +51,13 @@ def main() -> int:
 
 def costs(model: slipstream.Model, n: int, prefix: int) -> dict[str, float]:
     """Median milliseconds of a full and of a skipping pass over n sibling rows after `prefix` tokens."""
-    target = model.target
-    cache = target.new_cache(extra_slots=max(ROWS))
-    tokens = torch.arange(prefix + n, device=target.device) % target.vocab_size
-    positions = torch.arange(prefix, device=target.device)
-    target.forward(tokens[:prefix], positions, target.causal(prefix), cache, last_logits_only=True)
-    cache.commit(None, prefix)
-    siblings = torch.eye(n, dtype=torch.bool, device=target.device)
-    depth = torch.full((n,), prefix, device=target.device)
-
-    def run(model: nn.Module | None = None) -> None:
-        target.forward(tokens[prefix:], depth, siblings, cache, instead=model).logits[0, 0, 0].item()
-
     drafter = model.drafter
     assert isinstance(drafter, LayerSkipDrafter)
-    times: dict[str, list[float]] = {"full_ms": [], "skipping_ms": []}
-    for _ in range(REPEATS):
-        times["full_ms"].append(milliseconds(run))
-        times["skipping_ms"].append(milliseconds(partial(run, drafter.plan.model)))
-    return {"rows": n, **{name: round(statistics.median(found), 3) for name, found in times.items()}}
-
-
-def milliseconds(run: Callable[[], None]) -> float:
-    """Wall time of one call, which must wait for the device itself."""
-    began = time.perf_counter()
-    run()
-    return 1e3 * (time.perf_counter() - began)
+    passes = Passes(model.target, n, prefix)
+    calls = [passes.call(n), partial(passes.run, n, drafter.plan.model)]
+    times = rounds_of(calls, model.target.device, budget_s=math.inf, most=REPEATS)
+    full, skipping = (round(1e3 * seconds, 3) for seconds in medians(times))
+    return {"rows": n, "full_ms": full, "skipping_ms": skipping}
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "records": {"errors"},
     "core": {"errors"},
     "target": {"errors", "files", "core"},
-    "runtime": {"errors", "core", "target"},
+    "runtime": {"errors", "files", "records", "core", "target"},
     "skipping": {"errors", "files", "core", "target", "runtime"},
     "drafting": {"errors", "core", "target", "runtime", "skipping"},
     "engine": {"errors", "core", "target", "runtime", "drafting"},

@@ -5,7 +5,8 @@
     model = slipstream.load("tiny", drafter="layer-skip")
     print(model.generate("Write a haiku about rain", max_new_tokens=60).text)
 
-`load`, `Model` and what they return are imported on first use: `import slipstream` itself brings in no torch.
+`load`, `Model` and what they return are imported on first use: `import slipstream` itself brings in no torch. It only
+says how PyTorch's threads are to wait for each other, where nothing says so yet (`slipstream.runtime.threads`).
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from slipstream import errors
 from slipstream.errors import InputError, LosslessnessError, SlipstreamError
+from slipstream.runtime.threads import settle_waiting
 
 if TYPE_CHECKING:
     from slipstream.engine.sequence import Step
     from slipstream.model import Model, load
     from slipstream.output import Output, Stats
+
+settle_waiting()  # PyTorch asks when it is imported
 
 __version__ = "0.1.0"
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jinja2 import TemplateError
@@ -23,6 +23,7 @@ from slipstream.errors import ArtifactError, InputError, unknown_choice
 from slipstream.methods.registry import build_drafter, find_method
 from slipstream.output import Output, Stats
 from slipstream.runtime.executor import make_executor
+from slipstream.runtime.threads import check_threads, check_waiting, settle_threads
 from slipstream.skipping.library import is_name
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.target.dtypes import resolve_dtype
@@ -57,6 +58,7 @@ def load(
     prefill_chunk: int = 512,
     sizes: str = "exact",
     keep: int = 1,
+    threads: int | Literal["auto"] | None = None,
     **options: Any,
 ) -> Model:
     """Load a target and a drafter for it.
@@ -74,12 +76,16 @@ def load(
     prefill_chunk: prompt tokens run at once. sizes: "exact", or "fixed" for passes padded to a few sizes, which costs
     time and is what compiled passes need. keep: texts whose keys and values are kept in memory, so that of a prompt
     that begins with the same tokens the rest alone is run; 0: none. `Model.forget` lets go of them.
+    threads: of PyTorch on a CPU, in the whole process; "auto": what suits the
+    model, as the commands choose; None: as many as PyTorch has.
 
     Raises InputError, ArtifactError for what cannot be loaded, UnsupportedTargetError for a model whose draft trees
     would not be verified exactly.
     """
     if verification not in VERIFICATIONS:
         raise unknown_choice("verification", verification, VERIFICATIONS)
+    if threads != "auto":
+        check_threads(threads, "threads")
     given = {name: value for name, value in options.items() if value is not None}
     executor = make_executor(sizes)
     find_method(drafter, given)  # before minutes may go into loading the target
@@ -92,6 +98,9 @@ def load(
         loaded = load_model(model, dtype=dtype, device=device, attention=attention)
         tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
     target = Target(loaded, executor)
+    if threads is not None:
+        settle_threads(target, None if threads == "auto" else threads)
+    check_waiting(target)
     probe(target)
     return Model(target, build_drafter(drafter, target, given, tokenizer), tokenizer, verification, prefill_chunk, keep)
 

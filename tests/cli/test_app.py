@@ -80,6 +80,8 @@ def test_options_are_these_and_adding_one_is_deliberate():
         "bench report": {"run", "out", "figures"} | always,
         "bench score": {"run", "data", "run_code", "scorer", "as_json"} | always,
         "bench merge": {"runs", "out"} | always,
+        "bench costs": {"model", "drafter", "draft", "fresh", "plot", "dtype", "device", "attention", "threads"}
+        | {"option", "as_json"} | always,
         "skip show": {"file", "as_json"} | always,
         "skip search": {"model", "task", "prompts", "trials", "objective", "out", "sampler", "study", "warm_start"}
         | {"num_prompts", "max_new_tokens", "temperature", "rows", "repeats", "seed", "plot", "starting_points"}

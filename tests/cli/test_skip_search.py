@@ -7,6 +7,8 @@ import pytest
 import slipstream
 from search_doubles import small_search
 from slipstream.cli import skip_search
+from slipstream.search.objectives import PlainComparison
+from slipstream.search.search import SkipSearch
 from slipstream.skipping import library
 from slipstream.skipping.skip_set import SkipSet
 
@@ -14,6 +16,15 @@ pytest.importorskip("optuna", reason="the search needs optuna")
 SMALL = ("--num-prompts", 1, "-n", 4, "--trials", 3, "--rows", 8)
 
 
+@pytest.fixture
+def speed(monkeypatch):
+    """How fast the best set is beside plain decoding, as far as the clock says."""
+    beside = {"speedup": 1.25, "low": 1.1, "high": 1.4, "tau": 2.5, "bound": 1.5, "prompts": 6}
+    monkeypatch.setattr(SkipSearch, "against_plain", lambda self, skip_set: PlainComparison(**beside))
+    return beside
+
+
+@pytest.mark.usefixtures("speed")
 def test_search_finds_keeps_and_shows_a_set_that_generation_takes_by_name(cli, tmp_path):
     pytest.importorskip("matplotlib", reason="the pictures need matplotlib")
     out, study = tmp_path / "found.json", tmp_path / "a.study"
@@ -23,7 +34,9 @@ def test_search_finds_keeps_and_shows_a_set_that_generation_takes_by_name(cli, t
     found = SkipSet.load(out)
     assert json.loads(found.to_json()) == record
     assert record["provenance"]["trials"] == 3
-    assert "best" in searched.stderr
+    assert "the best set decodes at 1.25 times plain decoding's speed (1.10 to 1.40 on 6 prompts" in searched.stderr
+    assert record["provenance"]["against_plain"]["bound"] == 1.5
+    assert record["provenance"]["figures"]["speedup"] <= record["provenance"]["figures"]["bound"]
     assert {path.name for path in tmp_path.glob("found.*")} == {"found.json", "found.search.svg", "found.layers.svg"}
     assert library.find("chat", found.target) == found
     assert slipstream.load("tiny", "layer-skip", skip_set="chat").drafter.skip_set == found
@@ -32,6 +45,19 @@ def test_search_finds_keeps_and_shows_a_set_that_generation_takes_by_name(cli, t
     assert f"tau {record['provenance']['figures']['tau']}" in shown
     again = cli("skip", "search", "-m", "tiny", "--task", "chat", *SMALL, "--study", study, "--json")
     assert json.loads(again.stdout)["provenance"]["trials"] == 3, "a finished search tried more"
+
+
+def test_a_set_that_is_slower_than_plain_decoding_is_said_to_be_so_and_not_kept(cli, tmp_path, speed):
+    speed |= {"speedup": 0.6, "low": 0.5, "high": 0.7, "bound": 0.8}
+    out = tmp_path / "found.json"
+    searched = cli("skip", "search", "-m", "tiny", "--task", "chat", *SMALL, "--out", out, "--plot", "none")
+    assert searched.exit_code == 0, searched.stderr
+    said = " ".join(searched.stderr.split())
+    assert "no set pays on this machine with this draft: the best of 3 decodes at 0.60 times plain decoding's" in said
+    assert "its costs allow 0.80); not kept" in said
+    found = SkipSet.load(out)
+    assert found.provenance["against_plain"]["speedup"] == 0.6
+    assert "chat" not in library.names(found.target)
 
 
 @pytest.mark.parametrize(

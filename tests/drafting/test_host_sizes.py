@@ -15,11 +15,23 @@ from hypothesis import strategies as st
 from random_trees import token_paths
 from slipstream.core.rules import GreedyRule
 from slipstream.drafting.base import Generation, Observed
-from slipstream.drafting.host_sizes import ROWS, Guesses, Habits, HostSizes, Kind, Odds, Scouting, Sizing, prior
+from slipstream.drafting.host_sizes import (
+    ROWS,
+    Guesses,
+    Habits,
+    HostSizes,
+    Kind,
+    Odds,
+    RowPrices,
+    Scouting,
+    Sizing,
+    prior,
+)
 from slipstream.errors import InputError
 from slipstream.methods.lookahead import LookaheadDrafter
 from slipstream.methods.prompt_lookup import PromptLookupDrafter, PromptLookupSettings
-from slipstream.runtime.costs import RowPrices
+from slipstream.runtime.costs import PassCosts
+from slipstream.runtime.kept_costs import KeptCosts
 from slipstream.target.cache import KVCache
 from slipstream.target.target import Target
 
@@ -167,7 +179,7 @@ def test_habits_are_those_of_a_rule_and_a_temperature() -> None:
 def test_the_draft_is_worth_most_of_all_that_could_be_chosen(
     some: list[list[int]], steps: list[float], pace: float, beside: int
 ) -> None:
-    prices = RowPrices(ROWS, [(rows, 1 + sum(steps[:place])) for place, rows in enumerate(ROWS)])
+    prices = RowPrices(tuple((rows, 1 + sum(steps[:place])) for place, rows in enumerate(ROWS)))
     sizing = Sizing(Habits(tokens=pace * 10, price=10.0), prices, 63)
     guesses = guesses_of(some)
 
@@ -180,35 +192,35 @@ def test_the_draft_is_worth_most_of_all_that_could_be_chosen(
     assert worth(len(sizing.choose(guesses, beside))) == pytest.approx(max(map(worth, possible)))
 
 
-def test_costs_are_measured_once_for_a_target_and_stretched_for_other_lengths(monkeypatch) -> None:
-    asked: list[tuple[Any, tuple[int, ...], int]] = []
+def test_prices_are_in_plain_passes_and_lie_on_the_line_between_sizes() -> None:
+    prices = RowPrices(((1, 2.0), (5, 4.0), (9, 12.0)))
+    assert [prices.of(rows) for rows in (1, 3, 5, 7, 11)] == pytest.approx([1.0, 1.5, 2.0, 4.0, 8.0])
 
-    def measure(target: Any, rows: tuple[int, ...], prefix: int) -> Any:
-        asked.append((target, rows, prefix))
-        return tuple((one, 1 + one * prefix / 10_000) for one in rows)
 
-    monkeypatch.setattr("slipstream.drafting.host_sizes.quick_verification", measure)
+def test_costs_are_asked_for_once_and_a_text_goes_by_those_after_its_prompt(monkeypatch) -> None:
+    asked: list[Target] = []
+    costs = PassCosts(((64, ((1, 1.0), (16, 2.0))), (1024, ((1, 2.0), (16, 8.0)))))
+
+    def passes(kept: Any) -> PassCosts:
+        asked.append(kept.target)
+        return costs
+
+    monkeypatch.setattr(KeptCosts, "__init__", lambda kept, target: setattr(kept, "target", target))
+    monkeypatch.setattr(KeptCosts, "passes", passes)
     one, other = (cast(Target, Place()) for _ in range(2))
     sizes = HostSizes("auto", 20)
 
-    def prices(target: Target, length: int) -> RowPrices:
+    def price(target: Target, length: int) -> float:
         found = sizes.start(target, GreedyRule(), length).prices
         assert found is not None
-        return found
+        return found.of(16)
 
-    long = prices(one, 600)
-    assert prices(one, 2000) is prices(one, 513) is long
-    assert prices(other, 128) is prices(other, 3)
-    assert asked == [(one, (1, 4, 16, 32), 1024), (other, (1, 4, 16, 32), 64)]
-    short, longer = prices(one, 200), prices(one, 5000)
-    assert asked[2:] == [(one, (1, 16), 256), (one, (1, 16), 4096)]
-    assert 1 < short.of(4) < long.of(4) < longer.of(4)
-    assert short.of(16) == pytest.approx((1 + 16 * 0.0256) / 1.0256, rel=0.2)
-    before = long.of(8)
-    short.note(8, 9.0)
-    assert long.of(8) == before
+    assert price(one, 1024) == pytest.approx(4.0)
+    assert price(one, 3) == price(one, 64) == pytest.approx(2.0)
+    assert price(other, 544) == pytest.approx((2.0 + 8.0) / (1.0 + 2.0))
+    assert asked == [one, other]
     HostSizes(7, 20).start(one, GreedyRule(), 3)
-    assert len(asked) == 4, "a fixed size needs no costs"
+    assert asked == [one, other], "a fixed size needs no costs"
 
 
 class Place:
@@ -305,7 +317,6 @@ def seconds_of(
             said = [noise.randrange(400) for _ in range(drafting._window.frontier[0])]
             drafting.observe(Observed(tokens=[], features=None, scouted=said))
         sizes.append(rows)
-        drafting.end_cycle({"verify": (1 + slope * (rows - 1)) * noise.lognormvariate(0, 0.05)})
     return sum(1 + slope * (rows - 1) for rows in sizes), sizes
 
 
@@ -315,7 +326,8 @@ def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     if "slope" in request.fixturenames:
         slope = SLOPES[request.getfixturevalue("slope")]
         prices = tuple((rows, 1 + slope * (rows - 1)) for rows in (1, 64))
-        monkeypatch.setattr("slipstream.drafting.host_sizes.quick_verification", lambda *sizes: prices)
+        monkeypatch.setattr(KeptCosts, "__init__", lambda kept, target: None)
+        monkeypatch.setattr(KeptCosts, "passes", lambda kept: PassCosts(((64, prices),)))
 
 
 @pytest.mark.parametrize("slope", SLOPES)

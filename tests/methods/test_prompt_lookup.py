@@ -25,6 +25,7 @@ from slipstream.methods.prompt_lookup import (
     match_length,
 )
 from slipstream.methods.registry import build_drafter
+from slipstream.runtime.costs import PassCosts
 from slipstream.target.cache import KVCache
 from slipstream.target.target import Target
 
@@ -221,7 +222,7 @@ HOSTILE = {
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("method", ["prompt-lookup", "lookahead"])
 def test_text_is_that_of_plain_decoding_whatever_passes_cost(method, text, how, prices, family_model, monkeypatch):
-    monkeypatch.setattr("slipstream.drafting.host_sizes.quick_verification", lambda *sizes: prices)
+    monkeypatch.setattr("slipstream.drafting.host_sizes.KeptCosts.passes", lambda kept: PassCosts(((64, prices),)))
     model, prompt = family_model("llama"), HOSTILE[text]
     expected = oracle_generate(model, prompt, max_new_tokens=30, **how)
     target = Target(model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,9 +12,12 @@ from hypothesis import strategies as st
 from slipstream.core.rules import Candidates
 from slipstream.drafting.growth import Frontier, grow
 from slipstream.drafting.shape import Chain, Dynamic
+from slipstream.engine.engine import Step
+from slipstream.output import Output, Stats
+from slipstream.runtime.sublayer_costs import CostTable, PassCost
 from slipstream.search.agreement import Agreement
 from slipstream.search.modelled import accepted_of_chain, accepted_of_tree, modelled_speed, visited
-from slipstream.skipping.costs import CostTable, PassCost
+from slipstream.search.objectives import Generated, PlainComparison, with_overheads
 from slipstream.skipping.skip_set import SkipSet
 
 
@@ -65,7 +70,7 @@ def test_cycles_follow_what_was_accepted_and_stay_in_their_answer() -> None:
 def costs() -> CostTable:
     one = PassCost(rows=1, outside=1.0, attention=(1.0, 1.0), mlp=(2.0, 2.0), rest=(0.5, 0.5))
     five = PassCost(rows=5, outside=3.0, attention=(2.0, 2.0), mlp=(3.0, 3.0), rest=(1.0, 1.0))
-    return CostTable(passes=(one, five), prefix=4, overhead=0.25, plain=8.0)
+    return CostTable(passes=(one, five), prefix=4, overhead=0.25, cycle=0.5)
 
 
 def test_costs_add_up_and_lie_on_the_line_between_widths() -> None:
@@ -75,7 +80,7 @@ def test_costs_add_up_and_lie_on_the_line_between_widths() -> None:
     assert costs().verify(3) == pytest.approx((8.0 + 15.0) / 2)
     assert costs().draft(1, half) == pytest.approx(8.0 - 1.0 - 2.0)
     assert costs().draft(1, whole) == pytest.approx(8.0 - 1.0 - 2.0 - 0.5)
-    assert CostTable.from_dict(costs().to_dict()) == costs()
+    assert CostTable.from_json(costs().to_json()) == costs()
 
 
 def test_speed_is_tokens_over_seconds_of_the_cycles() -> None:
@@ -83,10 +88,62 @@ def test_speed_is_tokens_over_seconds_of_the_cycles() -> None:
     found = agreement([[0, 1], [1, 1], [0, 0], [0, 0]], torch.full((4, 2, 1), 0.9), room=[4, 3, 2, 1])
     figures = modelled_speed(found, [4], Chain(length=2, threshold=0.5), costs(), skip_set)
     # Root 0 drafts two and keeps one, root 2 drafts one (the answer ends) and keeps it: two cycles, four tokens.
-    first = 2 * (5.0 + 0.25) + costs().verify(3)
-    second = 1 * (5.0 + 0.25) + costs().verify(2)
+    first = 2 * (5.0 + 0.25) + costs().verify(3) + 0.5
+    second = 1 * (5.0 + 0.25) + costs().verify(2) + 0.5
     assert figures.tau == 2.0
     assert figures.num_drafted == 1.5
     assert figures.tokens_per_second == pytest.approx(4 / (first + second))
-    assert figures.speedup == pytest.approx(8.0 * 4 / (first + second))
+    assert figures.speedup == pytest.approx((8.0 + 0.5) * 4 / (first + second))
+    assert figures.bound == pytest.approx((8.0 + 0.5) * 4 / (first + second - 3 * 0.25))
     assert figures.first_agreement == 0.75
+
+
+# -- plain decoding by the same clock ---------------------------------------------------------------------------------
+
+HALF = SkipSet(num_layers=2, attention=(0,), mlp=(1,))
+SHAPE = Chain(length=2, threshold=0.5)
+
+
+def step(tokens: int, drafted: int, moment: float = 1.0, **beside: float) -> Step:
+    """A cycle whose pass takes what the table says, at a moment when the machine is so many times as slow."""
+    seconds = {"verify_s": costs().verify(1 + drafted), **beside}
+    slow = {name: moment * one for name, one in seconds.items()}
+    return Step(token_ids=(7,) * tokens, num_drafted=drafted, num_accepted=tokens - 1, **slow)
+
+
+def test_overheads_are_of_the_tables_clock_however_slow_the_machine_was_meanwhile() -> None:
+    """Two levels are drafted in two passes of 5 seconds and 1 second more."""
+    plain = [step(1, 0, moment, sample_s=0.3, host_s=0.1) for moment in (1.0, 3.0, 9.0)]
+    drafting = [step(2, 2, moment, draft_s=11.0, sample_s=0.3, host_s=0.1) for moment in (0.5, 7.0)]
+    found = with_overheads(replace(costs(), overhead=0.0, cycle=0.0), plain, drafting, HALF, SHAPE)
+    assert found.cycle == pytest.approx(0.4)
+    assert found.overhead == pytest.approx(0.5)
+    assert found.plain == pytest.approx(8.4)
+
+
+def generated(*steps: Step) -> Generated:
+    tokens = [token for one in steps for token in one.token_ids]
+    stats = Stats.of(steps, 1.0)
+    output = Output(text="", token_ids=tokens, prompt_ids=[1], finish_reason="length", seed=None, stats=stats)
+    return Generated(output, list(steps))
+
+
+def test_a_set_is_compared_with_plain_decoding_prompt_by_prompt() -> None:
+    pairs = [
+        (generated(*[step(1, 0, moment, host_s=0.5)] * 6), generated(*[step(2, 2, moment, draft_s=12.0)] * 3))
+        for moment in (1.0, 5.0)
+    ]
+    found = PlainComparison.of(pairs, SHAPE, costs(), HALF)
+    expected = 6 * 8.5 / (3 * (12.0 + costs().verify(3)))
+    assert found.speedup == pytest.approx(expected)
+    assert (found.low, found.high) == pytest.approx((expected, expected))
+    assert (found.tau, found.prompts) == (2.0, 2)
+    assert found.speedup < found.bound == pytest.approx(2 * 8.5 / (10.0 + costs().verify(3) + 0.5))
+
+
+def test_nothing_above_what_the_costs_allow_is_reported() -> None:
+    """Plain decoding met a slow moment, the set did not."""
+    pairs = [(generated(*[step(1, 0, 9.0)] * 4), generated(*[step(2, 2, 1.0, draft_s=10.0)] * 2))] * 2
+    found = PlainComparison.of(pairs, SHAPE, costs(), HALF)
+    assert found.bound < 1
+    assert found.low == found.speedup == found.high == found.bound

@@ -60,6 +60,16 @@ def test_a_modelled_trial_is_the_models_figure_of_its_set(model: Model, tmp_path
             agreement, search.modelled.answers.segments, search.settings.shape, search.costs, trial.skip_set
         )
         assert trial.value == figures.tokens_per_second
+        assert figures.speedup == pytest.approx(trial.value / trial.plain)
+        assert figures.speedup <= figures.bound
+
+
+def test_the_best_set_is_timed_beside_plain_decoding(model: Model, tmp_path: Path) -> None:
+    search = small_search(tmp_path / "a.study", 2, model)
+    found = search.against_plain([trial.skip_set for trial in search.trials()][-1])
+    assert 0 < found.low <= found.speedup <= found.high <= found.bound
+    assert found.prompts == len(PROMPTS)
+    assert 1 <= found.tau <= 3
 
 
 def test_the_value_of_any_set_is_what_a_trial_of_it_would_give(model: Model, tmp_path: Path) -> None:
@@ -258,7 +268,9 @@ def test_pictures_lie_beside_the_set(tmp_path: Path, kind: str) -> None:
     pytest.importorskip("matplotlib", reason="plots need matplotlib")
     skip_set = SkipSet(num_layers=6, attention=(1,), mlp=(2, 3), provenance={"task": "code"})
     origins = ["default", "sampler", "neighbour"]
-    paths = write_plots(skip_set, [1.0, 3.0, 2.0], origins, tmp_path / "code.json", kind)
+    paths = write_plots(skip_set, [1.0, 3.0, 2.0], origins, 2.0, tmp_path / "code.json", kind)
     assert [path.name for path in paths] == [f"code.search.{kind}", f"code.layers.{kind}"]
+    if kind == "svg":
+        assert "plain decoding" in paths[0].read_text()
     begins = b"<?xml" if kind == "svg" else b"\x89PNG"
     assert all(path.read_bytes().startswith(begins) for path in paths)

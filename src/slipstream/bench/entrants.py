@@ -15,7 +15,7 @@ from slipstream.errors import InputError
 from slipstream.methods.registry import METHODS, packaged_artefact
 from slipstream.model import Model
 from slipstream.output import Stats
-from slipstream.runtime.costs import synchronize
+from slipstream.runtime.timing import synchronize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,7 @@ from transformers.generation.streamers import BaseStreamer
 from slipstream.bench.peer_settings import eos_token_ids, generation_config_of, peer_settings
 from slipstream.errors import InputError, SlipstreamError, UnsupportedTargetError, unknown_choice
 from slipstream.methods.draft_model.checkpoint import load_draft
-from slipstream.runtime.costs import synchronize
+from slipstream.runtime.timing import synchronize
 from slipstream.target.shadow import forget_longer_passes
 from slipstream.target.target import Target
 

@@ -31,10 +31,10 @@ from slipstream.prompts import Prompt
 from slipstream.records.journal import Journal
 from slipstream.records.machine import provenance
 from slipstream.records.run_files import JOURNAL_FILE, SETTINGS_FILE, read_run, write_json
-from slipstream.runtime.costs import measure_verification
+from slipstream.runtime.kept_costs import KeptCosts
 
 _WARM_UP_TOKENS = 8
-_COST_ROWS = 64
+_COST_CONTEXT = 64  # cached tokens
 _JUDGED_PARAMETERS = 1e9  # up to so many, `judge="auto"` generates again in float64
 
 
@@ -115,7 +115,7 @@ class BenchRun:
         """Time the target's pass over 1 to 64 rows, once a run."""
         run = read_run(self.folder)
         if "verify_cost" not in run:
-            run["verify_cost"] = measure_verification(self.plain.target, _COST_ROWS)
+            run["verify_cost"] = KeptCosts(self.plain.target, fresh=True).passes().at(_COST_CONTEXT)
             self._write(run)
 
     def leave_out(self, name: str, reason: str) -> None:

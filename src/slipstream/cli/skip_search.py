@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -127,7 +128,8 @@ def search(
     """Search which sub-layers to skip while drafting, for a target, a task and this device.
 
     The best set is kept under the task's name for this target: `--skip-set code` finds it, and layer-skip takes the
-    one named default by itself. A set of that name that this search too finds better stays.
+    one named default by itself. A set of that name that this search too finds better stays. At the end the best set
+    is timed beside plain decoding; one that is slower is not kept, and it is said that none pays on this machine.
     The same command goes on where it was interrupted; several may run at once.
 
     Example: slipstream skip search -m Qwen/Qwen3-8B --task code --trials 300 --out code.json
@@ -167,9 +169,9 @@ def search(
             show.tried(trial)
     if settings.tree == "dynamic":
         note("calibrating the confidence of drafts")
-    best = found.calibrated()
+    best, pays = _compared(found, found.calibrated())
     files = []
-    if _may_keep(found, best, name):
+    if pays and _may_keep(found, best, name):
         files.append(library.keep(best, name))
         note(f"kept as {name!r}: use it with `slipstream generate -m {model} -d layer-skip --skip-set {name}`")
     if out is not None:
@@ -182,6 +184,21 @@ def search(
         print(json.dumps(json.loads(best.to_json())))
     else:
         print_skip_set(best)
+
+
+def _compared(found: SkipSearch, best: SkipSet) -> tuple[SkipSet, bool]:
+    """The best set with how fast it really is, and whether it is faster than plain decoding. Says so in one line."""
+    note("timing the best set beside plain decoding")
+    against = found.against_plain(best)
+    times = f"{against.speedup:.2f} times plain decoding's speed"
+    where = f"{against.low:.2f} to {against.high:.2f} on {against.prompts} prompts; its costs allow {against.bound:.2f}"
+    pays = against.speedup > 1
+    if pays:
+        note(f"the best set decodes at {times} ({where})")
+    else:
+        tried = len(found.study.done())
+        note(f"no set pays on this machine with this draft: the best of {tried} decodes at {times} ({where}); not kept")
+    return replace(best, provenance={**best.provenance, "against_plain": against.to_dict()}), pays
 
 
 def _prompts(task: str | None, file: Path | None) -> tuple[str, list[Messages]]:
@@ -249,7 +266,8 @@ def _draw(found: SkipSearch, out: Path, kind: str | None) -> list[Path]:
         return []
     trials = found.study.done()
     origins = [trial.user_attrs.get("origin", "sampler") for trial in trials]
-    return write_plots(found.best(), [trial.value or 0.0 for trial in trials], origins, out, kind)
+    values = [trial.value or 0.0 for trial in trials]
+    return write_plots(found.best(), values, origins, 1 / found.costs.plain, out, kind)
 
 
 def _load(model: str, dtype: str | None, device: str | None, attention: str | None, threads: int | None) -> Any:
@@ -265,9 +283,10 @@ def _digest(target: Target, settings: SearchSettings, messages: list[Messages]) 
     import torch
 
     from slipstream.records.machine import hardware
+    from slipstream.search.search import FORMAT
 
     machine = [hardware(target.device), torch.get_num_threads(), str(target.dtype)]
-    record = json.dumps([machine, settings.defining(), messages[: settings.num_prompts]], sort_keys=True)
+    record = json.dumps([FORMAT, machine, settings.defining(), messages[: settings.num_prompts]], sort_keys=True)
     return hashlib.sha256(record.encode()).hexdigest()[:8]
 
 
@@ -304,4 +323,5 @@ def _progress(num_trials: int) -> Iterator[_Shown]:
 
 def _line(trial: Trial) -> str:
     tau = f", tau {trial.figures['tau']:.2f}" if "tau" in trial.figures else ""
-    return f"best {trial.best:.1f} tokens/s; last {trial.value:.1f}{tau} ({trial.origin})"
+    times = f"{trial.best / trial.plain:.2f} times plain"
+    return f"best {trial.best:.1f} tokens/s, {times}; last {trial.value:.1f}{tau} ({trial.origin})"

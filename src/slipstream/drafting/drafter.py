@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from slipstream.core.rules import GreedyRule
 from slipstream.core.tree import empty_tree
@@ -17,7 +18,8 @@ from slipstream.drafting.expander import Expander
 from slipstream.drafting.shape import Dynamic, Shape, Static, default_tree, sized
 from slipstream.drafting.tree import TreeDrafting
 from slipstream.errors import InputError
-from slipstream.runtime.costs import Costs, measure_costs
+from slipstream.runtime.costs import Costs, LevelCosts, Measured, measure_levels
+from slipstream.runtime.kept_costs import KeptCosts
 from slipstream.target.target import Target
 
 SKELETONS: dict[str, Callable[..., Drafting]] = {
@@ -27,7 +29,8 @@ SKELETONS: dict[str, Callable[..., Drafting]] = {
 }
 """By the kind of the shape."""
 
-_MEASURED_TEXT = 32  # tokens of the text on which costs are measured
+_MEASURED_TEXT = 32  # tokens of the text on which drafting is timed
+_CONTEXT = 64  # cached tokens after which passes are priced for sizes of trees
 
 
 class ModelDrafter(Drafter):
@@ -52,9 +55,26 @@ class ModelDrafter(Drafter):
     def draft_slots(self) -> int:
         return 1 + self.shape.most_nodes
 
-    @torch.inference_mode()
+    @property
+    def cost_name(self) -> str:
+        """Names what its levels cost besides their width: another drafter for this target, another name."""
+        modules = [one for one in vars(self).values() if isinstance(one, nn.Module)]
+        modules += [one.model for one in vars(self).values() if isinstance(one, Target) and one is not self.target]
+        return f"{self.name} of {sum(tensor.numel() for one in modules for tensor in one.parameters())} parameters"
+
     def measure(self, largest: Dynamic) -> Costs:
-        """What verifying and drafting cost for trees up to `largest`: cycles that commit one token each."""
+        """What verifying and drafting cost for trees up to `largest`, as this machine has it or measured now."""
+        kept = KeptCosts(self.target)
+        return Costs.of(kept.passes(), self.level_costs(kept, largest), context=_CONTEXT, depth=largest.depth)
+
+    def level_costs(self, kept: KeptCosts, largest: Dynamic) -> LevelCosts:
+        """What drafting the levels of such trees costs."""
+        name = f"{self.cost_name}, {largest.depth} of width {largest.width}"
+        return kept.levels(name, lambda: self._measure_levels(largest))
+
+    @torch.inference_mode()
+    def _measure_levels(self, largest: Dynamic) -> Measured:
+        """Time the drafting of cycles that commit one token each."""
         target, device, count = self.target, self.target.device, _MEASURED_TEXT
         if self.longest_text is not None:
             count = max(1, min(count, self.longest_text - largest.depth))
@@ -74,7 +94,7 @@ class ModelDrafter(Drafter):
             drafting.observe(committed)
             drafting.propose()
 
-        return measure_costs(target, 1 + largest.total, largest.depth, draft)
+        return measure_levels(device, largest.level_rows, largest.depth, draft)
 
 
 def fit_to_heads(shape: Shape, num_heads: int) -> Shape:

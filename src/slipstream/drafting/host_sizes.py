@@ -9,14 +9,15 @@ draft is worth sum(values) - pace * (price - 1), price being what its pass takes
 worth is taken, with some caution: the guesses of highest value, which hold each other's parents; none where all cost
 more than they bring.
 
-Sizes are those of a few passes (`ROWS`): prices are known for these, and whoever pads or compiles passes has few to
-keep. Sizes follow the clock; tokens do not.
+Sizes are those of a few passes (`ROWS`), so that whoever pads or compiles passes has few to keep. Prices are this
+machine's (`runtime/costs.py`), so sizes follow its clock; tokens do not.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 from weakref import WeakKeyDictionary
@@ -26,12 +27,11 @@ import torch
 from slipstream.core.rules import DecodingRule
 from slipstream.core.tree import DraftTree
 from slipstream.errors import InputError
-from slipstream.runtime.clock import Part
-from slipstream.runtime.costs import RowPrices, quick_verification
+from slipstream.runtime.costs import PassCosts, Points, on_line
+from slipstream.runtime.kept_costs import KeptCosts
 from slipstream.target.target import Target
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-_FIRST, _AGAIN = (1, 4, 16, 32), (1, 16)  # rows whose passes are timed, at first and for prompts of another length
 _LEAST_VALUE = 0.01  # guesses below it are left out where size follows cost
 _LONGEST, _SIBLINGS = 12, 3  # matches longer, and siblings further back, are of one kind
 _BELIEF = 16.0  # guesses' worth of belief in what is known of a kind from elsewhere
@@ -213,14 +213,25 @@ class Habits:
         self.price += price - self.price / _PACE
 
 
+class RowPrices:
+    """What passes cost by their rows, in plain ones."""
+
+    def __init__(self, points: Points) -> None:
+        """points: (rows, seconds), ascending from one row."""
+        plain_s = points[0][1]
+        self._points = tuple((rows, seconds / plain_s) for rows, seconds in points)
+
+    def of(self, rows: int) -> float:
+        """Of a pass over so many rows."""
+        return on_line(self._points, rows)
+
+
 class HostSizes:
     """Sizes of a drafter's drafts: of a fixed number of nodes, or by cost.
 
-    Costs are measured once for a target, before its first generation and after about as many tokens. Rows cost more
-    where there is more to attend to, so the first prompt of another length, by powers of four of 64 tokens, takes a few
-    passes that say how much steeper prices are; cycles correct them from there. Habits are carried over from generation
-    to generation, for greedy texts and every temperature to the first decimal place on their own; generations that take
-    turns share them.
+    Costs of a target are known before its first generation; a text goes by the prices after as many tokens as its
+    prompt has. Habits are carried over from generation to generation, for greedy texts and every temperature to the
+    first decimal place on their own; generations that take turns share them.
     """
 
     def __init__(self, total: Total, most: int) -> None:
@@ -233,7 +244,8 @@ class HostSizes:
         self.by_cost = total == "auto"
         self.most = min(most, ROWS[-1] - 1) if self.by_cost else most if total is None else min(most, int(total))
         self._habits: dict[tuple[type[DecodingRule], float], Habits] = {}
-        self._prices: WeakKeyDictionary[Target, dict[int, RowPrices]] = WeakKeyDictionary()
+        self._costs: WeakKeyDictionary[Target, PassCosts] = WeakKeyDictionary()
+        self._measuring = threading.Lock()
 
     def start(self, target: Target, rule: DecodingRule, prompt_length: int) -> Sizing:
         """Sizes for a new generation."""
@@ -242,16 +254,10 @@ class HostSizes:
         return Sizing(habits, prices, self.most)
 
     def _priced(self, target: Target, prompt_length: int) -> RowPrices:
-        prefix = 64
-        while prefix * 2 < prompt_length:
-            prefix *= 4
-        known = self._prices.setdefault(target, {})
-        if prefix not in known and known:
-            nearest = known[min(known, key=lambda other: abs(math.log(other / prefix)))]
-            known[prefix] = nearest.stretched(quick_verification(target, _AGAIN, prefix))
-        elif prefix not in known:
-            known[prefix] = RowPrices(ROWS, quick_verification(target, _FIRST, prefix))
-        return known[prefix]
+        with self._measuring:  # generations that begin now wait for the costs
+            if target not in self._costs:
+                self._costs[target] = KeptCosts(target).passes()
+        return RowPrices(self._costs[target].at(prompt_length))
 
 
 class Sizing:
@@ -262,7 +268,6 @@ class Sizing:
         self._odds = Odds(habits.odds.of, _GENERATION)
         self._guesses: Guesses | None = None  # of the cycle under way
         self._rows, self._length = 1, 0  # of its pass, and of the text before it
-        self._timed = True  # what it took is known
 
     @property
     def price(self) -> float:
@@ -295,13 +300,7 @@ class Sizing:
 
     def run(self, guesses: Guesses, text: Sequence[int], rows: int) -> None:
         """A pass over so many rows is next, whatever part of the guesses is among them."""
-        self._guesses, self._length, self._rows, self._timed = guesses, len(text), rows, False
-
-    def end_cycle(self, seconds: Mapping[Part, float]) -> None:
-        """What the cycle took."""
-        if self.prices is not None and not self._timed:
-            self.prices.note(self._rows, sum(seconds.values()))
-            self._timed = True
+        self._guesses, self._length, self._rows = guesses, len(text), rows
 
     def _count(self, values: Sequence[float], beside: int) -> int:
         """How many nodes, those of highest value first, are worth most."""

@@ -4,11 +4,11 @@ What a tree brings. The value of a node estimates the probability that it is acc
 the sum of its nodes' values. Now and then the largest tree is grown, and from the values of *all* its candidates
 follows what every smaller tree would have brought. How far values can be trusted is corrected by what was accepted.
 
-What it takes. The costs of drafting a level and of verifying n rows are measured before the first tree. They are passes
-out of context on a machine that may be busy now and idle later, so they are corrected by the cycles of the text itself:
-a plain cycle beside one that drafted says how many plain cycles a drafting one really takes. Neighbours are compared,
-since a slow moment of the machine then slows both, and trees of several sizes, since a tree may add a fixed time to a
-cycle beside that of its rows.
+What it takes. The costs of drafting a level and of verifying n rows are this machine's (`runtime/costs.py`). They are
+of passes alone, perhaps of another day, so they are corrected by the cycles of the text itself: a plain cycle beside
+one that drafted says how many plain cycles a drafting one really takes. Neighbours are compared, since a slow moment of
+the machine then slows both, and trees of several sizes, since a tree may add a fixed time to a cycle beside that of its
+rows. Over sizes by measured costs alone this gains 0 to 4 %: nothing on SmolLM2, most on the smallest model.
 
 Both together give the depth and the size with the most tokens per second, or plain decoding where no tree pays. Sizes
 therefore follow the clock; the tokens do not, as long as the rule is greedy or coupled.
@@ -31,6 +31,7 @@ from torch import Tensor
 from slipstream.core.tree import DraftTree
 from slipstream.runtime.clock import Part
 from slipstream.runtime.costs import Costs, Fastest, fastest
+from slipstream.runtime.decisions import agree
 
 _FIRST_ROUNDS = 3  # at the start
 _INTERVAL = 32  # cycles from one round to the next; doubled while plain decoding stays best
@@ -173,7 +174,7 @@ class SizeChooser:
 
     def _decide(self) -> None:
         """Choose the size anew."""
-        found = self._gains.best(self._corrections.corrected(self._costs))
+        found = agree(self._gains.best(self._corrections.corrected(self._costs)))
         self._gain, self._pays = found.gain, found.gain > 1
         self._good = Size(found.depth, found.total)
 

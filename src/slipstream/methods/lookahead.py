@@ -31,7 +31,6 @@ from slipstream.drafting.host_sizes import Guesses, HostSizes, Total
 from slipstream.errors import InputError
 from slipstream.methods.method import Method, option_names, pick
 from slipstream.methods.prompt_lookup import match_length
-from slipstream.runtime.clock import Part
 from slipstream.target.target import Target
 
 LIMITS = {"window": (1, 256), "level": (3, 64), "guesses": (1, 256)}
@@ -129,9 +128,6 @@ class _Lookahead(Drafting):
         if observed.scouted and self._window is not None:
             for ngram in self._window.advance(observed.scouted):
                 self._pool.add(ngram)
-
-    def end_cycle(self, seconds: Mapping[Part, float]) -> None:
-        self._sizing.end_cycle(seconds)
 
     def _new_window(self) -> Window:
         return Window(self._drafter.window, self._drafter.level, self._generation.tokens)

@@ -19,7 +19,6 @@ from slipstream.drafting.base import Drafter, Drafting, Generation
 from slipstream.drafting.host_sizes import HostSizes, Total
 from slipstream.errors import InputError
 from slipstream.methods.method import Method, option_names, pick
-from slipstream.runtime.clock import Part
 from slipstream.target.target import Target
 
 _FIXED = {"length": 10, "branches": 4}
@@ -87,9 +86,6 @@ class _Lookup(Drafting):
         kept = self._sizing.choose(guesses)
         self._sizing.run(guesses, text, 1 + len(kept))
         return guesses.tree(kept, self._generation.target.device) if kept else self._nothing
-
-    def end_cycle(self, seconds: Mapping[Part, float]) -> None:
-        self._sizing.end_cycle(seconds)
 
 
 class NgramIndex:

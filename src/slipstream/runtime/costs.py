@@ -1,191 +1,193 @@
-"""What passes cost on this device: measured once, so that drafts can be sized by it."""
+"""What passes cost on this machine: the one model of it, for all that is sized, searched or predicted by cost.
+
+A target pass has a price by its rows and by the tokens already cached (its context), a drafter's level one by its
+width. A few sizes are measured (`timing.py`), once for a machine (`kept_costs.py`); others lie on the line between.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
-import statistics
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 import torch
 
-from slipstream.core.tree import ancestor_mask
+from slipstream.runtime.decisions import agree
+from slipstream.runtime.timing import Passes, fitting, medians, rounds_of, spread, timed
 from slipstream.target.target import Target
 
-_ROUNDS = 5
-_PREFIX = 64  # tokens in the cache while verification is timed
-_QUICK_ROUNDS = 2, 5  # at least and at most, the first of which warms up
-_QUICK_S = 0.2  # no further round begins after so many seconds
-_MOMENT, _SETTLED = 0.3, 0.05  # weight of a cycle in what the machine is like now, and at last in the price of a size
-_ALIKE = 0.6  # of a correction to a price, for that of the next size, and so on
-_FREE = 0.02  # log of a price that is none
-_SURPRISE = 0.15  # log of the factor that a single cycle may speak for
+logger = logging.getLogger(__name__)
+
+ROWS = (1, 2, 4, 8, 16, 32, 64)
+"""Of the passes that are timed after a short context, ..."""
+_LONG_ROWS = (1, 4, 16)  # ... and after a long one
+_SHORT, _LONG = 64, 1024  # cached tokens
+BUDGET_S = 2.5
+"""Seconds in which a target's passes are measured."""
+_SLOW = 50  # passes over one row whose time must fit into that, else fewer sizes are timed
+_FEW_ROWS = (1, 8)
+_DRAFT_BUDGET_S = 0.5
+
+Points = tuple[tuple[int, float], ...]
+"""(size, seconds), ascending by size."""
+
+
+def on_line(points: Points, size: float) -> float:
+    """The seconds at a size: between two points on the line through them, outside on that through the nearest two."""
+    if len(points) == 1:
+        return points[0][1]
+    (low, low_s), (high, high_s) = next(
+        (pair for pair in pairwise(points) if size <= pair[1][0]), (points[-2], points[-1])
+    )
+    return low_s + (high_s - low_s) * (size - low) / (high - low)
+
+
+@dataclass(frozen=True, slots=True)
+class PassCosts:
+    """Seconds of a target's passes."""
+
+    by_context: tuple[tuple[int, Points], ...]
+    """(cached tokens, (rows, seconds) of passes after them), ascending by both."""
+
+    def at(self, context: int) -> Points:
+        """(rows, seconds) after so many cached tokens."""
+        rows = [rows for rows, _ in self.by_context[0][1]]
+        return tuple((one, self.seconds(one, context)) for one in rows)
+
+    def seconds(self, rows: int, context: int) -> float:
+        """Of a pass over so many rows after so many cached tokens."""
+        points = tuple((known, on_line(seconds, rows)) for known, seconds in self.by_context)
+        return on_line(points, max(context, points[0][0]))
+
+    def to_json(self) -> list[Any]:
+        """As JSON values."""
+        return [[context, [list(point) for point in points]] for context, points in self.by_context]
+
+    @classmethod
+    def from_json(cls, values: Any) -> PassCosts:
+        """What `to_json` made. Raises ValueError or TypeError for anything else."""
+        by_context = tuple((int(context), _points(points)) for context, points in values)
+        _check_ascending([context for context, _ in by_context])
+        return cls(by_context)
+
+
+@dataclass(frozen=True, slots=True)
+class LevelCosts:
+    """Seconds to draft with one drafter, by level."""
+
+    width: int
+    """Rows of every level but the first, which has one."""
+    first_s: float
+    """To draft one level, what came of the last cycle taken in."""
+    further_s: float
+    """To draft one level more."""
+
+    def to_json(self) -> list[Any]:
+        """As JSON values."""
+        return [self.width, self.first_s, self.further_s]
+
+    @classmethod
+    def from_json(cls, values: Any) -> LevelCosts:
+        """What `to_json` made. Raises ValueError or TypeError for anything else."""
+        width, *seconds = values
+        first_s, further_s = map(_positive, seconds)
+        return cls(int(width), first_s, further_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
     """Seconds of one cycle's parts."""
 
-    verify_s: tuple[tuple[int, float], ...]
+    verify_s: Points
     """(rows of a target pass, seconds), ascending, the first for one row."""
     draft_s: tuple[float, ...]
     """Seconds to draft a tree of 0, 1, 2, ... levels; the first is 0."""
 
+    @classmethod
+    def of(cls, passes: PassCosts, levels: LevelCosts, *, context: int, depth: int) -> Costs:
+        """Of cycles after so many cached tokens, with up to `depth` levels."""
+        drafting = (levels.first_s + levels.further_s * further for further in range(depth))
+        return cls(passes.at(context), (0.0, *drafting))
+
     def verify(self, rows: int) -> float:
-        """Seconds of a target pass over `rows` rows, between two measured sizes on the line through them."""
-        points = self.verify_s
-        if len(points) == 1:
-            return points[0][1]
-        (low, low_s), (high, high_s) = next(
-            (pair for pair in pairwise(points) if rows <= pair[1][0]), (points[-2], points[-1])
-        )
-        return low_s + (high_s - low_s) * (rows - low) / (high - low)
+        """Seconds of a target pass over `rows` rows."""
+        return on_line(self.verify_s, rows)
 
 
-def measure_costs(target: Target, largest: int, depth: int, draft: Callable[[int], Any]) -> Costs:
-    """What verifying up to `largest` rows and drafting up to `depth` levels cost; takes a few dozen passes.
+class Measured(NamedTuple):
+    """Costs as they were found."""
 
-    draft(levels): drafts a tree so deep. Its first level has a price of its own, each further one costs the same.
+    costs: Any
+    seconds: float
+    """That measuring took."""
+    spread: float
+    """How unquiet the machine was (`timing.spread`)."""
+
+
+def measure_passes(target: Target, budget_s: float = BUDGET_S) -> Measured:
+    """`PassCosts` up to `ROWS` and 1024 cached tokens, in about `budget_s` seconds.
+
+    Where a pass over one row takes so long that they would not suffice (0.05 s for 2.5 s), only passes over one and
+    eight rows are timed, and a longer context is taken to cost nothing more: that takes as long as ten plain passes.
     """
-    sizes = _powers(largest)
-    verify = _verification(target, sizes)
-    calls = [*(partial(verify, rows) for rows in sizes), partial(draft, 1), partial(draft, depth)]
-    *verified, one, deepest = typical_s(calls, target.device)
-    level = max(0.0, deepest - one) / max(1, depth - 1)
-    return Costs(_ascending(sizes, verified), (0.0, *(one + level * further for further in range(depth))))
-
-
-def measure_verification(target: Target, largest: int) -> tuple[tuple[int, float], ...]:
-    """(rows, seconds) of target passes over 1, 2, 4, ... and `largest` rows after a short prefix."""
-    sizes = _powers(largest)
-    verify = _verification(target, sizes)
-    return _ascending(sizes, typical_s([partial(verify, rows) for rows in sizes], target.device))
-
-
-class RowPrices:
-    """What a cycle takes by the rows of its pass, in plain cycles; for a few sizes, others count as the next larger.
-
-    A quick measurement after a prefix like the text's comes first: some ten passes, the fastest of each size. Cycles
-    then correct it, since passes are not all that a cycle takes: one that takes longer than its price says, beside what
-    the cycles just before it took, raises the price of its size and of those like it. A slow moment of the machine
-    falls on all sizes alike and changes none.
-    """
-
-    def __init__(self, sizes: Sequence[int], measured: Sequence[tuple[int, float]]) -> None:
-        """sizes: rows that have a price, ascending from 1. measured: (rows, seconds), ascending from 1."""
-        self.sizes = tuple(sizes)
-        costs = Costs(tuple(measured), ())
-        plain_s = costs.verify(1)
-        self._log = [math.log(costs.verify(rows) / plain_s) for rows in self.sizes]
-        self._noted = [0] * len(self.sizes)
-        self._plain_s = math.log(plain_s)  # log of the seconds that a plain cycle takes at this moment
-        self.prices = self._ascending()
-        """Of each size; the first is 1."""
-
-    def of(self, rows: int) -> float:
-        """The price of a pass over so many rows."""
-        return self.prices[self._place(rows)]
-
-    def note(self, rows: int, seconds: float) -> None:
-        """A cycle whose pass had so many rows took so long."""
-        place = self._place(rows)
-        surprise = math.log(seconds) - self._plain_s - self._log[place]
-        self._plain_s += _MOMENT * surprise
-        surprise = min(max(surprise, -_SURPRISE), _SURPRISE)
-        if place:
-            self._noted[place] += 1
-            step = surprise * max(_SETTLED, 1 / (2 + self._noted[place]))
-            for other in range(1, len(self._log)):
-                self._log[other] += step * _ALIKE ** abs(other - place)
-            self.prices = self._ascending()
-
-    def stretched(self, measured: Sequence[tuple[int, float]]) -> RowPrices:
-        """The same where a pass over some rows was measured again, beside one over a single row."""
-        (_, plain_s), (rows, rows_s) = measured
-        known, seen = self._log[self._place(rows)], math.log(rows_s / plain_s)
-        prices = RowPrices(self.sizes, measured)
-        if known > _FREE:
-            prices._log = [log * min(max(seen / known, 0.5), 4.0) for log in self._log]
-            prices.prices = prices._ascending()
-        return prices
-
-    def _place(self, rows: int) -> int:
-        return min(bisect_left(self.sizes, rows), len(self.sizes) - 1)
-
-    def _ascending(self) -> list[float]:
-        return [math.exp(log) for log in accumulate(self._log, max)]
-
-
-def quick_verification(target: Target, sizes: Sequence[int], prefix: int) -> tuple[tuple[int, float], ...]:
-    """(rows, seconds) of target passes over so many rows, ascending, after so many tokens, in a few rounds."""
-    verify = _verification(target, sizes, prefix)
-    calls = [partial(verify, rows) for rows in sizes]
     began = time.perf_counter()
-    rounds: list[list[float]] = []
-    least, most = _QUICK_ROUNDS
-    while len(rounds) < least or (len(rounds) < most and time.perf_counter() - began < _QUICK_S):
-        rounds.append([_timed(call, target.device) for call in calls])
-    return _ascending(sizes, [min(times) for times in zip(*rounds, strict=True)])
+    short, *longer = sorted({fitting(target, context) for context in (_SHORT, _LONG)})
+    passes = Passes(target, ROWS[-1], short)
+    one_s = min(timed(passes.call(1), target.device) for _ in range(2))
+    grid = [(passes, ROWS), *((Passes(target, _LONG_ROWS[-1], one), _LONG_ROWS) for one in longer)]
+    if agree(one_s * _SLOW > budget_s):
+        grid = [(passes, _FEW_ROWS)]
+    calls = [place.call(one) for place, rows in grid for one in rows]
+    times = rounds_of(calls, target.device, budget_s=budget_s - (time.perf_counter() - began))
+    found = iter(medians(times))
+    curves = [(place.context, _ascending(rows, list(islice(found, len(rows))))) for place, rows in grid]
+    return agree(Measured(PassCosts(_growing(curves)), time.perf_counter() - began, spread(times)))
 
 
-def _powers(largest: int) -> list[int]:
-    return sorted({1, largest, *(1 << power for power in range(1, largest.bit_length()) if 1 << power < largest)})
+def measure_levels(device: torch.device, width: int, depth: int, draft: Callable[[int], Any]) -> Measured:
+    """`LevelCosts` of a drafter. draft(levels): drafts a tree so deep, every further level of `width` rows."""
+    began = time.perf_counter()
+    times = rounds_of([partial(draft, 1), partial(draft, depth)], device, budget_s=_DRAFT_BUDGET_S)
+    one, deepest = medians(times)
+    further = max(0.0, deepest - one) / max(1, depth - 1)
+    return agree(Measured(LevelCosts(width, one, further), time.perf_counter() - began, spread(times)))
 
 
-def _verification(target: Target, sizes: Sequence[int], prefix: int = _PREFIX) -> Callable[[int], Any]:
-    """The pass over so many rows, at most the last of `sizes`, after `prefix` tokens or as many as the context holds.
-
-    What lies in the cache before them costs the same whatever it is, so only the prefix's last token is run.
-    """
-    device = target.device
-    cache = target.new_cache(extra_slots=sizes[-1])
-    prefix = min(prefix, (target.context_length or prefix + 1) - 1)
-    last = torch.tensor([prefix - 1], device=device)
-    visible = torch.ones(1, prefix, dtype=torch.bool, device=device)
-    target.forward(torch.zeros_like(last), last, visible, cache, start=prefix - 1, last_logits_only=True)
-    cache.commit(None, prefix)
-
-    def verify(rows: int) -> Any:
-        parents = torch.full((rows - 1,), -1, device=device)  # all under the root: the shape of a tree costs nothing
-        positions = prefix + (torch.arange(rows, device=device) > 0).long()
-        return target.forward(torch.zeros_like(positions), positions, ancestor_mask(parents), cache)
-
-    return verify
-
-
-def _ascending(sizes: Sequence[int], measured: Sequence[float]) -> tuple[tuple[int, float], ...]:
+def _ascending(sizes: Sequence[int], measured: Sequence[float]) -> Points:
     """Costs by size: fewer rows never cost more, so where they seem to, that is noise."""
     return tuple((rows, min(measured[place:])) for place, rows in enumerate(sizes))
 
 
-def typical_s(calls: Sequence[Callable[[], Any]], device: torch.device) -> list[float]:
-    """Seconds that each call takes, its work on the device included: the median of a few, after one to warm up.
-
-    The calls take turns, so that a slow moment of a shared machine falls on all of them alike.
-    """
-    for call in calls:
-        call()
-    rounds = [[_timed(call, device) for call in calls] for _ in range(_ROUNDS)]
-    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+def _growing(curves: Sequence[tuple[int, Points]]) -> tuple[tuple[int, Points], ...]:
+    """The same by context: after more tokens the same rows never cost less."""
+    grown = [curves[0]]
+    for context, points in curves[1:]:
+        below = grown[-1][1]
+        grown.append((context, tuple((rows, max(seconds, on_line(below, rows))) for rows, seconds in points)))
+    return tuple(grown)
 
 
-def _timed(call: Callable[[], Any], device: torch.device) -> float:
-    synchronize(device)
-    began = time.perf_counter()
-    call()
-    synchronize(device)
-    return time.perf_counter() - began
+def _points(values: Any) -> Points:
+    points = tuple((int(size), _positive(seconds)) for size, seconds in values)
+    _check_ascending([size for size, _ in points])
+    return points
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that is queued; a CPU has nothing queued."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+def _check_ascending(sizes: Sequence[int]) -> None:
+    if not sizes or any(one >= other for one, other in pairwise(sizes)):
+        raise ValueError("sizes do not ascend")
+
+
+def _positive(value: Any) -> float:
+    seconds = float(value)
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise ValueError(f"{value} is no time")
+    return seconds
 
 
 class Fastest(NamedTuple):

@@ -2,7 +2,9 @@
 
 Tokens: for every possible root of the target's answers the draft's length or tree is worked out from the agreement of
 the skipping target with the answer (`agreement.py`), then the answers are walked cycle by cycle. Seconds: the measured
-cost of the sub-layers that are kept, of the full pass that verifies, and of what surrounds them (`costs.py`).
+cost of the sub-layers that are kept, of the full pass that verifies, and of what surrounds them
+(`runtime/sublayer_costs.py`). Plain decoding, which the speed is compared with, goes by the same table: its full pass
+over one row.
 
 What is exact: along the target's own text, which tokens the draft would propose, with which confidence, and so how many
 are accepted of a chain that ends at its length. What is not: after its first wrong token a draft runs on its own text,
@@ -15,15 +17,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from slipstream.drafting.shape import Chain, Dynamic, Shape
+from slipstream.runtime.sublayer_costs import CostTable
 from slipstream.search.agreement import Agreement
-from slipstream.skipping.costs import CostTable
 from slipstream.skipping.skip_set import SkipSet
 
 
@@ -33,7 +35,9 @@ class Figures:
 
     tokens_per_second: float
     speedup: float
-    """Against plain decoding as it was measured with the costs."""
+    """Over plain decoding by the same costs."""
+    bound: float
+    """The speed-up if drafting took nothing but its passes: never below `speedup`."""
     tau: float
     num_drafted: float
     """Nodes a cycle."""
@@ -57,23 +61,38 @@ def modelled_speed(
     roots = visited(accepted, segments)
     num_tokens, num_cycles = sum(segments), len(roots)
     drafts = drafted[roots].tolist()
-    seconds = sum(count * cycle_seconds(costs, shape, n, skip_set) for n, count in Counter(drafts).items())
-    rate = num_tokens / seconds
+    rate = num_tokens / cycles_seconds(costs, shape, drafts, skip_set)
     return Figures(
         tokens_per_second=rate,
         speedup=rate * costs.plain,
+        bound=bound(costs, shape, drafts, skip_set, num_tokens),
         tau=num_tokens / num_cycles,
         num_drafted=sum(drafts) / num_cycles,
         first_agreement=float((agreement.rank[:, 0] == 0).double().mean()),
     )
 
 
+def bound(costs: CostTable, shape: Shape, drafts: Sequence[int], skip_set: SkipSet, num_tokens: int) -> float:
+    """The speed-up over plain decoding at which cycles that bring so many tokens could run at best, by their passes."""
+    return num_tokens * costs.plain / cycles_seconds(replace(costs, overhead=0.0), shape, drafts, skip_set)
+
+
+def cycles_seconds(costs: CostTable, shape: Shape, drafts: Sequence[int], skip_set: SkipSet) -> float:
+    """Seconds of cycles that draft and verify so many nodes each."""
+    return sum(count * cycle_seconds(costs, shape, n, skip_set) for n, count in Counter(drafts).items())
+
+
 def cycle_seconds(costs: CostTable, shape: Shape, drafted: int, skip_set: SkipSet) -> float:
     """Seconds of a cycle that drafts and verifies `drafted` nodes."""
     levels = shape.levels(drafted)
+    drafting = draft_seconds(costs, shape, levels, skip_set) + levels * costs.overhead
+    return drafting + costs.verify(1 + drafted) + costs.cycle
+
+
+def draft_seconds(costs: CostTable, shape: Shape, levels: int, skip_set: SkipSet) -> float:
+    """Seconds of the passes that draft so many levels."""
     root = costs.draft(1, skip_set) if levels else 0.0
-    further = max(0, levels - 1) * costs.draft(shape.level_rows, skip_set)
-    return root + further + levels * costs.overhead + costs.verify(1 + drafted)
+    return root + max(0, levels - 1) * costs.draft(shape.level_rows, skip_set)
 
 
 def widths(shape: Shape) -> list[int]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from operator import add
 from typing import Any, Protocol
@@ -12,14 +13,17 @@ from typing import Any, Protocol
 from slipstream.core.logits import ProcessingSettings, resolve
 from slipstream.core.rules import DecodingRule, make_rule
 from slipstream.core.sampling import SamplingSettings
+from slipstream.drafting.shape import Shape
+from slipstream.engine.engine import Step
 from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
+from slipstream.methods.plain import PlainDrafter
 from slipstream.model import Model
 from slipstream.output import Output, Stats
+from slipstream.runtime.sublayer_costs import CostTable
 from slipstream.search.agreement import Answers, Sample
-from slipstream.search.modelled import cycle_seconds, modelled_speed
+from slipstream.search.modelled import bound, draft_seconds, modelled_speed
 from slipstream.search.prompts import Messages
 from slipstream.search.settings import SearchSettings
-from slipstream.skipping.costs import CostTable, undisturbed_clock
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.skipping.sublayers import SubLayers
 from slipstream.target.target import Target
@@ -102,18 +106,29 @@ class MeasuredSpeed:
         self._drafter.draft_with(skip_set)
         return reduce(add, (self._median(sample) for sample in self._samples))
 
-    def cycles(self, skip_set: SkipSet) -> list[tuple[int, float]]:
-        """(drafted nodes, undisturbed seconds) of the cycles of all prompts but each one's first."""
+    def cycles(self, skip_set: SkipSet) -> list[Step]:
+        """The cycles of all prompts but each one's first."""
         self._drafter.draft_with(skip_set)
-        return [cycle for sample in self._samples for cycle in self._run(sample).cycles]
+        return [step for sample in self._samples for step in self._run(sample).cycles]
+
+    def against_plain(self, skip_set: SkipSet, costs: CostTable) -> PlainComparison:
+        """A set beside plain decoding: both answer each prompt, one right after the other, and take turns in it."""
+        self._drafter.draft_with(skip_set)
+        plain = Model(self._model.target, PlainDrafter())
+        pairs = []
+        for number, sample in enumerate(self._samples):
+            order = (plain, self._model) if number % 2 else (self._model, plain)
+            runs = {model: self._run(sample, model) for model in order}
+            pairs.append((runs[plain], runs[self._model]))
+        return PlainComparison.of(pairs, self._settings.shape, costs, skip_set)
 
     def _median(self, sample: Sample) -> Stats:
         runs = [self._run(sample).output.stats for _ in range(self._settings.repeats)]
         return sorted(runs, key=decode_s)[(len(runs) - 1) // 2]
 
-    def _run(self, sample: Sample) -> Generated:
+    def _run(self, sample: Sample, model: Model | None = None) -> Generated:
         prompt_ids = list(sample.token_ids[: sample.prompt_length])
-        return generate(self._model, prompt_ids, self._settings, sample.seed)
+        return generate(model or self._model, prompt_ids, self._settings, sample.seed)
 
 
 def decode_s(stats: Stats) -> float:
@@ -126,14 +141,13 @@ class Generated:
     """One generation."""
 
     output: Output
-    cycles: list[tuple[int, float]]
-    """(drafted nodes, seconds) of every cycle but the first, which has the prompt in it."""
+    cycles: list[Step]
+    """All but the first, which has the prompt in it."""
 
 
 def generate(model: Model, prompt: Any, settings: SearchSettings, seed: int) -> Generated:
-    """A generation, with its cycles timed as if nothing else ran, as far as the host can tell (`undisturbed_clock`)."""
-    cycles: list[tuple[int, float]] = []
-    clock = undisturbed_clock(model.target.device)
+    """A generation, and its cycles."""
+    cycles: list[Step] = []
     stream = model.stream(
         prompt,
         max_new_tokens=settings.max_new_tokens,
@@ -141,25 +155,68 @@ def generate(model: Model, prompt: Any, settings: SearchSettings, seed: int) -> 
         seed=seed if settings.temperature else None,
     )
     while True:
-        began = clock()
         try:
-            step = next(stream)
+            cycles.append(next(stream))
         except StopIteration as end:
             return Generated(end.value, cycles[1:])
-        cycles.append((step.num_drafted, clock() - began))
 
 
-def answer(model: Model, prompts: Sequence[Messages], settings: SearchSettings) -> tuple[list[Sample], float]:
-    """The target's own answers to prompts, by plain decoding, and the seconds that a token took."""
-    samples, seconds = [], []
+def answer(model: Model, prompts: Sequence[Messages], settings: SearchSettings) -> tuple[list[Sample], list[Step]]:
+    """The target's own answers to prompts, by plain decoding, and the cycles that they took."""
+    samples, cycles = [], []
     for number, prompt in enumerate(prompts):
         content: Any = prompt if getattr(model.tokenizer, "chat_template", None) else prompt[-1]["content"]
         generated = generate(model, content, settings, settings.seed + number)
         output = generated.output
         token_ids = (*output.prompt_ids, *output.token_ids)
         samples.append(Sample(token_ids=token_ids, prompt_length=len(output.prompt_ids), seed=output.seed or 0))
-        seconds += [one for _, one in generated.cycles]
-    return samples, statistics.median(seconds or [0.0])
+        cycles += generated.cycles
+    return samples, cycles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainComparison:
+    """What a set did beside plain decoding."""
+
+    speedup: float
+    """Geometric mean over the prompts, never above `bound`."""
+    low: float
+    high: float
+    """Between which it lies with a probability of 0.95, by the spread over the prompts."""
+    tau: float
+    bound: float
+    """What the set's costs allow with the tokens that it brought."""
+    prompts: int
+
+    @classmethod
+    def of(
+        cls, pairs: Sequence[tuple[Generated, Generated]], shape: Shape, costs: CostTable, skip_set: SkipSet
+    ) -> PlainComparison:
+        """pairs: of every prompt, its plain answer and the set's."""
+        ratios = [math.log(token_s(plain.output.stats) / token_s(ours.output.stats)) for plain, ours in pairs]
+        mean = statistics.fmean(ratios)
+        margin = 1.96 * statistics.stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.inf
+        cycles = [step for _, ours in pairs for step in ours.cycles]
+        num_tokens = sum(len(step.token_ids) for step in cycles)
+        allowed = bound(costs, shape, [step.num_drafted for step in cycles], skip_set, num_tokens) if cycles else 1.0
+        low, middle, high = (min(math.exp(log), allowed) for log in (mean - margin, mean, min(mean + margin, 700.0)))
+        return cls(
+            speedup=middle,
+            low=low,
+            high=high,
+            tau=num_tokens / max(1, len(cycles)),
+            bound=allowed,
+            prompts=len(pairs),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: round(value, 4) for name, value in asdict(self).items()}
+
+
+def token_s(stats: Stats) -> float:
+    """Seconds that a token took."""
+    return decode_s(stats) / stats.num_tokens
 
 
 def rule_of(target: Target, sample: Sample, temperature: float) -> DecodingRule:
@@ -174,16 +231,20 @@ def rule_of(target: Target, sample: Sample, temperature: float) -> DecodingRule:
     return make_rule(processing, SamplingSettings(seed=sample.seed), target.vocab_size, target.device)
 
 
-def with_overhead(
-    costs: CostTable, cycles: Sequence[tuple[int, float]], skip_set: SkipSet, settings: SearchSettings
+def with_overheads(
+    costs: CostTable, plain: Sequence[Step], drafting: Sequence[Step], skip_set: SkipSet, shape: Shape
 ) -> CostTable:
-    """`costs` with the time per drafted level that real cycles took beyond their passes (median), never below 0.
+    """`costs` with the times of real cycles beside their passes: medians of all, and of what drafting levels took.
 
-    cycles: (drafted nodes, seconds) of each.
+    A cycle's times are taken in units of its own verification pass, whose price is known: so they are of the same
+    moment of the machine, and of the same clock as the passes in the table.
     """
-    shape, found = settings.shape, []
-    for num_drafted, seconds in cycles:
-        if num_drafted:
-            beyond = seconds - cycle_seconds(costs, shape, num_drafted, skip_set)
-            found.append(beyond / shape.levels(num_drafted))
-    return replace(costs, overhead=max(statistics.median(found), 0.0) if found else 0.0)
+    beside, levels = [], []
+    for step in (*plain, *drafting):
+        moment = costs.verify(1 + step.num_drafted) / max(step.build_s + step.verify_s, 1e-9)
+        beside.append(moment * (step.sample_s + step.host_s))
+        if step.num_drafted:
+            depth = shape.levels(step.num_drafted)
+            levels.append((moment * step.draft_s - draft_seconds(costs, shape, depth, skip_set)) / depth)
+    overhead = max(statistics.median(levels), 0.0) if levels else 0.0
+    return replace(costs, overhead=overhead, cycle=statistics.median(beside) if beside else 0.0)

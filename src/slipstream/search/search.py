@@ -26,24 +26,28 @@ from slipstream.errors import ArtifactError, InputError
 from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
 from slipstream.model import Model
 from slipstream.records.machine import hardware, versions
+from slipstream.runtime.sublayer_costs import CostTable, measure_sublayers
 from slipstream.search.agreement import Sample
 from slipstream.search.modelled import widths
 from slipstream.search.objectives import (
     MeasuredSpeed,
     ModelledSpeed,
     Objective,
+    PlainComparison,
     answer,
-    with_overhead,
+    with_overheads,
 )
 from slipstream.search.prompts import Messages
 from slipstream.search.settings import SearchSettings
 from slipstream.search.space import Bits, Space, starting_points, uniform
 from slipstream.search.study import Study, best_sets, trial_bits
-from slipstream.skipping.costs import CostTable, measure_costs
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.skipping.sublayers import SubLayers
 
+FORMAT = 2
+"""Of what a study holds; 2: plain decoding by the same costs as the sets."""
 _WARM_STARTS = 8
+_COMPARED = 6  # prompts on which the best set is put beside plain decoding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,8 @@ class Trial:
     """Tokens per second, modelled or measured."""
     best: float
     """Of all so far."""
+    plain: float
+    """The same of plain decoding, by the costs that sets are modelled with."""
     origin: str
     """A starting point by its name, `neighbour` or `sampler`."""
     seconds: float
@@ -107,7 +113,7 @@ class SkipSearch:
         if record is None:
             record = self.study.remember("measured", self._measure())
         self.samples = [Sample(**{**one, "token_ids": tuple(one["token_ids"])}) for one in record["samples"]]
-        self.costs = CostTable.from_dict(record["costs"])
+        self.costs = CostTable.from_json(record["costs"])
         self.modelled = ModelledSpeed(self.target, self.sublayers, self.samples, self.costs, self.settings)
         measuring = self.settings.objective == "throughput"
         self.objective = self._measured_speed(self.samples) if measuring else self.modelled
@@ -140,6 +146,7 @@ class SkipSearch:
                 skip_set=skip_set,
                 value=tried.value,
                 best=max(values.values()),
+                plain=1 / self.costs.plain,
                 origin=trial.user_attrs.get("origin", "sampler"),
                 seconds=time.perf_counter() - began,
                 figures=tried.figures,
@@ -197,6 +204,10 @@ class SkipSearch:
         scale = {"confidence_scale": found.scale.to_dict(), "calibration": found.to_dict()}
         return replace(best, provenance={**best.provenance, **scale})
 
+    def against_plain(self, skip_set: SkipSet) -> PlainComparison:
+        """Real generations with a set beside plain ones, on a few of the search's prompts."""
+        return self._measured_speed(self.samples[:_COMPARED]).against_plain(skip_set, self.costs)
+
     def value(self, skip_set: SkipSet) -> float | None:
         """Tokens per second of any set by this search's measure; None where its limits forbid the set."""
         bits = self.space.bits(skip_set)
@@ -221,7 +232,13 @@ class SkipSearch:
 
     def _check_study(self) -> None:
         """Refuse to mix the trials of two searches."""
-        ours = {"target": self.target.hash, "task": self.task, "prompts": self._prompts, **self._defining()}
+        ours = {
+            "format": FORMAT,
+            "target": self.target.hash,
+            "task": self.task,
+            "prompts": self._prompts,
+            **self._defining(),
+        }
         theirs = self.study.remember("setting", ours)
         different = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
         if different:
@@ -233,13 +250,13 @@ class SkipSearch:
             )
 
     def _measure(self) -> dict[str, Any]:
-        samples, plain_s = answer(self.model, self._prompts, self.settings)
+        samples, plain = answer(self.model, self._prompts, self.settings)
         lengths = [sample.prompt_length + sample.num_starts // 2 for sample in samples]
-        costs = measure_costs(self.target, self.sublayers, widths(self.settings.shape), sum(lengths) // len(lengths))
+        shape, prefix = self.settings.shape, sum(lengths) // len(lengths)
+        costs: CostTable = measure_sublayers(self.target, self.sublayers.parts, widths(shape), prefix).costs
         some = uniform(self.space, min(2, len(self.space.layers)))
-        costs = with_overhead(costs, self._measured_speed(samples[:3]).cycles(some), some, self.settings)
-        record = {**costs.to_dict(), "plain": plain_s}
-        return {"samples": [asdict(sample) for sample in samples], "costs": record}
+        costs = with_overheads(costs, plain, self._measured_speed(samples[:3]).cycles(some), some, shape)
+        return {"samples": [asdict(sample) for sample in samples], "costs": costs.to_json()}
 
     def _measured_speed(self, samples: Sequence[Sample]) -> MeasuredSpeed:
         return MeasuredSpeed(self.target, self.sublayers, samples, self.settings)

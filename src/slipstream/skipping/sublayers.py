@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.errors import LayerSkipUnsupportedError, SkipSetError
+from slipstream.runtime.sublayer_costs import LayerParts
 from slipstream.skipping.plan import Patch, Returned, SkipPlan, identity_like, zeros_like
 from slipstream.skipping.probe import at_rest, watch
 from slipstream.skipping.skip_set import SkipSet, check_depth
@@ -42,6 +43,12 @@ class Layer:
         if attention and mlp and self.identity is not None:
             return (self.identity,)  # saves the norms and the additions as well
         return (self.attention if attention else ()) + (self.mlp if mlp else ())
+
+    @property
+    def parts(self) -> LayerParts:
+        """What is timed of it."""
+        attention, mlp = ([patch.module for patch in patches] for patches in (self.attention, self.mlp))
+        return LayerParts(self.module, attention, mlp, vanishes=self.identity is not None)
 
 
 class SubLayers:
@@ -87,6 +94,11 @@ class SubLayers:
             for patch in layer.skipping(attention=layer.index in attention, mlp=layer.index in mlp)
         ]
         return SkipPlan(self._model, patches)
+
+    @property
+    def parts(self) -> list[LayerParts]:
+        """What is timed of every layer."""
+        return [layer.parts for layer in self.layers]
 
     def skipped_fraction(self, skip_set: SkipSet) -> float:
         """Share of the bytes of all sub-layers that `skip_set` leaves out, 0..1."""

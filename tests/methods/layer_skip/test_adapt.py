@@ -29,7 +29,7 @@ from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
 from slipstream.methods.layer_skip.effects import Effects
 from slipstream.methods.registry import build_drafter
 from slipstream.runtime.costs import Costs
-from slipstream.skipping.costs import CostTable, PassCost
+from slipstream.runtime.sublayer_costs import CostTable, PassCost
 from slipstream.skipping.plan import SkipPlan
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.skipping.sublayers import SubLayers

@@ -26,7 +26,7 @@ import torch
 from slipstream.errors import InputError
 from slipstream.methods.layer_skip.effects import Effects
 from slipstream.methods.layer_skip.theory import acceptance_of, chain_tokens
-from slipstream.skipping.costs import CostTable
+from slipstream.runtime.sublayer_costs import CostTable
 from slipstream.skipping.library import ADAPTIVE
 from slipstream.skipping.skip_set import SkipSet
 

@@ -23,7 +23,8 @@ from slipstream.drafting.growth import Frontier
 from slipstream.drafting.shape import Dynamic, Shape
 from slipstream.methods.layer_skip.adapt import AdaptiveSkipSet, AdaptSettings
 from slipstream.methods.layer_skip.comparison import Comparisons
-from slipstream.skipping.costs import measure_costs
+from slipstream.runtime.kept_costs import KeptCosts
+from slipstream.runtime.sublayer_costs import CostTable, measure_sublayers
 from slipstream.skipping.plan import SkipPlan
 from slipstream.skipping.resolve import SkipSetLike, resolve_skip_set
 from slipstream.skipping.skip_set import SkipSet
@@ -92,8 +93,16 @@ class LayerSkipDrafter(ModelDrafter):
 
     def _measure_sublayers(self, adaptive: AdaptiveSkipSet) -> None:
         if adaptive.costs is None:
-            widths = (1, adaptive.level_rows, 1 + self.shape.most_nodes, adaptive.settings.trial_rows)
-            adaptive.costs = measure_costs(self.target, self.sublayers, widths, _TIMED_PREFIX)
+            widths = sorted({1, adaptive.level_rows, 1 + self.shape.most_nodes, adaptive.settings.trial_rows})
+            adaptive.costs = KeptCosts(self.target).get(
+                f"sub-layers at {', '.join(map(str, widths))} rows",
+                CostTable,
+                lambda: measure_sublayers(self.target, self.sublayers.parts, widths, _TIMED_PREFIX),
+            )
+
+    @property
+    def cost_name(self) -> str:
+        return f"{self.name} without attention {list(self.skip_set.attention)}, MLP {list(self.skip_set.mlp)}"
 
     @property
     def draft_slots(self) -> int:
