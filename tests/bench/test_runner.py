@@ -9,6 +9,7 @@ import pytest
 import slipstream
 from bench_run import carry_out
 from slipstream.bench.entrants import ExactEntrants, load_entrants
+from slipstream.bench.runner import Watcher
 from slipstream.errors import ArtifactError, InputError
 from slipstream.records.journal import read_answers
 from slipstream.records.run_files import JOURNAL_FILE, SETTINGS_FILE, read_run
@@ -96,8 +97,82 @@ def test_the_entrant_that_goes_first_rotates(start, tmp_path: Path, monkeypatch:
 
         monkeypatch.setattr(entrant, "answer", answer)
     run.run(entrants, ExactEntrants(lambda: run.plain, run.settings))
-    turns = [order[4 + 4 * turn] for turn in range(NUM_TURNS)]  # after the warm-up
+    turns = [order[2 * 4 + 4 * turn] for turn in range(NUM_TURNS)]  # after the warm-up
     assert set(turns) == {"plain", "layer-skip", "prompt-lookup", "hf-plain"}
+
+
+class Notes(Watcher):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple] = []
+
+    def warming_up(self, entrant, number, num_entrants) -> None:
+        self.told.append(("warming up", entrant, number, num_entrants))
+
+    def starting(self, plan) -> None:
+        self.told.append(("starting", plan))
+
+    def answered(self, entrant) -> None:
+        self.told.append(("answered", entrant))
+
+    def finished(self, progress) -> None:
+        self.told.append(("finished", progress))
+
+
+SMALL = {"entrants": ("plain", "prompt-lookup"), "repeats": 1, "samples": 1, "temperatures": (0.0,)}
+
+
+def test_the_warm_up_is_shown_and_the_size_of_the_run_is_said_before_it_starts(start, tmp_path: Path) -> None:
+    notes = Notes()
+    run = start(tmp_path / "run", **SMALL)
+    carry_out(run, notes)
+    assert notes.told[:2] == [("warming up", "plain", 1, 2), ("warming up", "prompt-lookup", 2, 2)]
+    kind, plan = notes.told[2]
+    assert (kind, plan.num_answers) == ("starting", 2 * NUM_TURNS)
+    expected = read_run(run.folder)["expected_s"]
+    assert plan.left_s == pytest.approx(sum(expected.values()) * NUM_TURNS)
+    assert [one[0] for one in notes.told[3:]].count("answered") == 2 * NUM_TURNS
+    assert notes.told[-1][1].left_s == 0
+
+
+def test_the_time_left_is_that_of_finished_turns_alone(start, tmp_path: Path) -> None:
+    notes = Notes()
+    run = start(tmp_path / "run", **SMALL)
+    carry_out(run, notes)
+    (first,) = [told for kind, *told in notes.told if kind == "finished"][:1]
+    wall_s = json.loads(next(line for line in (run.folder / JOURNAL_FILE).open() if "prompt_done" in line))["wall_s"]
+    turns = 2  # of the first prompt
+    assert first[0].left_s == pytest.approx(wall_s / turns * (NUM_TURNS - turns), rel=1e-3, abs=1e-3)
+
+
+def test_going_on_calls_each_entrant_once_and_measures_nothing_again(start, tmp_path: Path, monkeypatch) -> None:
+    run = start(tmp_path / "run", **{**SMALL, "temperatures": (0.0, 1.0)})
+    calls: list[str] = []
+
+    def watched() -> dict:
+        entrants = load_entrants(run.plain, run.settings)
+        for entrant in entrants.values():
+            inner = entrant.answer
+
+            def answer(*args, name=entrant.name, inner=inner):
+                calls.append(name)
+                return inner(*args)
+
+            monkeypatch.setattr(entrant, "answer", answer)
+        return entrants
+
+    class Stop(Watcher):
+        def starting(self, plan) -> None:
+            raise Interrupted
+
+    for resume, each in ((False, 3), (True, 1)):
+        calls.clear()
+        run = start(tmp_path / "run", resume=resume, **{**SMALL, "temperatures": (0.0, 1.0)}) if resume else run
+        with pytest.raises(Interrupted):
+            run.run(watched(), ExactEntrants(lambda: run.plain, run.settings), Stop())
+        assert calls == ["plain"] * each + ["prompt-lookup"] * each
+    assert set(read_run(run.folder)["expected_s"]) == {"plain", "prompt-lookup"}
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error of ours)
@@ -107,12 +182,13 @@ class Interrupted(Exception):  # noqa: N818 (not an error of ours)
 def test_an_interrupted_run_goes_on_and_ends_as_one_that_was_not(start, finished, tmp_path: Path) -> None:
     folder = tmp_path / "run"
 
-    def stop(progress) -> None:
-        if progress.num_done == 2:
-            raise Interrupted
+    class Stop(Watcher):
+        def finished(self, progress) -> None:
+            if progress.num_done == 2:
+                raise Interrupted
 
     with pytest.raises(Interrupted):
-        carry_out(start(folder), stop)
+        carry_out(start(folder), Stop())
     with (folder / JOURNAL_FILE).open("a") as file:
         file.write('{"task": "mine", "half a li')  # killed while writing
     resumed = start(folder, resume=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from byte_model import save_byte_model
+from slipstream.bench.run_folder import hold
+from slipstream.bench.settings import BenchSettings
 from slipstream.records.journal import read_answers
 
 SIZES = ("-n", 6, "-d", "prompt-lookup", "-d", "hf-plain", "--dtype", "float64", "--device", "cpu", "--no-report")
@@ -34,6 +37,11 @@ def questions(tmp_path: Path) -> Path:
 def test_a_run_leaves_record_answers_and_a_table(cli, model: Path, questions: Path, tmp_path: Path) -> None:
     found = cli("bench", "run", "-m", model, "--data", questions, "--prompts", 2, "--out", tmp_path / "run", *SIZES)
     assert found.exit_code == 0, found.stderr
+    says = found.stderr
+    assert "12 answers (3 entrants, 2 prompts, T = 0, 1)" in says
+    assert "12 answers take about" in says
+    assert says.index("12 answers (") < says.index("warming up plain (1 of 3)") < says.index("12 answers take about")
+    assert re.search(r"^(best here: prompt-lookup, |nothing is faster than plain here)", found.stdout.splitlines()[-1])
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert record["complete"]
     assert record["run"]["model"] == model.name  # the path is nobody's business
@@ -89,6 +97,61 @@ def test_bad_input_is_one_line(cli, model: Path, questions: Path, tmp_path: Path
     assert found.exit_code == 2, found.stderr
     (line,) = [one for one in found.stderr.splitlines() if one.startswith("error:")]
     assert says in line
+
+
+@pytest.fixture
+def unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_, **__):
+        raise AssertionError("something was loaded")
+
+    monkeypatch.setattr("slipstream.load", load)
+
+
+def described(folder: Path, **changes: object) -> None:
+    """A folder that holds the beginning of a run with `SIZES`."""
+    folder.mkdir()
+    settings = {"max_new_tokens": 6, "seed": 0}
+    run = {"model": "mine", "dtype": "float64", "device": "cpu", "threads": 1, "settings": settings, **changes}
+    (folder / "run.json").write_text(json.dumps(run))
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "says"),
+    [
+        ({}, [], "holds a run already; go on with --resume"),
+        ({}, ["--resume", "-n", 7], "max_new_tokens 6, this one 7"),
+        ({"model": "other"}, ["--resume"], 'model "other", this one "mine"'),
+        ({"dtype": "bfloat16"}, ["--resume"], 'dtype "bfloat16", this one "float64"'),
+        ({}, ["--resume", "--threads", 2], "threads 1, this one 2"),
+    ],
+)
+def test_a_folder_in_use_or_a_changed_setting_is_said_before_anything_is_loaded(
+    cli,
+    questions: Path,
+    tmp_path: Path,
+    unloadable: None,
+    monkeypatch: pytest.MonkeyPatch,
+    changes,
+    arguments,
+    says: str,
+) -> None:
+    described(tmp_path / "run", **changes)
+    kept = ("max_new_tokens", "seed")
+    monkeypatch.setattr(BenchSettings, "to_dict", lambda self: {name: getattr(self, name) for name in kept})
+    found = cli("bench", "run", "-m", "mine", "--data", questions, "--out", tmp_path / "run", *SIZES, *arguments)
+    assert found.exit_code in (1, 2)
+    assert says in found.stderr
+    assert "loading" not in found.stderr
+
+
+def test_a_folder_that_another_run_writes_into_is_refused_before_anything_is_loaded(
+    cli, questions: Path, tmp_path: Path, unloadable
+) -> None:
+    with hold(tmp_path / "run"):
+        found = cli("bench", "run", "-m", "mine", "--data", questions, "--out", tmp_path / "run", *SIZES)
+    assert found.exit_code == 2
+    assert "another run is writing into" in found.stderr
+    assert "loading" not in found.stderr
 
 
 def command(model: Path, questions: Path, out: Path) -> list[str]:

@@ -121,6 +121,7 @@ def _print(record: Record, tables: Sequence[Table]) -> None:
         console.print(line)
     for note in summary.notes(record):
         console.print(f"Note: {note.text}", style="bold red" if note.severe else "yellow")
+    console.print(f"\n{summary.best_here(record)}", style="bold")
 
 
 def _print_table(console: Console, table: Table) -> None:

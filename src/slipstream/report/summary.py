@@ -58,6 +58,34 @@ def headlines(record: Record) -> list[str]:
     return [*(one for one in found if one), identity(record)]
 
 
+def best_here(record: Record) -> str:
+    """The last word: which method of ours to use on this machine, or that none is faster than plain decoding.
+
+    A method counts as faster if it is so in tokens per second and, over answers, in the median of its ratios.
+    """
+    found = {temperature: _best(record, temperature) for temperature in record.temperatures}
+    if not found:
+        return "nothing was measured"
+    if not any(found.values()):
+        return "nothing is faster than plain here"
+    parts = []
+    for temperature, row in found.items():
+        at = f" at {temperature_name(temperature)}" if len(found) > 1 else ""
+        parts.append(
+            f"{row.entrant}, {row.ratio_to_plain:.2f} times plain{at}" if row else f"nothing is faster than plain{at}"
+        )
+    return f"best here: {'; '.join(parts)}"
+
+
+def _best(record: Record, temperature: float) -> Row | None:
+    faster = [
+        row
+        for row in drafting_rows(record, temperature)
+        if _ratio(row) > 1 and (row.ratio_to_plain_spread is None or row.ratio_to_plain_spread.median > 1)
+    ]
+    return max(faster, key=_ratio, default=None)
+
+
 def identity(record: Record) -> str:
     """How many answers of ours were compared with plain's, and how many equal them."""
     total = ours_verdicts(record)
