@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from plotting import COUPLED, GREEDY, PUBLISHED, RULES, row_of
 from tallies import DYNAMIC, STATIC, UNCALIBRATED
 
-from slipstream.records.record import Place
+from slipstream.records.schema import Place
 from slipstream.records.shapes import read
 from slipstream.report.nodes import draw_positions, reliability
 from slipstream.report.style import BLUE, GREY, ORANGE

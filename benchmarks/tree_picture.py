@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from slipstream.records.record import Node
+from slipstream.records.schema import Node
 from slipstream.records.shapes import read
 from slipstream.report.tree_picture import TALL_ROW, depths_of, draw_tree, rows_of, visible
 

@@ -13,44 +13,45 @@ from slipstream.bench.runner import Watcher
 from slipstream.errors import ArtifactError, InputError
 from slipstream.records.journal import read_answers
 from slipstream.records.run_files import JOURNAL_FILE, SETTINGS_FILE, read_run
+from slipstream.records.schema import Answer
 
 NUM_TURNS = 6
 ANSWERS = NUM_TURNS * 4 * (1 + 2)  # entrants; one greedy answer and two samples
 
 
-def answers_of(run) -> list[dict]:
+def answers_of(run) -> list[Answer]:
     return list(read_answers(run.folder / JOURNAL_FILE))
 
 
 def asked(answer) -> tuple:
-    return tuple(answer[name] for name in ("task", "prompt_id", "turn", "sample", "temperature"))
+    return tuple(getattr(answer, name) for name in ("task", "prompt_id", "turn", "sample", "temperature"))
 
 
 def test_every_entrant_answers_every_turn_at_every_temperature(finished) -> None:
     answers = answers_of(finished)
     assert len(answers) == ANSWERS
-    assert set(Counter((*asked(one), one["entrant"]) for one in answers).values()) == {1}
-    assert {len(one["seconds"]) for one in answers} == {2}
+    assert set(Counter((*asked(one), one.entrant) for one in answers).values()) == {1}
+    assert {len(one.seconds) for one in answers} == {2}
 
 
 def test_our_answers_are_those_of_generate(finished, byte_plain: slipstream.Model) -> None:
     for one in answers_of(finished):
-        if one["entrant"] == "plain" and (one["task"], one["prompt_id"]) == ("mine", 81):
+        if one.entrant == "plain" and (one.task, one.prompt_id) == ("mine", 81):
             expected = byte_plain.generate(
                 "Two two two?",
                 max_new_tokens=8,
-                temperature=one["temperature"],
+                temperature=one.temperature,
                 seed=0,
-                stream_id=one["sample"],
+                stream_id=one.sample,
             )
-            assert one["token_ids"] == expected.token_ids
+            assert one.token_ids == expected.token_ids
 
 
 def test_samples_of_one_prompt_differ(finished) -> None:
     sampled = [
-        one["token_ids"]
+        one.token_ids
         for one in answers_of(finished)
-        if one["temperature"] == 1.0 and (one["entrant"], one["task"], one["prompt_id"]) == ("plain", "mine", 80)
+        if one.temperature == 1.0 and (one.entrant, one.task, one.prompt_id) == ("plain", "mine", 80)
     ]
     assert len(sampled) == 2
     assert sampled[0] != sampled[1]
@@ -58,30 +59,30 @@ def test_samples_of_one_prompt_differ(finished) -> None:
 
 def test_every_answer_of_ours_is_compared_and_sampled_peers_are_not(finished) -> None:
     for one in answers_of(finished):
-        free = one["entrant"] == "hf-plain" and one["temperature"] > 0
-        assert one["verdict"] == (None if free else "identical")
+        free = one.entrant == "hf-plain" and one.temperature > 0
+        assert one.verdict == (None if free else "identical")
 
 
 def test_a_second_turn_continues_plain_decodings_answer(finished, byte_plain: slipstream.Model) -> None:
-    answers = [one for one in answers_of(finished) if one["prompt_id"] == 80 and one["task"] == "mt_bench"]
-    first = {asked(one): one for one in answers if one["entrant"] == "plain" and one["turn"] == 0}
+    answers = [one for one in answers_of(finished) if one.prompt_id == 80 and one.task == "mt_bench"]
+    first = {asked(one): one for one in answers if one.entrant == "plain" and one.turn == 0}
     for one in answers:
-        if one["turn"] == 1 and one["entrant"] == "layer-skip":
-            before = first[(one["task"], one["prompt_id"], 0, one["sample"], one["temperature"])]
-            messages = [("user", "Hello there!"), ("assistant", before["text"]), ("user", "And then?")]
+        if one.turn == 1 and one.entrant == "layer-skip":
+            before = first[(one.task, one.prompt_id, 0, one.sample, one.temperature)]
+            messages = [("user", "Hello there!"), ("assistant", before.text), ("user", "And then?")]
             ids = byte_plain.encode([{"role": role, "content": text} for role, text in messages])
-            assert one["num_prompt_tokens"] == len(ids)
+            assert one.num_prompt_tokens == len(ids)
 
 
 def test_a_prompt_beyond_the_context_is_cut_and_counted(finished) -> None:
     context = 160
     for one in answers_of(finished):
-        too_long = (one["task"], one["prompt_id"]) == ("mt_bench", 82)
-        assert (one["num_tokens_cut"] > 0) == too_long
+        too_long = (one.task, one.prompt_id) == ("mt_bench", 82)
+        assert (one.num_tokens_cut > 0) == too_long
         if too_long:
-            assert one["num_prompt_tokens"] == context - 8
-    first = next(one for one in answers_of(finished) if one["prompt_id"] == 82)
-    assert first["num_tokens_cut"] == len("word " * 60) + 3 - (context - 8)  # the template's tokens stay
+            assert one.num_prompt_tokens == context - 8
+    first = next(one for one in answers_of(finished) if one.prompt_id == 82)
+    assert first.num_tokens_cut == len("word " * 60) + 3 - (context - 8)  # the template's tokens stay
 
 
 def test_the_entrant_that_goes_first_rotates(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +142,8 @@ def test_the_time_left_is_that_of_finished_turns_alone(start, tmp_path: Path) ->
     run = start(tmp_path / "run", **SMALL)
     carry_out(run, notes)
     (first,) = [told for kind, *told in notes.told if kind == "finished"][:1]
-    wall_s = json.loads(next(line for line in (run.folder / JOURNAL_FILE).open() if "prompt_done" in line))["wall_s"]
+    lines = (run.folder / JOURNAL_FILE).read_text().splitlines()
+    wall_s = json.loads(next(line for line in lines if "prompt_done" in line))["wall_s"]
     turns = 2  # of the first prompt
     assert first[0].left_s == pytest.approx(wall_s / turns * (NUM_TURNS - turns), rel=1e-3, abs=1e-3)
 
@@ -166,12 +168,12 @@ def test_going_on_calls_each_entrant_once_and_measures_nothing_again(start, tmp_
         def starting(self, plan) -> None:
             raise Interrupted
 
-    for resume, each in ((False, 3), (True, 1)):
+    for each in (3, 1):
         calls.clear()
-        run = start(tmp_path / "run", resume=resume, **{**SMALL, "temperatures": (0.0, 1.0)}) if resume else run
         with pytest.raises(Interrupted):
-            run.run(watched(), ExactEntrants(lambda: run.plain, run.settings), Stop())
+            run.run(watched(), watched(), Stop())
         assert calls == ["plain"] * each + ["prompt-lookup"] * each
+        run = start(tmp_path / "run", resume=True, **{**SMALL, "temperatures": (0.0, 1.0)})
     assert set(read_run(run.folder)["expected_s"]) == {"plain", "prompt-lookup"}
 
 
@@ -194,8 +196,8 @@ def test_an_interrupted_run_goes_on_and_ends_as_one_that_was_not(start, finished
     resumed = start(folder, resume=True)
     assert resumed.num_done == 2
     carry_out(resumed)
-    whole = {(*asked(one), one["entrant"]): one["token_ids"] for one in answers_of(finished)}
-    assert {(*asked(one), one["entrant"]): one["token_ids"] for one in answers_of(resumed)} == whole
+    whole = {(*asked(one), one.entrant): one.token_ids for one in answers_of(finished)}
+    assert {(*asked(one), one.entrant): one.token_ids for one in answers_of(resumed)} == whole
     assert len(answers_of(resumed)) == ANSWERS
 
 
@@ -261,10 +263,10 @@ def test_an_answer_that_differs_is_judged(
     entrants = load_entrants(run.plain, run.settings)
     wrong = {**entrants, "prompt-lookup": Wrong(entrants["prompt-lookup"])}
     run.run(wrong, wrong if wrong_in_float64 else entrants)
-    found = {(one["entrant"], one["verdict"]) for one in answers_of(run)}
+    found = {(one.entrant, one.verdict) for one in answers_of(run)}
     assert found == {("plain", "identical"), ("prompt-lookup", verdict)}
-    differing = next(one for one in answers_of(run) if one["entrant"] == "prompt-lookup")
-    assert differing["first_difference"] == len(differing["token_ids"]) - 1
+    differing = next(one for one in answers_of(run) if one.entrant == "prompt-lookup")
+    assert differing.first_difference == len(differing.token_ids) - 1
 
 
 def test_a_benchmark_needs_a_tokenizer(start, byte_plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

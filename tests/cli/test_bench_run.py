@@ -180,5 +180,5 @@ def test_a_killed_run_loses_at_most_a_prompt_and_resumes(model: Path, questions:
     assert resumed.returncode == 0, resumed.stderr
     after = list(read_answers(journal))
     assert after[: len(before)] == before
-    assert [one["prompt_id"] for one in after if one["entrant"] == "plain"] == list(range(NUM_QUESTIONS))
+    assert [one.prompt_id for one in after if one.entrant == "plain"] == list(range(NUM_QUESTIONS))
     assert json.loads(resumed.stdout)["complete"]

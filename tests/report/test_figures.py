@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from report.record_factory import ENTRANTS, make_record, make_tree
-from slipstream.records.record import Entrant, Node, parse_record
+from slipstream.records.record import parse_record
+from slipstream.records.schema import Entrant, Node
 from slipstream.report.style import METHOD_COLOURS, PEER_LOOKS, drawing, looks, shade
 from slipstream.report.tree_picture import depths_of, rows_of, visible
 

@@ -103,7 +103,7 @@ def test_missing_baselines_are_said():
 def test_the_last_word_names_the_best_method_or_says_that_there_is_none():
     assert best_here(parse_record(make_record(temperatures=[0.0]))) == "best here: eagle2, 1.80 times plain"
     both = best_here(parse_record(make_record()))
-    assert both == "best here: eagle2, 1.80 times plain at T = 0; eagle2, 1.65 times plain at T = 1"
+    assert both == "best here: eagle2, 1.80 times plain at T = 0; eagle2, 1.80 times plain at T = 1"
     slow = make_record(temperatures=[0.0], entrants=[ENTRANTS[0], ENTRANTS[2]])
     assert best_here(parse_record(slow)) == "nothing is faster than plain here"
 

@@ -26,6 +26,7 @@ from slipstream.prompts import Prompt
 from slipstream.records.journal import read_answers
 from slipstream.records.machine import shown_name
 from slipstream.records.run_files import JOURNAL_FILE, SPEC_BENCH_FOLDER
+from slipstream.records.schema import Record
 from slipstream.runtime.threads import check_threads
 from slipstream.target.dtypes import resolve_dtype
 
@@ -102,10 +103,10 @@ def assemble(request: Request, load: Load, tell: Callable[[str], None]) -> Assem
     return Assembled(bench, load_entrants(plain, settings, left_out), exact)
 
 
-def finish(folder: Path) -> dict[str, Any]:
+def finish(folder: Path) -> Record:
     """Write what is made of a run's journal: the record, which is returned, and the answers in Spec-Bench's layout."""
     record = write_record(folder)
-    write_answers(folder / SPEC_BENCH_FOLDER, read_answers(folder / JOURNAL_FILE), record["run"]["model"])
+    write_answers(folder / SPEC_BENCH_FOLDER, read_answers(folder / JOURNAL_FILE), record.run.model)
     return record
 
 

@@ -28,9 +28,11 @@ from slipstream.bench.truncation import Encoded, encode_within
 from slipstream.errors import InputError
 from slipstream.model import Model
 from slipstream.prompts import Prompt
-from slipstream.records.journal import Journal
+from slipstream.records.journal import Journal, answer_line
 from slipstream.records.machine import provenance
 from slipstream.records.run_files import JOURNAL_FILE, SETTINGS_FILE, read_run, write_json
+from slipstream.records.schema import Answer, CycleMs, Picture, TreeCounts
+from slipstream.records.shapes import read
 from slipstream.runtime.costs import measure_verification
 
 _WARM_UP_TOKENS = 8
@@ -159,7 +161,7 @@ class BenchRun:
         watcher.starting(Plan(self.num_answers(len(entrants), left=True), self._left_s(expected)))
         for number, prompt in self.left:
             began = time.perf_counter()
-            lines = list(self._answers(prompt, number, entrants, exact, watcher))
+            lines = list(map(answer_line, self._answers(prompt, number, entrants, exact, watcher)))
             self._journal.finish(prompt.kind, prompt.id, lines, time.perf_counter() - began)
             watcher.finished(Progress(self.num_done, len(self.prompts), prompt, self._left_s(expected)))
 
@@ -205,7 +207,7 @@ class BenchRun:
 
     def _answers(
         self, prompt: Prompt, number: int, entrants: Mapping[str, Entrant], exact: ExactEntrants, watcher: Watcher
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[Answer]:
         for temperature in self.settings.temperatures:
             for sample in range(self.settings.samples if temperature else 1):
                 messages: list[dict[str, str]] = []
@@ -213,7 +215,7 @@ class BenchRun:
                     messages.append({"role": "user", "content": text})
                     encoded = self._encode(messages)
                     rounds = self._rounds(encoded.ids, temperature, sample, number + turn, entrants, watcher)
-                    place = {
+                    place: dict[str, Any] = {
                         "task": prompt.kind,
                         "prompt_id": prompt.id,
                         "category": prompt.category,
@@ -230,13 +232,13 @@ class BenchRun:
                         verdict = self._verdict(
                             name, entrants[name], difference, encoded.ids, temperature, sample, exact
                         )
-                        yield {
+                        yield Answer(
                             **place,
-                            "entrant": name,
-                            **self._line(replies, is_first),
-                            "verdict": verdict,
-                            "first_difference": None if verdict is None else difference,
-                        }
+                            entrant=name,
+                            **self._figures(replies, is_first),
+                            verdict=verdict,
+                            first_difference=None if verdict is None else difference,
+                        )
                     answer = rounds[0][PLAIN].token_ids
                     messages.append({"role": "assistant", "content": self._text(answer)})
 
@@ -289,8 +291,8 @@ class BenchRun:
         small = self.plain.target.model.num_parameters() <= _JUDGED_PARAMETERS
         return self.settings.judge == "float64" or (self.settings.judge == "auto" and small)
 
-    def _line(self, replies: Sequence[Reply], is_first: bool) -> dict[str, Any]:
-        """What the journal keeps of an answer: all of its first time, and every time's seconds.
+    def _figures(self, replies: Sequence[Reply], is_first: bool) -> dict[str, Any]:
+        """Of an answer, fields of `Answer`: all of its first time, and every time's seconds.
 
         is_first: whether it is a task's first, of which a tree is kept to be drawn.
         """
@@ -299,7 +301,8 @@ class BenchRun:
         for cycle in reply.cycles:
             if cycle.tree.num_nodes:
                 tally.count(cycle)
-        line: dict[str, Any] = {
+        picture = pictured(reply.cycles, reply.token_ids, self.plain.tokenizer) if is_first else None
+        return {
             "token_ids": reply.token_ids,
             "text": self._text(reply.token_ids),
             "seconds": [round(one.total_s, 6) for one in replies],
@@ -308,16 +311,12 @@ class BenchRun:
             "num_accepted": stats.num_accepted,
             "accept_lengths": stats.accept_lengths,
             "prefill_s": round(stats.prefill_s, 6),
-            "cycle_ms": {part: round(one, 4) for part, one in stats.cycle_ms().items()},
+            "cycle_ms": CycleMs(**{part: round(one, 4) for part, one in stats.cycle_ms().items()}),
             "memory_peak_gib": _rounded(reply.memory.peak_gib),
             "memory_growth_gib": _rounded(reply.memory.growth_gib),
+            "trees": read(TreeCounts, tally.to_dict(), "trees") if tally.num_cycles else None,
+            "picture": None if picture is None else read(Picture, picture, "picture"),
         }
-        if tally.num_cycles:
-            line["trees"] = tally.to_dict()
-            picture = pictured(reply.cycles, reply.token_ids, self.plain.tokenizer) if is_first else None
-            if picture is not None:
-                line["picture"] = picture
-        return line
 
     def _text(self, token_ids: Sequence[int]) -> str:
         text: str = self.plain.tokenizer.decode(list(token_ids), skip_special_tokens=True)

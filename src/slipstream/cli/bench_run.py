@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,7 @@ from slipstream.errors import InputError, LosslessnessError
 if TYPE_CHECKING:
     from slipstream.bench.assembly import Request
     from slipstream.bench.runner import BenchRun, Watcher
+    from slipstream.records.schema import Record
 
 BENCH = "Benchmark"
 _NOTES_A_RUN = 20  # lines of progress where there is no bar
@@ -182,13 +183,13 @@ def run(
     with hold(folder):
         record = _carry_out(request)
         if report:
-            _write_report(folder)
+            _write_report(record, folder)
     note(f"{folder}: record.json, answers.jsonl, spec-bench/" + (", report.html" if report else ""))
-    _show(record, folder, as_json=as_json)
+    _show(record, as_json=as_json)
     _raise_on_fault(record)
 
 
-def _carry_out(request: Request) -> dict[str, Any]:
+def _carry_out(request: Request) -> Record:
     """Do the run under a progress bar; returns its record. An interrupted one leaves a record, too."""
     from slipstream.bench.assembly import assemble, finish
     from slipstream.cli.loading import load
@@ -207,25 +208,24 @@ def _carry_out(request: Request) -> dict[str, Any]:
     return finish(request.folder)
 
 
-def _write_report(folder: Path) -> None:
-    from slipstream.records.record import load_record
+def _write_report(record: Record, folder: Path) -> None:
     from slipstream.records.run_files import REPORT_FILE
     from slipstream.report.files import write_report
 
-    write_report(load_record(folder), folder / REPORT_FILE)
+    write_report(record, folder / REPORT_FILE)
 
 
-def _show(record: dict[str, Any], folder: Path, *, as_json: bool) -> None:
+def _show(record: Record, *, as_json: bool) -> None:
     """The result on stdout: tables that end with what is best here, or JSON with that line on stderr."""
     from slipstream.cli.bench_show import show_record
-    from slipstream.records.record import load_record
+    from slipstream.records.record import record_json
     from slipstream.report.summary import best_here
 
     if as_json:
-        print(json.dumps(record))
-        note(best_here(load_record(folder)))
+        print(json.dumps(record_json(record)))
+        note(best_here(record))
     else:
-        show_record(folder)
+        show_record(record)
 
 
 def _slug(model: str) -> str:
@@ -305,12 +305,12 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _raise_on_fault(record: dict[str, Any]) -> None:
-    faults = [one for one in record["faults"] if one["verdict"] == "fault"]
+def _raise_on_fault(record: Record) -> None:
+    faults = [one for one in record.faults if one.verdict == "fault"]
     if faults:
         one = faults[0]
         raise LosslessnessError(
-            f"{len(faults)} answers differ from plain decoding in float64 too; the first is {one['entrant']} at "
-            f"T={one['temperature']:g} on {one['task']} {one['prompt_id']}, turn {one['turn'] + 1}, from generated "
-            f"token {one['first_difference']} on. This is a fault: please report it."
+            f"{len(faults)} answers differ from plain decoding in float64 too; the first is {one.entrant} at "
+            f"T={one.temperature:g} on {one.task} {one.prompt_id}, turn {one.turn + 1}, from generated "
+            f"token {one.first_difference} on. This is a fault: please report it."
         )

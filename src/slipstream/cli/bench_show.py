@@ -17,7 +17,7 @@ from slipstream.errors import InputError, unknown_choice
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from slipstream.records.record import Record
+    from slipstream.records.schema import Record
     from slipstream.report.tables import Column, Table
 
 NARROW = 9
@@ -66,11 +66,10 @@ def show(
         _print(record, found)
 
 
-def show_record(run: Path) -> None:
-    """Print a run's tables in the EAGLE-2 paper's layout. run: its folder or its record."""
+def show_record(record: Record) -> None:
+    """Print a run's tables in the EAGLE-2 paper's layout."""
     from slipstream.report.tables import tables
 
-    record = record_of(run)
     _print(record, tables(record, "eagle", record.temperatures))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from slipstream.records.record import ALL, Record, Row
+from slipstream.records.schema import ALL, Record, Row
 from slipstream.report.names import task_name
 from slipstream.report.style import FAINT, INK, Look, looks, number, panels
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from slipstream.records.record import ALL, CycleTree, Record
+from slipstream.records.schema import ALL, CycleTree, Record
 from slipstream.report import bars, costs, cycles, nodes
 from slipstream.report.names import count, task_name, temperature_name, temperature_slug
 from slipstream.report.tree_picture import tree_figure

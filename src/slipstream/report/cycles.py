@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slipstream.records.record import ALL, Record, Row
+from slipstream.records.schema import ALL, Record, Row
 from slipstream.report.names import temperature_name
 from slipstream.report.style import FAINT, WIDTH, looks, new_figure, number, panels, tight
 

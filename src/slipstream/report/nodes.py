@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slipstream.records.record import Calibration, Depths, Place, Positions, Record
+from slipstream.records.schema import Calibration, Depths, Place, Positions, Record
 from slipstream.report.names import temperature_name
 from slipstream.report.style import BLUE, FAINT, INK, ORANGE, PAPER, looks, panels
 

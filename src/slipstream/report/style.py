@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from slipstream.errors import InputError
-from slipstream.records.record import Entrant
+from slipstream.records.schema import Entrant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

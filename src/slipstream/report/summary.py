@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slipstream.records.record import ALL, PLAIN, TRANSFORMERS, Record, Row, Verdicts
+from slipstream.records.schema import ALL, PLAIN, TRANSFORMERS, Record, Row, Verdicts
 from slipstream.report.names import count, several, task_name, temperature_name
 
 FEW_ANSWERS = 30

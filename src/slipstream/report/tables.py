@@ -12,7 +12,7 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any, Literal
 
-from slipstream.records.record import ALL, Record, Row, Spread, Verdicts
+from slipstream.records.schema import ALL, Record, Row, Spread, Verdicts
 from slipstream.report.names import MISSING, task_name
 
 Layout = Literal["eagle", "spec-bench", "details"]

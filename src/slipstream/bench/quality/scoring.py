@@ -18,6 +18,7 @@ from slipstream.bench.settings import PLAIN
 from slipstream.errors import InputError
 from slipstream.records.journal import read_answers
 from slipstream.records.run_files import JOURNAL_FILE, write_json
+from slipstream.records.schema import Answer
 
 SCORES_FILE = "scores.json"
 MANY = 10
@@ -45,8 +46,8 @@ def score_run(
     """
     answers = list(read_answers(folder / JOURNAL_FILE))
     records = load_records(data)
-    scorers, unscored = _scorers(records, {answer["task"] for answer in answers}, scorer, run_code)
-    scored = [answer for answer in answers if answer["task"] in scorers]
+    scorers, unscored = _scorers(records, {answer.task for answer in answers}, scorer, run_code)
+    scored = [answer for answer in answers if answer.task in scorers]
     figures = _Figures(records, scorers)
     for done, answer in enumerate(scored, 1):
         figures.add(answer)
@@ -95,17 +96,17 @@ class _Figures:
         self.items: dict[str, dict[tuple[float, str], dict[Item, list[Scores]]]] = {task: {} for task in scorers}
         self.without: dict[str, set[Item]] = {task: set() for task in scorers}
 
-    def add(self, answer: Mapping[str, Any]) -> None:
+    def add(self, answer: Answer) -> None:
         """Score one answer of the journal. Raises InputError if its question is not in the file."""
-        task, item = answer["task"], (answer["prompt_id"], answer["turn"])
+        task, item = answer.task, (answer.prompt_id, answer.turn)
         record = self.records[task].get(item[0])
         if record is None:
             raise InputError(f"question {item[0]!r} of the run is not in the file of {task}; give the run's own files")
         if not self.scorers[task].can_score(record, item[1]):
             self.without[task].add(item)
             return
-        scores = self._score(task, record, item, answer["text"])
-        entrants = self.items[task].setdefault((answer["temperature"], answer["entrant"]), {})
+        scores = self._score(task, record, item, answer.text)
+        entrants = self.items[task].setdefault((answer.temperature, answer.entrant), {})
         entrants.setdefault(item, []).append(scores)
 
     def _score(self, task: str, record: Record, item: Item, text: str) -> Scores:
