@@ -6,16 +6,16 @@ import json
 
 import pytest
 
+from bench_answers import line
 from slipstream.bench.quality import scorers
-from slipstream.bench.quality.confined.kernel import missing_part
 from slipstream.bench.quality.records import Record
-from slipstream.bench.quality.sandbox import Outcome
+from slipstream.bench.quality.sandbox import Outcome, missing_part
 from slipstream.bench.quality.scorers import find_scorer
 from slipstream.bench.quality.scoring import score_run
 from slipstream.errors import InputError
 from slipstream.records.journal import Journal
 
-linux_only = pytest.mark.skipif(missing_part() is not None, reason=f"the sandbox needs {missing_part()}")
+linux_only = pytest.mark.skipif(missing_part() is not None, reason=str(missing_part()))
 
 SUMS = [
     {"question_id": 1, "turns": ["1 + 1?"], "reference": ["#### 2"]},
@@ -37,15 +37,7 @@ def write_run(folder, task, answers, temperature=0.0):
     journal = Journal(folder / "answers.jsonl")
     for number, entrants in answers.items():
         lines = [
-            {
-                "task": task,
-                "prompt_id": number,
-                "turn": 0,
-                "sample": sample,
-                "temperature": temperature,
-                "entrant": entrant,
-                "text": text,
-            }
+            line(task=task, prompt_id=number, sample=sample, temperature=temperature, entrant=entrant, text=text)
             for entrant, texts in entrants.items()
             for sample, text in enumerate([texts] if isinstance(texts, str) else texts)
         ]
