@@ -33,7 +33,7 @@ from slipstream.records.schema import (
     Positions,
     Record,
     Row,
-    Run,
+    Setup,
     Spread,
     Task,
     Verdicts,
@@ -128,7 +128,7 @@ def build_record(*folders: Path) -> Record:
         "left_out": {name: reason for run in runs for name, reason in run.get("left_out", {}).items()},
     }
     return Record(
-        run=Run(**run),
+        run=Setup(**run),
         wall_s=round(sum(journal.wall_s for journal in journals), 1),
         complete=num_done == num_prompts,
         num_prompts_done=num_done,

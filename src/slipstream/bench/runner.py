@@ -2,8 +2,8 @@
 
 All entrants answer a turn before any sees the next, and who goes first rotates, so that a machine that slows down or
 speeds up hits all alike. Everyone continues the same conversation: before a second turn, plain decoding's answer stands
-as the assistant's. An answer of ours that differs from plain decoding's is generated again by both in float64: equal
-there, the difference was rounding, otherwise it is a fault.
+as the assistant's. An answer that differs from plain decoding's is generated again by both in float64: equal there, the
+difference was rounding, otherwise it is a fault. Peers are judged alike wherever they can be compared.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from slipstream.records.journal import Journal, answer_line
 from slipstream.records.machine import provenance
 from slipstream.records.run_files import JOURNAL_FILE, SETTINGS_FILE, read_run, write_json
 from slipstream.records.schema import Answer, CycleMs, Picture, TreeCounts
-from slipstream.records.shapes import read
+from slipstream.records.shapes import read_shape
 from slipstream.runtime.costs import measure_verification
 
 _WARM_UP_TOKENS = 8
@@ -279,7 +279,7 @@ class BenchRun:
             return None
         if difference is None:
             return "identical"
-        if entrant.is_peer or not self._judged:
+        if not self._judged:
             return "differs"
         ours, plain = (
             exact[one].answer(ids, temperature, sample, self.settings.max_new_tokens).token_ids for one in (name, PLAIN)
@@ -314,8 +314,8 @@ class BenchRun:
             "cycle_ms": CycleMs(**{part: round(one, 4) for part, one in stats.cycle_ms().items()}),
             "memory_peak_gib": _rounded(reply.memory.peak_gib),
             "memory_growth_gib": _rounded(reply.memory.growth_gib),
-            "trees": read(TreeCounts, tally.to_dict(), "trees") if tally.num_cycles else None,
-            "picture": None if picture is None else read(Picture, picture, "picture"),
+            "trees": read_shape(TreeCounts, tally.to_dict(), "trees") if tally.num_cycles else None,
+            "picture": None if picture is None else read_shape(Picture, picture, "picture"),
         }
 
     def _text(self, token_ids: Sequence[int]) -> str:

@@ -306,7 +306,8 @@ def duration(seconds: float) -> str:
 
 
 def _raise_on_fault(record: Record) -> None:
-    faults = [one for one in record.faults if one.verdict == "fault"]
+    ours = {one.name for one in record.run.entrants if one.kind == "ours"}
+    faults = [one for one in record.faults if one.verdict == "fault" and one.entrant in ours]
     if faults:
         one = faults[0]
         raise LosslessnessError(

@@ -15,7 +15,7 @@ from typing import Any
 
 from slipstream.errors import ArtifactError
 from slipstream.records.schema import Answer
-from slipstream.records.shapes import read
+from slipstream.records.shapes import read_shape
 
 _DONE = "prompt_done"
 
@@ -56,7 +56,7 @@ class Journal:
 def read_answers(path: Path) -> Iterator[Answer]:
     """The answers to all finished prompts, in the order of the run."""
     for number, line in enumerate(read_lines(path), 1):
-        yield read(Answer, line, f"{path}, answer {number}")
+        yield read_shape(Answer, line, f"{path}, answer {number}")
 
 
 def answer_line(answer: Answer) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from slipstream.errors import InputError
 from slipstream.records.run_files import RECORD_FILE
 from slipstream.records.schema import ALL, FORMAT, Record
-from slipstream.records.shapes import read
+from slipstream.records.shapes import read_shape
 
 
 def record_json(record: Record) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def parse_record(data: Any, place: str = RECORD_FILE) -> Record:
             f"{place} is no benchmark record of format {FORMAT} (its format is {version!r}): it is older or of another "
             "kind; run the benchmark anew"
         )
-    record = read(Record, data, place)
+    record = read_shape(Record, data, place)
     _check_names(record, place)
     return record
 

@@ -33,7 +33,7 @@ class Entrant:
 
 
 @dataclass(frozen=True)
-class Run:
+class Setup:
     """What was run, on what, with what."""
 
     command: str
@@ -124,7 +124,7 @@ class Verdicts:
     fault: int
     """Differ in float64 too."""
     differs: int
-    """Differ, and were not judged: a peer's."""
+    """Differ, and were not judged."""
 
     @property
     def total(self) -> int:
@@ -356,7 +356,7 @@ class Fault:
 class Record:
     """All that is known of a run."""
 
-    run: Run
+    run: Setup
     wall_s: float
     """Of all finished prompts, float64 judging included, warm-up not."""
     complete: bool

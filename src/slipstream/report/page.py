@@ -41,6 +41,7 @@ def page(record: Record, figures: Sequence[PageFigure]) -> str:
         run=record.run,
         setting=summary.setting(record),
         provenance=summary.provenance(record),
+        best=summary.best_here(record),
         headlines=summary.headlines(record),
         notes=summary.notes(record),
         tables=[(one, _tables(record, one)) for one in record.temperatures],

@@ -95,7 +95,7 @@ def test_a_run_without_plain_is_scored_without_a_comparison(folders):
 def test_equal_texts_are_scored_once(folders, monkeypatch):
     run, data = folders
     ran = []
-    monkeypatch.setattr(scorers, "run_tests", lambda job: ran.append(job) or Outcome("2 * x" in job.code))
+    monkeypatch.setattr(scorers, "run_tests", lambda job, **_: ran.append(job) or Outcome("2 * x" in job.code))
     answers = {1: {"plain": "    return 2 * x", "eagle2": "    return 2 * x", "medusa": "    return x"}}
     scores = score_run(write_run(run, "humaneval", answers), write_files(data, humaneval=CODE), run_code=True)
     assert len(ran) == 1 + 2  # the file's own solution, then two texts
@@ -126,7 +126,7 @@ def test_derived_tests_that_the_files_own_solution_fails_are_left_out(folders):
 
 def test_code_is_not_run_unasked(folders, monkeypatch):
     run, data = folders
-    monkeypatch.setattr(scorers, "run_tests", lambda job: pytest.fail("code was run"))
+    monkeypatch.setattr(scorers, "run_tests", lambda job, **_: pytest.fail("code was run"))
     write_run(run, "humaneval", {1: {"plain": "    return 2 * x"}})
     with pytest.raises(InputError, match="add --run-code"):
         score_run(run, write_files(data, humaneval=CODE))

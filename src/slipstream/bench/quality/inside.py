@@ -1,4 +1,4 @@
-"""Runs inside the sandbox: an answer's code, then its tests. `sandbox.py` starts it; it needs the standard library only.
+"""Runs inside the sandbox: an answer's code, then its tests. `sandbox.py` starts it; it needs no packages.
 
 The job comes as JSON on stdin, the verdict goes to what was stdout, behind a word that the answer cannot guess: what it
 prints counts for nothing, and if it ends the process there is no verdict.
