@@ -12,6 +12,7 @@ from plotting import COUPLED, GREEDY, PUBLISHED, RULES, row_of
 from tallies import DYNAMIC, STATIC, UNCALIBRATED
 
 from slipstream.records.schema import Place
+from slipstream.records.shapes import read_shape
 from slipstream.report.nodes import draw_positions, reliability
 from slipstream.report.style import BLUE, GREY, ORANGE
 

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from slipstream.records.schema import Node
+from slipstream.records.shapes import read_shape
 from slipstream.report.tree_picture import TALL_ROW, depths_of, draw_tree, rows_of, visible
 
 TITLES = {"eagle": "static (EAGLE-1)", "eagle2-25": "dynamic (EAGLE-2)"}

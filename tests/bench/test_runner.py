@@ -269,6 +269,16 @@ def test_an_answer_that_differs_is_judged(
     assert differing.first_difference == len(differing.token_ids) - 1
 
 
+@pytest.mark.parametrize(("wrong_in_float64", "verdict"), [(False, "rounding"), (True, "fault")])
+def test_peers_are_judged_too(start, tmp_path: Path, wrong_in_float64: bool, verdict: str) -> None:
+    few = {"repeats": 1, "samples": 1, "prompts_per_task": 1, "entrants": ("plain", "hf-plain")}
+    run = start(tmp_path / "run", judge="float64", temperatures=(0.0,), **few)
+    entrants = load_entrants(run.plain, run.settings)
+    wrong = {**entrants, "hf-plain": Wrong(entrants["hf-plain"])}
+    run.run(wrong, wrong if wrong_in_float64 else entrants)
+    assert {(one.entrant, one.verdict) for one in answers_of(run)} == {("plain", "identical"), ("hf-plain", verdict)}
+
+
 def test_a_benchmark_needs_a_tokenizer(start, byte_plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(byte_plain, "tokenizer", None)
     with pytest.raises(InputError, match="tokenizer"):

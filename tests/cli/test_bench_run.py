@@ -14,9 +14,13 @@ from pathlib import Path
 import pytest
 
 from byte_model import save_byte_model
+from report.record_factory import make_record
 from slipstream.bench.run_folder import hold
 from slipstream.bench.settings import BenchSettings
+from slipstream.cli.bench_run import _raise_on_fault
+from slipstream.errors import LosslessnessError
 from slipstream.records.journal import read_answers
+from slipstream.records.record import parse_record
 
 SIZES = ("-n", 6, "-d", "prompt-lookup", "-d", "hf-plain", "--dtype", "float64", "--device", "cpu", "--no-report")
 NUM_QUESTIONS = 24  # enough for a kill to come before the end
@@ -152,6 +156,15 @@ def test_a_folder_that_another_run_writes_into_is_refused_before_anything_is_loa
     assert found.exit_code == 2
     assert "another run is writing into" in found.stderr
     assert "loading" not in found.stderr
+
+
+def test_only_a_fault_of_ours_fails_the_command() -> None:
+    fault = {"temperature": 0.0, "task": "gsm8k", "prompt_id": 7, "turn": 0, "sample": 0, "first_difference": 3}
+    faults = [{**fault, "entrant": "hf-plain", "verdict": "fault"}]
+    _raise_on_fault(parse_record(make_record(faults=faults)))
+    faults.append({**fault, "entrant": "eagle2", "verdict": "fault"})
+    with pytest.raises(LosslessnessError, match=r"1 answers differ .* the first is eagle2"):
+        _raise_on_fault(parse_record(make_record(faults=faults)))
 
 
 def command(model: Path, questions: Path, out: Path) -> list[str]:

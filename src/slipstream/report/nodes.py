@@ -70,7 +70,7 @@ def reliability(
     style: dict[str, Any] = {"color": colour, "ecolor": colour, "elinewidth": 0.9, "markersize": 4}
     many, spots = nodes >= FEW_NODES, sums / nodes
     axes.errorbar(spots[many], share[many], gaps[:, many], fmt="o-", linewidth=1, label=label, **style)
-    hollow = {"markerfacecolor": PAPER, "alpha": 0.45}
+    hollow: dict[str, Any] = {"markerfacecolor": PAPER, "alpha": 0.45}
     axes.errorbar(spots[~many], share[~many], gaps[:, ~many], fmt="o", **style, **hollow)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
 
