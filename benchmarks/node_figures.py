@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from plotting import COUPLED, GREEDY, PUBLISHED, RULES, row_of
 from tallies import DYNAMIC, STATIC, UNCALIBRATED
 
-from slipstream.records.record import Place
-from slipstream.records.shapes import read
+from slipstream.records.schema import Place
+from slipstream.records.shapes import read_shape
 from slipstream.report.nodes import draw_positions, reliability
 from slipstream.report.style import BLUE, GREY, ORANGE
 
@@ -58,7 +58,7 @@ def positions(record: Mapping[str, Any]) -> Figure:
     for axes, key in zip(figure.subplots(1, 2, sharey=True), (GREEDY, COUPLED), strict=True):
         found = row_of(record["all"]["positions"], key, STATIC)["positions"]
         places = np.arange(len(found))
-        draw_positions(axes, [read(Place, one, name) for name, one in found.items()], mean_colour="black")
+        draw_positions(axes, [read_shape(Place, one, name) for name, one in found.items()], mean_colour="black")
         for task in record["tasks"].values():
             own = row_of(task["positions"], key, STATIC)["positions"]
             shares = [one["acceptance"] for one in own.values()]

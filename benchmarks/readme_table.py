@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from slipstream.errors import InputError
-from slipstream.records.record import ALL, Record, load_record
+from slipstream.records.record import load_record
+from slipstream.records.schema import ALL, Record
 from slipstream.report import summary
 from slipstream.report.markdown import markdown, reading
 from slipstream.report.names import temperature_name

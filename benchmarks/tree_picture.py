@@ -7,8 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from slipstream.records.record import Node
-from slipstream.records.shapes import read
+from slipstream.records.schema import Node
+from slipstream.records.shapes import read_shape
 from slipstream.report.tree_picture import TALL_ROW, depths_of, draw_tree, rows_of, visible
 
 TITLES = {"eagle": "static (EAGLE-1)", "eagle2-25": "dynamic (EAGLE-2)"}
@@ -16,7 +16,9 @@ TITLES = {"eagle": "static (EAGLE-1)", "eagle2-25": "dynamic (EAGLE-2)"}
 
 def draw_cycle(cycle: Mapping[str, Any]) -> Figure:
     """The static and the dynamic tree under one prefix, side by side."""
-    trees = {method: [read(Node, node, method) for node in tree["nodes"]] for method, tree in cycle["trees"].items()}
+    trees = {
+        method: [read_shape(Node, node, method) for node in tree["nodes"]] for method, tree in cycle["trees"].items()
+    }
     layouts = {method: rows_of(nodes) for method, nodes in trees.items()}
     height = max(max(rows) for rows in layouts.values()) + 1
     depth = max(max(depths_of(nodes)) for nodes in trees.values())

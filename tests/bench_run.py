@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from slipstream.bench.entrants import ExactEntrants, load_entrants
-from slipstream.bench.runner import BenchRun
+from slipstream.bench.runner import BenchRun, Watcher
 
 
-def carry_out(run: BenchRun, progress: Callable[[object], None] | None = None) -> None:
+def carry_out(run: BenchRun, watcher: Watcher | None = None) -> None:
     """All that is left of a run."""
     entrants = load_entrants(run.plain, run.settings)
-    run.run(entrants, ExactEntrants(lambda: run.plain, run.settings), progress)
+    run.run(entrants, ExactEntrants(lambda: run.plain, run.settings), watcher)

@@ -18,7 +18,8 @@ from slipstream.core.logits import ProcessingSettings
 from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree, empty_tree
 from slipstream.drafting.base import Drafter, Drafting, Generation, Observed
-from slipstream.engine.engine import Engine, Request, Step
+from slipstream.engine.engine import Engine
+from slipstream.engine.sequence import Request, Step
 from slipstream.methods.registry import METHODS, build_drafter
 from slipstream.target.target import Target
 

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
 import slipstream
 from byte_model import CONTEXT, END, save_byte_model
-from slipstream.engine.engine import Step
+from slipstream.engine.sequence import Step
 from slipstream.errors import ArtifactError, ContextLengthError, InputError, UnsupportedSettingError
 from slipstream.model import _is_on
 from slipstream.output import Stats

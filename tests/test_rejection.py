@@ -28,7 +28,8 @@ from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree
 from slipstream.core.verify import choose_one_hot, draw
 from slipstream.drafting.chain import ChainDrafting
-from slipstream.engine.engine import Engine, Step
+from slipstream.engine.engine import Engine
+from slipstream.engine.sequence import Step
 from slipstream.methods.registry import build_drafter
 from slipstream.target.cache import KVCache
 from slipstream.target.passes import PassInputs

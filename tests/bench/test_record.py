@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from slipstream.bench.record import build_record, json_text, write_record
+from slipstream.bench.record import build_record, write_record
 from slipstream.bench.spec_bench import write_answers
 from slipstream.errors import ArtifactError
-from slipstream.records.journal import Journal, read_answers
-from slipstream.records.record import load_record
+from slipstream.records.journal import Journal, answer_line, read_answers
+from slipstream.records.record import json_text, load_record, record_json
 from slipstream.records.run_files import JOURNAL_FILE, SETTINGS_FILE, read_run
 from slipstream.runtime.clock import PARTS
 
@@ -19,7 +19,7 @@ NO_TIME = dict.fromkeys(PARTS, 0.0)
 
 @pytest.fixture(scope="module")
 def record(finished) -> dict:
-    return build_record(finished.folder)
+    return record_json(build_record(finished.folder))
 
 
 def row(record: dict, **wanted: object) -> dict:
@@ -60,7 +60,7 @@ def planted_record(finished, tmp_path: Path) -> dict:
     described = read_run(tmp_path)
     described["settings"]["tasks"], described["num_prompts"] = ["qa"], {"qa": 2}
     (tmp_path / SETTINGS_FILE).write_text(json.dumps(described))
-    return build_record(tmp_path)
+    return record_json(build_record(tmp_path))
 
 
 def test_figures_are_those_of_the_planted_answers(planted_record: dict) -> None:
@@ -131,7 +131,7 @@ def test_pictures_are_of_each_tasks_first_prompt(record: dict) -> None:
 
 
 def test_the_report_reads_the_record(finished) -> None:
-    write_record(finished.folder)
+    assert write_record(finished.folder) == load_record(finished.folder)
     assert [one.name for one in load_record(finished.folder).run.entrants] == [
         *("plain", "layer-skip", "prompt-lookup", "hf-plain")
     ]
@@ -153,11 +153,11 @@ def test_runs_split_by_task_make_the_record_of_one(finished, record: dict, tmp_p
         run["settings"]["tasks"], run["num_prompts"] = [task], {task: run["num_prompts"][task]}
         (folder / SETTINGS_FILE).write_text(json.dumps(run))
         journal = Journal(folder / JOURNAL_FILE)
-        for number in {one["prompt_id"] for one in whole if one["task"] == task}:
-            lines = [one for one in whole if (one["task"], one["prompt_id"]) == (task, number)]
+        for number in {one.prompt_id for one in whole if one.task == task}:
+            lines = [answer_line(one) for one in whole if (one.task, one.prompt_id) == (task, number)]
             journal.finish(task, number, lines, 1.0)
         parts.append(folder)
-    merged = build_record(*reversed(parts))
+    merged = record_json(build_record(*reversed(parts)))
     assert merged["run"]["tasks"] == record["run"]["tasks"]
     for one in record["rows"]:
         if one["task"] != "all":

@@ -18,7 +18,7 @@ from slipstream.certify.recording import ONE_ROW
 from slipstream.certify.reference import Reference
 from slipstream.certify.requests import make_request
 from slipstream.drafting.base import Drafter
-from slipstream.engine.engine import Request
+from slipstream.engine.sequence import Request
 from slipstream.model import Model
 from slipstream.prompts import Prompt
 from slipstream.target.target import Target

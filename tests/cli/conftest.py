@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 import slipstream
 from slipstream.cli.app import app
-from slipstream.engine.engine import Step
+from slipstream.engine.sequence import Step
 from slipstream.errors import InputError, unknown_choice
 from slipstream.methods.registry import METHODS
 from slipstream.output import Output, Stats

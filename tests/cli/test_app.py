@@ -78,7 +78,7 @@ def test_options_are_these_and_adding_one_is_deliberate():
         | {"device", "attention", "threads", "out", "resume", "report", "as_json"} | always,
         "bench show": {"run", "layout", "temperature", "as_markdown", "as_json"} | always,
         "bench report": {"run", "out", "figures"} | always,
-        "bench score": {"run", "data", "run_code", "scorer", "as_json"} | always,
+        "bench score": {"run", "data", "run_code", "unconfined", "scorer", "as_json"} | always,
         "bench merge": {"runs", "out"} | always,
         "bench costs": {"model", "drafter", "draft", "fresh", "plot", "dtype", "device", "attention", "threads"}
         | {"option", "as_json"} | always,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,13 @@ from pathlib import Path
 import pytest
 
 from byte_model import save_byte_model
+from report.record_factory import make_record
+from slipstream.bench.run_folder import hold
+from slipstream.bench.settings import BenchSettings
+from slipstream.cli.bench_run import _raise_on_fault
+from slipstream.errors import LosslessnessError
 from slipstream.records.journal import read_answers
+from slipstream.records.record import parse_record
 
 SIZES = ("-n", 6, "-d", "prompt-lookup", "-d", "hf-plain", "--dtype", "float64", "--device", "cpu", "--no-report")
 NUM_QUESTIONS = 24  # enough for a kill to come before the end
@@ -34,6 +41,11 @@ def questions(tmp_path: Path) -> Path:
 def test_a_run_leaves_record_answers_and_a_table(cli, model: Path, questions: Path, tmp_path: Path) -> None:
     found = cli("bench", "run", "-m", model, "--data", questions, "--prompts", 2, "--out", tmp_path / "run", *SIZES)
     assert found.exit_code == 0, found.stderr
+    says = found.stderr
+    assert "12 answers (3 entrants, 2 prompts, T = 0, 1)" in says
+    assert "12 answers take about" in says
+    assert says.index("12 answers (") < says.index("warming up plain (1 of 3)") < says.index("12 answers take about")
+    assert re.search(r"^(best here: prompt-lookup, |nothing is faster than plain here)", found.stdout.splitlines()[-1])
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert record["complete"]
     assert record["run"]["model"] == model.name  # the path is nobody's business
@@ -91,6 +103,70 @@ def test_bad_input_is_one_line(cli, model: Path, questions: Path, tmp_path: Path
     assert says in line
 
 
+@pytest.fixture
+def unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_, **__):
+        raise AssertionError("something was loaded")
+
+    monkeypatch.setattr("slipstream.load", load)
+
+
+def described(folder: Path, **changes: object) -> None:
+    """A folder that holds the beginning of a run with `SIZES`."""
+    folder.mkdir()
+    settings = {"max_new_tokens": 6, "seed": 0}
+    run = {"model": "mine", "dtype": "float64", "device": "cpu", "threads": 1, "settings": settings, **changes}
+    (folder / "run.json").write_text(json.dumps(run))
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "says"),
+    [
+        ({}, [], "holds a run already; go on with --resume"),
+        ({}, ["--resume", "-n", 7], "max_new_tokens 6, this one 7"),
+        ({"model": "other"}, ["--resume"], 'model "other", this one "mine"'),
+        ({"dtype": "bfloat16"}, ["--resume"], 'dtype "bfloat16", this one "float64"'),
+        ({}, ["--resume", "--threads", 2], "threads 1, this one 2"),
+    ],
+)
+def test_a_folder_in_use_or_a_changed_setting_is_said_before_anything_is_loaded(
+    cli,
+    questions: Path,
+    tmp_path: Path,
+    unloadable: None,
+    monkeypatch: pytest.MonkeyPatch,
+    changes,
+    arguments,
+    says: str,
+) -> None:
+    described(tmp_path / "run", **changes)
+    kept = ("max_new_tokens", "seed")
+    monkeypatch.setattr(BenchSettings, "to_dict", lambda self: {name: getattr(self, name) for name in kept})
+    found = cli("bench", "run", "-m", "mine", "--data", questions, "--out", tmp_path / "run", *SIZES, *arguments)
+    assert found.exit_code in (1, 2)
+    assert says in found.stderr
+    assert "loading" not in found.stderr
+
+
+def test_a_folder_that_another_run_writes_into_is_refused_before_anything_is_loaded(
+    cli, questions: Path, tmp_path: Path, unloadable
+) -> None:
+    with hold(tmp_path / "run"):
+        found = cli("bench", "run", "-m", "mine", "--data", questions, "--out", tmp_path / "run", *SIZES)
+    assert found.exit_code == 2
+    assert "another run is writing into" in found.stderr
+    assert "loading" not in found.stderr
+
+
+def test_only_a_fault_of_ours_fails_the_command() -> None:
+    fault = {"temperature": 0.0, "task": "gsm8k", "prompt_id": 7, "turn": 0, "sample": 0, "first_difference": 3}
+    faults = [{**fault, "entrant": "hf-plain", "verdict": "fault"}]
+    _raise_on_fault(parse_record(make_record(faults=faults)))
+    faults.append({**fault, "entrant": "eagle2", "verdict": "fault"})
+    with pytest.raises(LosslessnessError, match=r"1 answers differ .* the first is eagle2"):
+        _raise_on_fault(parse_record(make_record(faults=faults)))
+
+
 def command(model: Path, questions: Path, out: Path) -> list[str]:
     words = ["-m", model, "--data", questions, "--out", out, *SIZES, "-t", 0, "--threads", 1]
     return [sys.executable, "-m", "slipstream", "bench", "run", *map(str, words)]
@@ -117,5 +193,5 @@ def test_a_killed_run_loses_at_most_a_prompt_and_resumes(model: Path, questions:
     assert resumed.returncode == 0, resumed.stderr
     after = list(read_answers(journal))
     assert after[: len(before)] == before
-    assert [one["prompt_id"] for one in after if one["entrant"] == "plain"] == list(range(NUM_QUESTIONS))
+    assert [one.prompt_id for one in after if one.entrant == "plain"] == list(range(NUM_QUESTIONS))
     assert json.loads(resumed.stdout)["complete"]

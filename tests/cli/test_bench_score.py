@@ -8,6 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from bench_answers import line
 from slipstream.cli.app import ErrorLines
 from slipstream.cli.bench_score import score
 from slipstream.records.journal import Journal
@@ -30,13 +31,12 @@ def run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     journal = Journal(folder / "answers.jsonl")
-    place = {"task": "sums", "turn": 0, "sample": 0, "temperature": 0.0}
     for number, (plain, eagle2) in enumerate([("2", "2"), ("3", "4")], 1):
         texts = {"plain": plain, "eagle2": eagle2}
         journal.finish(
             "sums",
             number,
-            [{**place, "prompt_id": number, "entrant": name, "text": texts[name]} for name in texts],
+            [line(task="sums", prompt_id=number, entrant=name, text=texts[name]) for name in texts],
             1.0,
         )
     return folder
@@ -46,7 +46,7 @@ def run(tmp_path):
 def data(tmp_path):
     path = tmp_path / "sums.jsonl"
     lines = [{"question_id": number, "turns": ["?"], "reference": [f"#### {number + 1}"]} for number in (1, 2)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines), encoding="utf-8")
     return path
 
 
@@ -66,16 +66,7 @@ def test_json_is_one_object_and_what_scores_json_holds(command, run, data):
 
 def test_what_cannot_be_scored_is_said_on_stderr(command, run, data, tmp_path):
     (tmp_path / "plainly.jsonl").write_text('{"question_id": 1, "turns": ["?"]}\n', encoding="utf-8")
-    line = {
-        "task": "plainly",
-        "prompt_id": 1,
-        "turn": 0,
-        "sample": 0,
-        "temperature": 0.0,
-        "entrant": "plain",
-        "text": "",
-    }
-    Journal(run / "answers.jsonl").finish("plainly", 1, [line], 1.0)
+    Journal(run / "answers.jsonl").finish("plainly", 1, [line(task="plainly")], 1.0)
     done = command(run, "--data", tmp_path, "--json")
     assert json.loads(done.stdout)["tasks"].keys() == {"sums"}
     assert "not scored: plainly: the questions carry neither references" in done.stderr
@@ -93,3 +84,12 @@ def test_a_folder_without_a_run_is_refused(command, data, tmp_path):
     done = command(tmp_path, "--data", data)
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
     assert "bench run" in done.stderr
+
+
+def test_unconfined_without_run_code_is_refused_and_with_it_is_announced(command, run, data):
+    done = command(run, "--data", data, "--unconfined")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "add --run-code" in done.stderr
+    done = command(run, "--data", data, "--run-code", "--unconfined")
+    assert done.exit_code == 0
+    assert "code runs unconfined" in done.stderr

@@ -30,7 +30,7 @@ def test_unknown_keys_are_left_alone():
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda data: data.update(format=2), "format 1 (its format is 2)"),
+        (lambda data: data.update(format=2), "of format 2, newer than this version reads (1)"),
         (lambda data: data.pop("rows"), "has no 'rows'"),
         (lambda data: data["rows"][3].pop("tau"), r"rows[3] has no 'tau'"),
         (lambda data: data["rows"][0].update(tau="fast"), "rows[0].tau is 'fast'; it must be a number"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from report.record_factory import ENTRANTS, make_record, make_tree
-from slipstream.records.record import Entrant, Node, parse_record
+from slipstream.records.record import parse_record
+from slipstream.records.schema import Entrant, Node
 from slipstream.report.style import METHOD_COLOURS, PEER_LOOKS, drawing, looks, shade
 from slipstream.report.tree_picture import depths_of, rows_of, visible
 
@@ -62,3 +63,33 @@ def test_token_texts_are_made_visible():
     assert visible(" a\n") == "␣a↵"
     assert visible("\x07\u202e") == "<07><2…"
     assert visible("generation") == "genera…"
+
+
+def test_one_answer_s_quartile_does_not_stretch_the_axis():
+    pytest.importorskip("matplotlib", reason="figures need matplotlib: pip install 'slipstream-llm[plots]'")
+    from slipstream.report.bars import speed_by_task
+
+    data = make_record(temperatures=[0.0])
+    with drawing("speed"):
+        before = speed_by_task(parse_record(data), 0.0).axes[0].get_xlim()
+    for row in data["rows"]:
+        if row["entrant"] == "eagle2":
+            row["ratio_to_plain_spread"] = {"median": 1.8, "q1": 1.0, "q3": 40.0}
+    with drawing("speed"):
+        figure = speed_by_task(parse_record(data), 0.0)
+    assert figure.axes[0].get_xlim() == before
+    assert any(line.get_marker() == ">" for line in figure.axes[-1].lines)
+
+
+def test_the_axis_of_positions_ends_above_the_highest_point():
+    pytest.importorskip("matplotlib", reason="figures need matplotlib: pip install 'slipstream-llm[plots]'")
+    from slipstream.report.nodes import positions
+
+    data = make_record(temperatures=[0.0])
+    for one in data["positions"]:
+        for place in one["positions"].values():
+            place.update(acceptance=0.1, acceptance_when_sure=0.2, acceptance_when_unsure=0.0)
+    with drawing("positions"):
+        panels = [axes for axes in positions(parse_record(data), 0.0).axes if axes.get_visible() and axes.axison]
+    assert panels
+    assert all(0.2 < axes.get_ylim()[1] < 0.3 for axes in panels)

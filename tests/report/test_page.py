@@ -78,6 +78,25 @@ def test_every_figure_is_on_the_page_and_in_files(written, outline):
     assert all(path.stat().st_size > 2000 for path in files.figures)
 
 
+def test_figures_stand_before_tables_and_the_best_method_first(written):
+    page = written[1].page.read_text(encoding="utf-8")
+    assert (
+        page.index('class="best">best here: eagle2') < page.index('id="figure-speed-t0"') < page.index('id="tables-1"')
+    )
+    assert page.rindex("<figure ") < page.index('id="tables-1"')
+
+
+def test_terms_are_explained_where_they_stand(written):
+    page = written[1].page.read_text(encoding="utf-8")
+    caption = page[page.index('id="figure-positions-t0"') :].partition("</figcaption>")[0]
+    assert "P1 to P6 are places in a draft tree" in caption
+    assert "Acceptance: of the cycles" in caption
+    drawn = page[page.index('id="figure-positions-t0"') :].partition("</figure>")[0]
+    assert drawn.index("places in the tree") < drawn.index("surest third of cycles")
+    table = page[page.index("Identity, repetition and memory") :].partition("</p>")[0]
+    assert "rounding: identical in float64" in table
+
+
 def test_the_page_refers_to_nothing_outside_but_citations(outline):
     for tag, attributes in outline.found:
         for name in ("src", "href", "xlink:href", "srcset", "action", "data"):

@@ -6,7 +6,7 @@ import pytest
 
 from report.record_factory import ENTRANTS, make_record
 from slipstream.records.record import parse_record
-from slipstream.report.summary import headlines, identity, notes, provenance, setting
+from slipstream.report.summary import best_here, headlines, identity, notes, provenance, setting
 
 
 def said(**changes):
@@ -98,3 +98,19 @@ def test_a_clean_run_has_no_notes():
 def test_missing_baselines_are_said():
     assert "Plain decoding was not run" in said(entrants=ENTRANTS[1:])
     assert "transformers' own plain decoding was not run" in said(entrants=[*ENTRANTS[:2], ENTRANTS[5]])
+
+
+def test_the_last_word_names_the_best_method_or_says_that_there_is_none():
+    assert best_here(parse_record(make_record(temperatures=[0.0]))) == "best here: eagle2, 1.80 times plain"
+    both = best_here(parse_record(make_record()))
+    assert both == "best here: eagle2, 1.80 times plain at T = 0; eagle2, 1.80 times plain at T = 1"
+    slow = make_record(temperatures=[0.0], entrants=[ENTRANTS[0], ENTRANTS[2]])
+    assert best_here(parse_record(slow)) == "nothing is faster than plain here"
+
+
+def test_a_method_that_is_faster_in_sum_but_slower_on_most_answers_is_not_the_best():
+    data = make_record(temperatures=[0.0])
+    for row in data["rows"]:
+        if row["entrant"] == "eagle2":
+            row["ratio_to_plain_spread"] = {"median": 0.9, "q1": 0.8, "q3": 1.9}
+    assert "eagle2," not in best_here(parse_record(data))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from slipstream.core.rules import Candidates
 from slipstream.drafting.growth import Frontier, grow
 from slipstream.drafting.shape import Chain, Dynamic
-from slipstream.engine.engine import Step
+from slipstream.engine.sequence import Step
 from slipstream.output import Output, Stats
 from slipstream.runtime.sublayer_costs import CostTable, PassCost
 from slipstream.search.agreement import Agreement

@@ -68,15 +68,3 @@ def test_bad_options_are_one_clear_line(folder, tmp_path):
         done = run(folder, tmp_path, *extra)
         assert isinstance(done.exception, InputError)
         assert message in str(done.exception)
-
-
-def test_the_commands_defaults_are_the_settings():
-    from inspect import signature
-
-    from slipstream.cli.train_draft import draft
-    from slipstream.methods.draft_model.settings import DraftSettings
-
-    settings, parameters = DraftSettings(), signature(draft).parameters
-    names = set(settings.__dataclass_fields__) & set(parameters)
-    assert {name: parameters[name].default for name in names} == {name: getattr(settings, name) for name in names}
-    assert len(names) > 15

@@ -117,7 +117,7 @@ def _load(spec: EntrantSpec, plain: Model) -> Model | Peer:
 
 
 class ExactEntrants:
-    """Our methods in float64, loaded when an answer that differs first asks for them."""
+    """The entrants in float64, loaded when an answer that differs first asks for them."""
 
     def __init__(self, load_plain: Callable[[], Model], settings: BenchSettings) -> None:
         """load_plain: loads the target in float64 with plain decoding."""

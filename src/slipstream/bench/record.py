@@ -1,14 +1,10 @@
-"""The record of a run: every figure that tables, charts and the README show, computed from the run's journal alone.
-
-Its keys are described by `build_record`'s parts; all are always there, None where a figure does not exist.
-"""
+"""The record of a run: every figure that tables, charts and the README show, computed from the run's journal alone."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import zip_longest
 from pathlib import Path
 from statistics import median, quantiles
@@ -20,18 +16,34 @@ from slipstream.bench.tasks import TASKS
 from slipstream.bench.tree_statistics import TreeTally
 from slipstream.errors import ArtifactError
 from slipstream.records.journal import Journal, read_answers
+from slipstream.records.record import json_text, record_json
 from slipstream.records.run_files import JOURNAL_FILE, RECORD_FILE, read_run
+from slipstream.records.schema import (
+    ALL,
+    TRANSFORMERS,
+    Answer,
+    Calibration,
+    CycleMs,
+    CycleTree,
+    Depths,
+    Entrant,
+    Fault,
+    Picture,
+    Place,
+    Positions,
+    Record,
+    Row,
+    Setup,
+    Spread,
+    Task,
+    Verdicts,
+)
 from slipstream.runtime.clock import PARTS
 
-ALL = "all"
-"""The task that stands for all of them together."""
-TRANSFORMERS = "hf-plain"
 VERDICTS = ("identical", "rounding", "fault", "differs")
 _QUARTERS = 4
 
-Answer = Mapping[str, Any]
-"""A line of the journal."""
-Place = tuple[Any, ...]
+Asked = tuple[Any, ...]
 """What two entrants' answers must share to be compared: task, prompt, turn, sample, temperature."""
 
 
@@ -43,7 +55,7 @@ class Tally:
 
     @property
     def num_tokens(self) -> int:
-        return sum(len(one["token_ids"]) for one in self.answers)
+        return sum(len(one.token_ids) for one in self.answers)
 
     @property
     def total_s(self) -> float:
@@ -51,60 +63,46 @@ class Tally:
 
     def sum(self, name: str) -> int:
         """A count, added up over answers."""
-        return sum(one[name] for one in self.answers)
+        return sum(getattr(one, name) for one in self.answers)
 
     def accept_lengths(self) -> list[int]:
         """The histogram over all cycles: entry k counts those that emitted k tokens."""
         histogram: list[int] = []
         for one in self.answers:
-            histogram = [a + b for a, b in zip_longest(histogram, one["accept_lengths"], fillvalue=0)]
+            histogram = [a + b for a, b in zip_longest(histogram, one.accept_lengths, fillvalue=0)]
         return histogram
 
     def repetition(self) -> Repetition:
         """n-grams of all answers."""
         found = Repetition()
         for one in self.answers:
-            found = found.plus(repetition(one["token_ids"]))
+            found = found.plus(repetition(one.token_ids))
         return found
 
-    def cycle_ms(self) -> dict[str, float]:
-        """Milliseconds of a mean cycle by part."""
+    def cycle_ms(self) -> CycleMs:
+        """Of a mean cycle."""
         cycles = max(1, self.sum("num_cycles"))
-        return {
-            part: round(sum(one["cycle_ms"][part] * one["num_cycles"] for one in self.answers) / cycles, 4)
-            for part in PARTS
-        }
+        sums = {part: sum(getattr(one.cycle_ms, part) * one.num_cycles for one in self.answers) for part in PARTS}
+        return CycleMs(**{part: round(total / cycles, 4) for part, total in sums.items()})
 
     def largest(self, name: str) -> float | None:
         """The largest of a figure that the system may not tell."""
-        return max((one[name] for one in self.answers if one[name] is not None), default=None)
+        return max((found for one in self.answers if (found := getattr(one, name)) is not None), default=None)
 
-    def verdicts(self) -> dict[str, int] | None:
+    def verdicts(self) -> Verdicts | None:
         """How many answers are what; None where they cannot be compared."""
-        counts = Counter(one["verdict"] for one in self.answers if one["verdict"] is not None)
-        return {verdict: counts[verdict] for verdict in VERDICTS} if counts else None
+        counts = Counter(one.verdict for one in self.answers if one.verdict is not None)
+        return Verdicts(**{verdict: counts[verdict] for verdict in VERDICTS}) if counts else None
 
 
-def write_record(folder: Path) -> dict[str, Any]:
+def write_record(folder: Path) -> Record:
     """Compute the record of a run and write it into its folder."""
     record = build_record(folder)
-    (folder / RECORD_FILE).write_text(json_text(record), encoding="utf-8")
+    (folder / RECORD_FILE).write_text(json_text(record_json(record)), encoding="utf-8")
     return record
 
 
-def json_text(record: Mapping[str, Any]) -> str:
-    """JSON with one line for everything that stands inside a list, so that versions of a record can be compared."""
-    lines = []
-    for key, value in record.items():
-        if isinstance(value, list) and value:
-            body = ",\n".join("  " + json.dumps(one, ensure_ascii=False) for one in value)
-            lines.append(f" {json.dumps(key)}: [\n{body}\n ]")
-        else:
-            lines.append(f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def build_record(*folders: Path) -> dict[str, Any]:
+def build_record(*folders: Path) -> Record:
     """The record of a run, or of several that differ in their tasks only, such as one for each machine of a kind."""
     runs = [read_run(folder) for folder in folders]
     first = runs[0]
@@ -117,34 +115,35 @@ def build_record(*folders: Path) -> dict[str, Any]:
     tasks.sort(key=lambda task: known.index(task) if task in known else len(known))
     num_prompts = sum(sum(run["num_prompts"].values()) for run in runs)
     num_done = sum(len(journal.done) for journal in journals)
-    heard = {one["entrant"] for one in answers}
-    entrants = [one for one in settings["entrants"] if one["name"] in heard]
+    heard = {one.entrant for one in answers}
+    entrants = [Entrant(**one) for one in settings["entrants"] if one["name"] in heard]
     groups = _grouped(answers, tasks)
-    return {
-        "format": 1,
-        "run": {
-            **{name: first[name] for name in _PROVENANCE},
-            "command": "\n".join(run["command"] for run in runs),
-            **{name: value for name, value in settings.items() if name != "questions_hash"},
-            "entrants": entrants,
-            "tasks": tasks,
-            "continued": [one for run in runs for one in run.get("continued", [])],
-            "left_out": {name: reason for run in runs for name, reason in run.get("left_out", {}).items()},
-        },
-        "wall_s": round(sum(journal.wall_s for journal in journals), 1),
-        "complete": num_done == num_prompts,
-        "num_prompts_done": num_done,
-        "num_prompts": num_prompts,
-        "tasks": {task: _task(answers, task) for task in tasks},
-        "rows": [_row(groups, *key) for key in groups],
-        "verify_cost": [[rows, round(one, 7)] for rows, one in first.get("verify_cost", [])],
-        **_trees(answers, [one["name"] for one in entrants]),
-        "faults": [
-            {name: one[name] for name in _FAULT}
-            for one in answers
-            if one["verdict"] is not None and one["verdict"] != "identical"
-        ],
+    run = {
+        **{name: first[name] for name in _PROVENANCE},
+        **{name: value for name, value in settings.items() if name != "questions_hash"},
+        "command": "\n".join(run["command"] for run in runs),
+        "entrants": entrants,
+        "tasks": tasks,
+        "continued": [one for run in runs for one in run.get("continued", [])],
+        "left_out": {name: reason for run in runs for name, reason in run.get("left_out", {}).items()},
     }
+    return Record(
+        run=Setup(**run),
+        wall_s=round(sum(journal.wall_s for journal in journals), 1),
+        complete=num_done == num_prompts,
+        num_prompts_done=num_done,
+        num_prompts=num_prompts,
+        tasks={task: _task(answers, task) for task in tasks},
+        rows=[_row(groups, *key) for key in groups],
+        verify_cost=[[rows, round(one, 7)] for rows, one in first.get("verify_cost", [])],
+        **_trees(answers, [one.name for one in entrants]),
+        trees=[_tree(one, one.picture) for one in answers if one.picture is not None],
+        faults=[
+            Fault(**{name: getattr(one, name) for name in _FAULT})
+            for one in answers
+            if one.verdict is not None and one.verdict != "identical"
+        ],
+    )
 
 
 _PROVENANCE = (
@@ -173,71 +172,71 @@ def _grouped(answers: Iterable[Answer], tasks: Sequence[str]) -> dict[tuple[str,
     """Answers by task (the tasks in order, then all together), entrant and temperature."""
     groups: dict[tuple[str, str, float], Tally] = {}
     for one in answers:
-        for task in (one["task"], ALL):
-            groups.setdefault((task, one["entrant"], one["temperature"]), Tally()).answers.append(one)
+        for task in (one.task, ALL):
+            groups.setdefault((task, one.entrant, one.temperature), Tally()).answers.append(one)
     order = {task: index for index, task in enumerate([*tasks, ALL])}
     return dict(sorted(groups.items(), key=lambda item: order[item[0][0]]))
 
 
-def _task(answers: Iterable[Answer], task: str) -> dict[str, int]:
+def _task(answers: Iterable[Answer], task: str) -> Task:
     """What was asked: the distinct questions that have been answered, and how many prompts had to be cut."""
     cut: dict[tuple[Any, ...], int] = {}
     for one in answers:
-        if one["task"] == task:
-            cut[one["prompt_id"], one["turn"]] = one["num_tokens_cut"]
-    return {
-        "num_prompts": len({number for number, _ in cut}),
-        "num_turns": len(cut),
-        "num_truncated": sum(tokens > 0 for tokens in cut.values()),
-    }
+        if one.task == task:
+            cut[one.prompt_id, one.turn] = one.num_tokens_cut
+    return Task(
+        num_prompts=len({number for number, _ in cut}),
+        num_turns=len(cut),
+        num_truncated=sum(tokens > 0 for tokens in cut.values()),
+    )
 
 
-def _row(groups: Mapping[tuple[str, str, float], Tally], task: str, entrant: str, temperature: float) -> dict[str, Any]:
+def _row(groups: Mapping[tuple[str, str, float], Tally], task: str, entrant: str, temperature: float) -> Row:
     tally = groups[task, entrant, temperature]
     plain, theirs = (groups.get((task, name, temperature)) for name in (PLAIN, TRANSFORMERS))
     cycles, tokens = tally.sum("num_cycles"), tally.num_tokens
     drafted = tally.sum("num_drafted")
-    ours = any(one["cycle_ms"]["verify"] for one in tally.answers)
+    ours = any(one.cycle_ms.verify for one in tally.answers)
     repeated = tally.repetition()
     tau = tokens / cycles if cycles else None
     ratio = _ratio(tally, plain)
-    return {
-        "task": task,
-        "entrant": entrant,
-        "temperature": temperature,
-        "num_answers": len(tally.answers),
-        "num_tokens": tokens,
-        "num_cycles": cycles or None,
-        "num_drafted": drafted if ours else None,
-        "num_accepted": tally.sum("num_accepted") if ours else None,
-        "accept_lengths": tally.accept_lengths(),
-        "tau": _rounded(tau),
-        "num_repeated": repeated.num_repeated,
-        "num_ngrams": repeated.num_ngrams,
-        "repetition_rate": _rounded(repeated.rate),
-        "total_s": round(tally.total_s, 4),
-        "prefill_s": round(sum(one["prefill_s"] for one in tally.answers), 4) if ours else None,
-        "tokens_per_second": _rounded(tokens / tally.total_s),
-        "ms_per_token": _spread([1000 * seconds_of(one) / len(one["token_ids"]) for one in tally.answers]),
-        "ratio_to_plain": _rounded(ratio),
-        "ratio_to_transformers": _rounded(_ratio(tally, theirs)),
-        "ratio_to_plain_spread": None if plain is None else _spread(list(_paired(tally, plain))),
-        "efficiency": None if ratio is None or tau is None else _rounded(ratio / tau),
-        "cycle_ms": tally.cycle_ms() if ours else None,
-        "memory_peak_gib": tally.largest("memory_peak_gib"),
-        "memory_growth_gib": tally.largest("memory_growth_gib"),
-        "verdicts": tally.verdicts(),
-    }
+    return Row(
+        task=task,
+        entrant=entrant,
+        temperature=temperature,
+        num_answers=len(tally.answers),
+        num_tokens=tokens,
+        num_cycles=cycles or None,
+        num_drafted=drafted if ours else None,
+        num_accepted=tally.sum("num_accepted") if ours else None,
+        accept_lengths=tally.accept_lengths(),
+        tau=_rounded(tau),
+        num_repeated=repeated.num_repeated,
+        num_ngrams=repeated.num_ngrams,
+        repetition_rate=_rounded(repeated.rate),
+        total_s=round(tally.total_s, 4),
+        prefill_s=round(sum(one.prefill_s for one in tally.answers), 4) if ours else None,
+        tokens_per_second=_rounded(tokens / tally.total_s),
+        ms_per_token=_spread([1000 * seconds_of(one) / len(one.token_ids) for one in tally.answers]),
+        ratio_to_plain=_rounded(ratio),
+        ratio_to_transformers=_rounded(_ratio(tally, theirs)),
+        ratio_to_plain_spread=None if plain is None else _spread(list(_paired(tally, plain))),
+        efficiency=None if ratio is None or tau is None else _rounded(ratio / tau),
+        cycle_ms=tally.cycle_ms() if ours else None,
+        memory_peak_gib=tally.largest("memory_peak_gib"),
+        memory_growth_gib=tally.largest("memory_growth_gib"),
+        verdicts=tally.verdicts(),
+    )
 
 
 def seconds_of(answer: Answer) -> float:
     """Wall seconds of an answer: the median of its repeats."""
-    return float(median(answer["seconds"]))
+    return float(median(answer.seconds))
 
 
-def place_of(answer: Answer) -> Place:
+def asked(answer: Answer) -> Asked:
     """What was asked."""
-    return tuple(answer[name] for name in ("task", "prompt_id", "turn", "sample", "temperature"))
+    return tuple(getattr(answer, name) for name in ("task", "prompt_id", "turn", "sample", "temperature"))
 
 
 def _ratio(tally: Tally, other: Tally | None) -> float | None:
@@ -249,36 +248,40 @@ def _ratio(tally: Tally, other: Tally | None) -> float | None:
 
 def _paired(tally: Tally, plain: Tally) -> Iterator[float]:
     """Plain decoding's seconds a token over this entrant's, answer by answer."""
-    pace = {place_of(one): seconds_of(one) / len(one["token_ids"]) for one in plain.answers}
+    pace = {asked(one): seconds_of(one) / len(one.token_ids) for one in plain.answers}
     for one in tally.answers:
-        yield pace[place_of(one)] / (seconds_of(one) / len(one["token_ids"]))
+        yield pace[asked(one)] / (seconds_of(one) / len(one.token_ids))
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def _spread(values: Sequence[float]) -> Spread:
     """Median and quartiles."""
     low, middle, high = quantiles(values, n=_QUARTERS, method="inclusive") if len(values) > 1 else [values[0]] * 3
-    return {"median": round(middle, 4), "q1": round(low, 4), "q3": round(high, 4)}
+    return Spread(median=round(middle, 4), q1=round(low, 4), q3=round(high, 4))
 
 
-def _trees(answers: Sequence[Answer], entrants: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Calibration, positions and depths by entrant and temperature, and the trees that are to be drawn."""
+def _trees(answers: Sequence[Answer], entrants: Sequence[str]) -> dict[str, list[Any]]:
+    """Calibration, positions and depths by entrant and temperature, as fields of a record."""
     tallies: dict[tuple[str, float], TreeTally] = {}
-    pictures = []
     for one in answers:
-        if "trees" in one:
-            tallies.setdefault((one["entrant"], one["temperature"]), TreeTally()).merge(one["trees"])
-        if "picture" in one:
-            names = ("entrant", "temperature", "task", "prompt_id", "turn")
-            pictures.append({**{name: one[name] for name in names}, **one["picture"]})
-    found: dict[str, list[dict[str, Any]]] = {"calibration": [], "positions": [], "depths": []}
+        if one.trees is not None:
+            tallies.setdefault((one.entrant, one.temperature), TreeTally()).merge(asdict(one.trees))
+    found: dict[str, list[Any]] = {"calibration": [], "positions": [], "depths": []}
     for entrant, temperature in sorted(tallies, key=lambda key: (key[1], entrants.index(key[0]))):
         said = tallies[entrant, temperature].to_dict()
-        named = {"entrant": entrant, "temperature": temperature}
-        found["calibration"].append({**named, **said["calibration"]})
+        named: dict[str, Any] = {"entrant": entrant, "temperature": temperature}
+        found["calibration"].append(Calibration(**named, **said["calibration"]))
         if any(sum(one["num_nodes"]) for one in said["positions"].values()):
-            found["positions"].append({**named, "positions": said["positions"]})
-        found["depths"].append({**named, **said["depths"]})
-    return {**found, "trees": pictures}
+            places = {name: Place(**place) for name, place in said["positions"].items()}
+            found["positions"].append(Positions(**named, positions=places))
+        found["depths"].append(Depths(**named, **said["depths"]))
+    return found
+
+
+def _tree(answer: Answer, picture: Picture) -> CycleTree:
+    """A picture with what it is of."""
+    names = ("entrant", "temperature", "task", "prompt_id", "turn")
+    shown = {one.name: getattr(picture, one.name) for one in fields(picture)}
+    return CycleTree(**{name: getattr(answer, name) for name in names}, **shown)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -2,16 +2,15 @@
 
 All entrants answer a turn before any sees the next, and who goes first rotates, so that a machine that slows down or
 speeds up hits all alike. Everyone continues the same conversation: before a second turn, plain decoding's answer stands
-as the assistant's. An answer of ours that differs from plain decoding's is generated again by both in float64: equal
-there, the difference was rounding, otherwise it is a fault.
+as the assistant's. An answer that differs from plain decoding's is generated again by both in float64: equal there, the
+difference was rounding, otherwise it is a fault. Peers are judged alike wherever they can be compared.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,22 +19,35 @@ import torch
 
 from slipstream.bench.comparison import first_difference
 from slipstream.bench.entrants import Entrant, ExactEntrants, Reply
+from slipstream.bench.run_folder import check_same, holds_run
 from slipstream.bench.settings import PLAIN, BenchSettings
 from slipstream.bench.tasks import in_turns
 from slipstream.bench.tree_picture import pictured
 from slipstream.bench.tree_statistics import TreeTally
 from slipstream.bench.truncation import Encoded, encode_within
-from slipstream.errors import ArtifactError, InputError
+from slipstream.errors import InputError
 from slipstream.model import Model
 from slipstream.prompts import Prompt
-from slipstream.records.journal import Journal
+from slipstream.records.journal import Journal, answer_line
 from slipstream.records.machine import provenance
 from slipstream.records.run_files import JOURNAL_FILE, SETTINGS_FILE, read_run, write_json
+from slipstream.records.schema import Answer, CycleMs, Picture, TreeCounts
+from slipstream.records.shapes import read_shape
 from slipstream.runtime.kept_costs import KeptCosts
 
 _WARM_UP_TOKENS = 8
 _COST_CONTEXT = 64  # cached tokens
 _JUDGED_PARAMETERS = 1e9  # up to so many, `judge="auto"` generates again in float64
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is left of a run when it starts or goes on."""
+
+    num_answers: int
+    """Answers that are left."""
+    left_s: float
+    """About how long they take, if each runs to the last token that it may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +59,27 @@ class Progress:
     prompt: Prompt
     """The one just finished."""
     left_s: float
-    """Estimated from the prompts finished so far."""
+    """Estimated from the prompts finished so far, without the warm-up."""
+
+
+class Watcher:
+    """Is told how a run fares. Does nothing; subclasses show it."""
+
+    def warming_up(self, entrant: str, number: int, num_entrants: int) -> None:
+        """An entrant, the number-th of all (from 1), is about to answer untimed."""
+
+    def starting(self, plan: Plan) -> None:
+        """The warm-up is over; the answers that count begin."""
+
+    def answered(self, entrant: str) -> None:
+        """One answer is there."""
+
+    def finished(self, progress: Progress) -> None:
+        """All answers to a prompt are there and kept."""
 
 
 class BenchRun:
-    """A run in a folder. Making it creates or checks the folder; `prompts` does the work."""
+    """A run in a folder. Making it creates or checks the folder; `run` does the work."""
 
     def __init__(
         self,
@@ -84,25 +112,25 @@ class BenchRun:
         """Prompts that are finished."""
         return len(self._journal.done)
 
+    @property
+    def left(self) -> list[tuple[int, Prompt]]:
+        """The prompts that are not, with their numbers."""
+        done = self._journal.done
+        return [(number, one) for number, one in enumerate(self.prompts) if (one.kind, one.id) not in done]
+
+    def num_answers(self, num_entrants: int, *, left: bool = False) -> int:
+        """How many answers the run has, or are left: of every entrant to every turn, at every temperature."""
+        each = sum(self.settings.samples if one else 1 for one in self.settings.temperatures)
+        prompts = [one for _, one in self.left] if left else self.prompts
+        return each * num_entrants * _num_turns(prompts)
+
     def _prepare(self, resume: bool) -> None:
-        path = self.folder / SETTINGS_FILE
-        if not path.is_file():
-            if self.folder.exists() and any(self.folder.iterdir()):
-                raise InputError(f"{self.folder} is not empty and holds no run; give another folder with --out")
+        if not holds_run(self.folder, resume=resume):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write(self._run)
             return
-        if not resume:
-            raise InputError(
-                f"{self.folder} holds a run already; go on with --resume or give another folder with --out"
-            )
+        check_same(self.folder, {key: self._run[key] for key in ("settings", "target", "dtype", "device", "threads")})
         before = read_run(self.folder)
-        for key in ("settings", "target", "dtype", "device", "threads"):
-            if before.get(key) != self._run[key]:
-                raise ArtifactError(
-                    f"the run in {self.folder} has {_differing(before.get(key), self._run[key], key)}; "
-                    "resume with the same, or start another run with --out"
-                )
         changed = {key: self._run[key] for key in ("commit", "versions", "hardware") if before[key] != self._run[key]}
         if changed:
             before["continued"] = [*before.get("continued", []), {"date": self._run["date"], **changed}]
@@ -124,31 +152,52 @@ class BenchRun:
         run["left_out"] = {**run.get("left_out", {}), name: reason}
         self._write(run)
 
-    def run(
-        self, entrants: Mapping[str, Entrant], exact: ExactEntrants, progress: Callable[[Progress], None] | None = None
-    ) -> None:
-        """Answer every prompt that is not finished yet."""
-        left = [
-            (number, one) for number, one in enumerate(self.prompts) if (one.kind, one.id) not in self._journal.done
-        ]
-        if not left:
+    def run(self, entrants: Mapping[str, Entrant], exact: ExactEntrants, watcher: Watcher | None = None) -> None:
+        """Warm up, then answer every prompt that is not finished yet."""
+        watcher = watcher or Watcher()
+        if not self.left:
             return
-        self._warm_up(entrants.values(), left[0][1])
-        for number, prompt in left:
+        expected = self._warm_up(entrants, watcher)
+        watcher.starting(Plan(self.num_answers(len(entrants), left=True), self._left_s(expected)))
+        for number, prompt in self.left:
             began = time.perf_counter()
-            lines = list(self._answers(prompt, number, entrants, exact))
+            lines = list(map(answer_line, self._answers(prompt, number, entrants, exact, watcher)))
             self._journal.finish(prompt.kind, prompt.id, lines, time.perf_counter() - began)
-            if progress is not None:
-                left_s = self._journal.wall_s / self.num_done * (len(self.prompts) - self.num_done)
-                progress(Progress(self.num_done, len(self.prompts), prompt, left_s))
+            watcher.finished(Progress(self.num_done, len(self.prompts), prompt, self._left_s(expected)))
 
-    def _warm_up(self, entrants: Iterable[Entrant], prompt: Prompt) -> None:
-        """A short answer of each kind from all, so that no first call is timed."""
+    def _warm_up(self, entrants: Mapping[str, Entrant], watcher: Watcher) -> Mapping[str, float]:
+        """Short answers from all, so that no first call is timed; returns the seconds that a full answer may take.
+
+        That is measured once a run: one that goes on has each entrant answer once and reads the rest from the folder.
+        """
+        run = read_run(self.folder)
+        known: dict[str, float] | None = run.get("expected_s")
+        encoded = self._encode([{"role": "user", "content": self.left[0][1].turns[0]}])
         budget = min(_WARM_UP_TOKENS, self.settings.max_new_tokens)
-        encoded = self._encode([{"role": "user", "content": prompt.turns[0]}])
-        for entrant in entrants:
-            for temperature in self.settings.temperatures:
-                entrant.answer(encoded.ids, temperature, 0, budget)
+        replies = {}
+        for number, (name, entrant) in enumerate(entrants.items(), 1):
+            watcher.warming_up(name, number, len(entrants))
+            temperatures = self.settings.temperatures
+            for temperature in temperatures[:1] if known else (*temperatures, temperatures[-1]):
+                replies[name] = entrant.answer(encoded.ids, temperature, 0, budget)
+        if known is None:
+            prefill_s = replies[PLAIN].stats.prefill_s
+            known = {name: self._full_answer_s(reply, prefill_s) for name, reply in replies.items()}
+            self._write({**run, "expected_s": known})
+        return known
+
+    def _full_answer_s(self, reply: Reply, prefill_s: float) -> float:
+        """Seconds of an answer as long as it may be, from a short one. prefill_s: plain decoding's of the prompt."""
+        prefill_s = min(reply.stats.prefill_s or prefill_s, reply.total_s)
+        each = (reply.total_s - prefill_s) / max(1, len(reply.token_ids))
+        return round(prefill_s + each * self.settings.max_new_tokens, 4)
+
+    def _left_s(self, expected: Mapping[str, float]) -> float:
+        """By the pace of the turns that are finished; before there are any, by what a full answer may take."""
+        num_left = _num_turns([one for _, one in self.left])
+        if self.num_done:
+            return self._journal.wall_s * num_left / (_num_turns(self.prompts) - num_left)
+        return sum(expected.values()) * self.settings.repeats * self.num_answers(1, left=True)
 
     def _encode(self, messages: list[dict[str, str]]) -> Encoded:
         context = self.plain.target.context_length
@@ -157,16 +206,16 @@ class BenchRun:
         return encode_within(self.plain, messages, min((one for one in limits if one is not None), default=None))
 
     def _answers(
-        self, prompt: Prompt, number: int, entrants: Mapping[str, Entrant], exact: ExactEntrants
-    ) -> Iterator[dict[str, Any]]:
+        self, prompt: Prompt, number: int, entrants: Mapping[str, Entrant], exact: ExactEntrants, watcher: Watcher
+    ) -> Iterator[Answer]:
         for temperature in self.settings.temperatures:
             for sample in range(self.settings.samples if temperature else 1):
                 messages: list[dict[str, str]] = []
                 for turn, text in enumerate(prompt.turns):
                     messages.append({"role": "user", "content": text})
                     encoded = self._encode(messages)
-                    rounds = self._rounds(encoded.ids, temperature, sample, number + turn, entrants)
-                    place = {
+                    rounds = self._rounds(encoded.ids, temperature, sample, number + turn, entrants, watcher)
+                    place: dict[str, Any] = {
                         "task": prompt.kind,
                         "prompt_id": prompt.id,
                         "category": prompt.category,
@@ -183,29 +232,35 @@ class BenchRun:
                         verdict = self._verdict(
                             name, entrants[name], difference, encoded.ids, temperature, sample, exact
                         )
-                        yield {
+                        yield Answer(
                             **place,
-                            "entrant": name,
-                            **self._line(replies, is_first),
-                            "verdict": verdict,
-                            "first_difference": None if verdict is None else difference,
-                        }
+                            entrant=name,
+                            **self._figures(replies, is_first),
+                            verdict=verdict,
+                            first_difference=None if verdict is None else difference,
+                        )
                     answer = rounds[0][PLAIN].token_ids
                     messages.append({"role": "assistant", "content": self._text(answer)})
 
     def _rounds(
-        self, ids: list[int], temperature: float, sample: int, first: int, entrants: Mapping[str, Entrant]
+        self,
+        ids: list[int],
+        temperature: float,
+        sample: int,
+        first: int,
+        entrants: Mapping[str, Entrant],
+        watcher: Watcher,
     ) -> list[dict[str, Reply]]:
         """Each entrant's reply, once for every repeat."""
-        rounds = []
+        rounds: list[dict[str, Reply]] = []
         for repeat in range(self.settings.repeats):
             names = list(entrants)
             cut = (first + repeat) % len(names)
-            replies = {
-                name: entrants[name].answer(ids, temperature, sample, self.settings.max_new_tokens)
-                for name in names[cut:] + names[:cut]
-            }
-            rounds.append(replies)
+            rounds.append({})
+            for name in names[cut:] + names[:cut]:
+                rounds[-1][name] = entrants[name].answer(ids, temperature, sample, self.settings.max_new_tokens)
+                if repeat == self.settings.repeats - 1:
+                    watcher.answered(name)
         return rounds
 
     def _verdict(
@@ -224,7 +279,7 @@ class BenchRun:
             return None
         if difference is None:
             return "identical"
-        if entrant.is_peer or not self._judged:
+        if not self._judged:
             return "differs"
         ours, plain = (
             exact[one].answer(ids, temperature, sample, self.settings.max_new_tokens).token_ids for one in (name, PLAIN)
@@ -236,8 +291,8 @@ class BenchRun:
         small = self.plain.target.model.num_parameters() <= _JUDGED_PARAMETERS
         return self.settings.judge == "float64" or (self.settings.judge == "auto" and small)
 
-    def _line(self, replies: Sequence[Reply], is_first: bool) -> dict[str, Any]:
-        """What the journal keeps of an answer: all of its first time, and every time's seconds.
+    def _figures(self, replies: Sequence[Reply], is_first: bool) -> dict[str, Any]:
+        """Of an answer, fields of `Answer`: all of its first time, and every time's seconds.
 
         is_first: whether it is a task's first, of which a tree is kept to be drawn.
         """
@@ -246,7 +301,8 @@ class BenchRun:
         for cycle in reply.cycles:
             if cycle.tree.num_nodes:
                 tally.count(cycle)
-        line: dict[str, Any] = {
+        picture = pictured(reply.cycles, reply.token_ids, self.plain.tokenizer) if is_first else None
+        return {
             "token_ids": reply.token_ids,
             "text": self._text(reply.token_ids),
             "seconds": [round(one.total_s, 6) for one in replies],
@@ -255,16 +311,12 @@ class BenchRun:
             "num_accepted": stats.num_accepted,
             "accept_lengths": stats.accept_lengths,
             "prefill_s": round(stats.prefill_s, 6),
-            "cycle_ms": {part: round(one, 4) for part, one in stats.cycle_ms().items()},
+            "cycle_ms": CycleMs(**{part: round(one, 4) for part, one in stats.cycle_ms().items()}),
             "memory_peak_gib": _rounded(reply.memory.peak_gib),
             "memory_growth_gib": _rounded(reply.memory.growth_gib),
+            "trees": read_shape(TreeCounts, tally.to_dict(), "trees") if tally.num_cycles else None,
+            "picture": None if picture is None else read_shape(Picture, picture, "picture"),
         }
-        if tally.num_cycles:
-            line["trees"] = tally.to_dict()
-            picture = pictured(reply.cycles, reply.token_ids, self.plain.tokenizer) if is_first else None
-            if picture is not None:
-                line["picture"] = picture
-        return line
 
     def _text(self, token_ids: Sequence[int]) -> str:
         text: str = self.plain.tokenizer.decode(list(token_ids), skip_special_tokens=True)
@@ -286,12 +338,8 @@ def _described_run(
     }
 
 
-def _differing(before: Any, now: Any, key: str) -> str:
-    """Which entry is another than now, in words."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        name = next(name for name in (*before, *now) if before.get(name) != now.get(name))
-        return _differing(before.get(name), now.get(name), name)
-    return f"{key} {json.dumps(before)[:200]}, this one {json.dumps(now)[:200]}"
+def _num_turns(prompts: Sequence[Prompt]) -> int:
+    return sum(len(one.turns) for one in prompts)
 
 
 def _rounded(value: float | None) -> float | None:

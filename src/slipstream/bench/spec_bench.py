@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from slipstream.bench.record import seconds_of
+from slipstream.records.schema import Answer
 
 
-def write_answers(folder: Path, answers: Iterable[Mapping[str, Any]], model: str) -> list[Path]:
+def write_answers(folder: Path, answers: Iterable[Answer], model: str) -> list[Path]:
     """Write one file an entrant and temperature, `ENTRANT-tT.jsonl`; returns their paths.
 
     Each line: question_id, category, answer_id, model_id, choices (one a sample: turns, decoding_steps, new_tokens,
     wall_time, accept_lengths) and tstamp, which is 0 so that equal answers make equal files. accept_lengths are the
     tokens of each pass, in ascending order: the journal keeps their histogram.
     """
-    files: dict[tuple[str, float], dict[tuple[str, Any], dict[int, list[Mapping[str, Any]]]]] = {}
+    files: dict[tuple[str, float], dict[tuple[str, Any], dict[int, list[Answer]]]] = {}
     categories: dict[tuple[str, Any], str] = {}
     for one in answers:
-        question = one["task"], one["prompt_id"]
-        categories[question] = one["category"] or one["task"]
-        samples = files.setdefault((one["entrant"], one["temperature"]), {}).setdefault(question, {})
-        samples.setdefault(one["sample"], []).append(one)
+        question = one.task, one.prompt_id
+        categories[question] = one.category or one.task
+        samples = files.setdefault((one.entrant, one.temperature), {}).setdefault(question, {})
+        samples.setdefault(one.sample, []).append(one)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for (entrant, temperature), questions in files.items():
@@ -46,14 +47,14 @@ def write_answers(folder: Path, answers: Iterable[Mapping[str, Any]], model: str
     return written
 
 
-def _choice(index: int, turns: list[Mapping[str, Any]]) -> dict[str, Any]:
+def _choice(index: int, turns: list[Answer]) -> dict[str, Any]:
     return {
         "index": index,
-        "turns": [one["text"] for one in turns],
-        "decoding_steps": [one["num_cycles"] for one in turns],
-        "new_tokens": [len(one["token_ids"]) for one in turns],
+        "turns": [one.text for one in turns],
+        "decoding_steps": [one.num_cycles for one in turns],
+        "new_tokens": [len(one.token_ids) for one in turns],
         "wall_time": [seconds_of(one) for one in turns],
         "accept_lengths": [
-            length for one in turns for length, count in enumerate(one["accept_lengths"]) for _ in range(count)
+            length for one in turns for length, count in enumerate(one.accept_lengths) for _ in range(count)
         ],
     }

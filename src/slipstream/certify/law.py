@@ -35,7 +35,7 @@ class Cells:
     """A text, or the beginning of those that share a cell -> its cell."""
     probabilities: list[float] = field(default_factory=list)
 
-    def add(self, beginning: Text, probability: float) -> None:
+    def add_text(self, beginning: Text, probability: float) -> None:
         """One more cell."""
         self.index[beginning] = len(self.probabilities)
         self.probabilities.append(probability)
@@ -68,7 +68,7 @@ def _split(text: Text, probability: float, law: NextLaw, ends: frozenset[int], l
     if probability < least:
         return probability
     if len(text) == NUM_TOKENS or (text and text[-1] in ends):
-        cells.add(text, probability)
+        cells.add_text(text, probability)
         return 0.0
     joint = probability * law(text)
     probable = (joint >= least).nonzero().squeeze(1)
@@ -78,7 +78,7 @@ def _split(text: Text, probability: float, law: NextLaw, ends: frozenset[int], l
         left += _split((*text, token), mass, law, ends, least, cells)
     if left < least:
         return left
-    cells.add(text, left)
+    cells.add_text(text, left)
     return 0.0
 
 

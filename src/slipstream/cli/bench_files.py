@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from slipstream.records.record import Record
+    from slipstream.records.schema import Record
 
 
 def record_of(run: Path) -> Record:

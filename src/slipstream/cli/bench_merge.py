@@ -21,9 +21,10 @@ def merge(
 
     Example: slipstream bench merge runs/chat runs/code --out record.json
     """
-    from slipstream.bench.record import build_record, json_text
+    from slipstream.bench.record import build_record
+    from slipstream.records.record import json_text, record_json
 
     record = build_record(*runs)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json_text(record), encoding="utf-8")
+    out.write_text(json_text(record_json(record)), encoding="utf-8")
     print(out)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,10 +16,9 @@ from slipstream.cli.answering import note
 from slipstream.errors import InputError, LosslessnessError
 
 if TYPE_CHECKING:
-    from slipstream.bench.hub_tasks import HubTask
-    from slipstream.bench.runner import BenchRun, Progress
-    from slipstream.bench.settings import EntrantSpec
-    from slipstream.prompts import Prompt
+    from slipstream.bench.assembly import Request
+    from slipstream.bench.runner import BenchRun, Watcher
+    from slipstream.records.schema import Record
 
 BENCH = "Benchmark"
 _NOTES_A_RUN = 20  # lines of progress where there is no bar
@@ -151,180 +150,82 @@ def run(
 
     Example: slipstream bench run -m Qwen/Qwen3-0.6B -d layer-skip -d prompt-lookup --prompts 10
     """
-    from slipstream.records.run_files import REPORT_FILE
+    from slipstream.bench.assembly import Request
+    from slipstream.bench.run_folder import hold
 
     if report:
         _check_plots()
     folder = out or Path("runs") / f"bench-{_slug(model)}"
-    bench, work = _prepare(
-        folder,
-        model,
-        method,
-        drafts,
-        peers,
-        data,
-        datasets,
-        tasks,
-        resume,
+    request = Request(
+        folder=folder,
+        model=model,
+        methods=method or (),
+        drafts=drafts or (),
+        peers=peers,
+        data=data,
+        datasets=datasets or (),
+        tasks=tasks,
+        resume=resume,
         loading={"dtype": dtype, "device": device, "attention": attention, "threads": threads},
         prompts_per_task=prompts,
-        max_new_tokens=max_new_tokens,
-        max_prompt_tokens=max_prompt_tokens,
-        temperatures=tuple(temperature or (0.0, 1.0)),
-        top_p=top_p,
-        seed=seed,
-        samples=samples,
-        repeats=repeats,
-        verification=verification,
-        judge=judge,
+        settings={
+            "max_new_tokens": max_new_tokens,
+            "max_prompt_tokens": max_prompt_tokens,
+            "temperatures": tuple(temperature or (0.0, 1.0)),
+            "top_p": top_p,
+            "seed": seed,
+            "samples": samples,
+            "repeats": repeats,
+            "verification": verification,
+            "judge": judge,
+        },
     )
-    try:
-        work()
-    except KeyboardInterrupt:
-        if bench.num_done:
-            _finish(folder)
-        note(f"{bench.num_done} of {len(bench.prompts)} prompts are done; go on with --resume")
-        raise
-    record = _finish(folder)
-    if report:
-        from slipstream.records.record import load_record
-        from slipstream.report.files import write_report
-
-        write_report(load_record(folder), folder / REPORT_FILE)
-    if as_json:
-        print(json.dumps(record))
-    else:
-        from slipstream.cli.bench_show import show_record
-
-        show_record(folder)
-    note(f"{folder}: record.json, answers.jsonl, spec-bench/" + (f", {REPORT_FILE}" if report else ""))
+    with hold(folder):
+        record = _carry_out(request)
+        if report:
+            _write_report(record, folder)
+    note(f"{folder}: record.json, answers.jsonl, spec-bench/" + (", report.html" if report else ""))
+    _show(record, as_json=as_json)
     _raise_on_fault(record)
 
 
-def _prepare(
-    folder: Path,
-    model: str,
-    method: list[str] | None,
-    drafts: list[str] | None,
-    peers: bool,
-    data: Path | None,
-    datasets: list[str] | None,
-    task_names: str | None,
-    resume: bool,
-    *,
-    loading: dict[str, Any],
-    prompts_per_task: int | None,
-    **settings: Any,
-) -> tuple[BenchRun, Callable[[], None]]:
-    """The run, and what does its work under a progress bar. What the user may have got wrong is read first."""
-    from slipstream.bench.entrants import ExactEntrants, default_entrants, load_entrants
-    from slipstream.bench.hub_tasks import keep_questions
-    from slipstream.bench.runner import BenchRun
-    from slipstream.bench.settings import PLAIN, BenchSettings
-    from slipstream.bench.tasks import questions_hash
+def _carry_out(request: Request) -> Record:
+    """Do the run under a progress bar; returns its record. An interrupted one leaves a record, too."""
+    from slipstream.bench.assembly import assemble, finish
     from slipstream.cli.loading import load
-    from slipstream.runtime.threads import check_threads
 
-    check_threads(loading["threads"])
-    tasks, questions, sources = _read_tasks(folder, data, datasets, task_names, prompts_per_task, resume)
-    artefacts = dict(map(_parse_draft, drafts or ()))
-    given = _with_plain(_parse_methods(method, artefacts)) if method else None
-    draft = BenchSettings(
-        entrants=tuple(given or _with_plain([])),
-        tasks=tuple(tasks),
-        data=", ".join(sources),
-        questions_hash=questions_hash(tasks),
-        prompts_per_task=prompts_per_task,
-        **settings,
-    )
-    note(f"loading {model}")
-    plain = load(model, PLAIN, **loading)
-    if given is None:
-        from dataclasses import replace
-
-        draft = replace(draft, entrants=tuple(default_entrants(plain.target.hash, artefacts, peers)))
-    bench = BenchRun(folder, plain, model, draft, tasks, resume=resume)
-    for one, text in questions.items():
-        keep_questions(folder, one, text)
-
-    def left_out(name: str, reason: str) -> None:
-        note(f"{name} is left out: {reason}")
-        bench.leave_out(name, reason)
-
-    def work() -> None:
-        entrants = load_entrants(plain, draft, left_out)
-        exact = ExactEntrants(lambda: load(model, PLAIN, **{**loading, "dtype": "float64"}), draft)
-        with _progress(bench) as show:
-            bench.measure_costs()
-            bench.run(entrants, exact, show)
-
-    return bench, work
+    run = assemble(request, load, note)
+    bench = run.bench
+    try:
+        bench.measure_costs()
+        with _progress(bench, len(run.entrants)) as watcher:
+            bench.run(run.entrants, run.exact, watcher)
+    except KeyboardInterrupt:
+        if bench.num_done:
+            finish(request.folder)
+        note(f"{bench.num_done} of {len(bench.prompts)} prompts are done; go on with --resume")
+        raise
+    return finish(request.folder)
 
 
-def _read_tasks(
-    folder: Path,
-    data: Path | None,
-    datasets: list[str] | None,
-    task_names: str | None,
-    prompts_per_task: int | None,
-    resume: bool,
-) -> tuple[dict[str, list[Prompt]], dict[HubTask, str], list[str]]:
-    """The prompts of each task, the question files of those from the hub, and what all came from.
+def _write_report(record: Record, folder: Path) -> None:
+    from slipstream.records.run_files import REPORT_FILE
+    from slipstream.report.files import write_report
 
-    A resumed run asks what its folder keeps.
-    """
-    from slipstream.bench.hub_tasks import fetch_questions, kept_questions, parse_tasks, prompts_of
-    from slipstream.bench.tasks import load_tasks
-
-    names = None if task_names is None else [name.strip() for name in task_names.split(",") if name.strip()]
-    only_hub = bool(datasets) and data is None
-    if only_hub and names is not None:
-        raise InputError("--tasks chooses among the tasks of --data; with --dataset alone leave it out")
-    tasks = {} if only_hub else load_tasks(data, names, prompts_per_task)
-    sources = [] if only_hub else ["shipped prompts" if data is None else data.name]
-    questions: dict[HubTask, str] = {}
-    for one in parse_tasks(datasets or (), list(tasks)):
-        questions[one] = (kept_questions(folder, one) if resume else None) or fetch_questions(one, prompts_per_task)
-        tasks[one.name] = prompts_of(one, questions[one])
-        sources.append(one.described)
-    return tasks, questions, sources
+    write_report(record, folder / REPORT_FILE)
 
 
-def _with_plain(specs: list[EntrantSpec]) -> list[EntrantSpec]:
-    from slipstream.bench.settings import PLAIN, EntrantSpec
+def _show(record: Record, *, as_json: bool) -> None:
+    """The result on stdout: tables that end with what is best here, or JSON with that line on stderr."""
+    from slipstream.cli.bench_show import show_record
+    from slipstream.records.record import record_json
+    from slipstream.report.summary import best_here
 
-    plain = EntrantSpec(name=PLAIN, kind="ours", method=PLAIN)
-    return [plain, *(spec for spec in specs if spec != plain)]
-
-
-def _parse_methods(texts: list[str], artefacts: dict[str, str]) -> list[EntrantSpec]:
-    """What `-d` names, each with the artefact that `--draft` gave its method."""
-    from dataclasses import replace
-
-    from slipstream.bench.peers import PEERS
-    from slipstream.bench.settings import EntrantSpec
-
-    specs = [EntrantSpec.parse(text, list(PEERS)) for text in texts]
-    methods = {spec.method for spec in specs}
-    if unused := next((name for name in artefacts if name not in methods), None):
-        raise InputError(f"--draft names {unused!r}, which is none of the methods of -d; add it or leave it out")
-    return [
-        replace(spec, options={"draft": artefacts[spec.method], **spec.options}) if spec.method in artefacts else spec
-        for spec in specs
-    ]
-
-
-def _parse_draft(text: str) -> tuple[str, str]:
-    from slipstream.bench.peers import PEERS
-    from slipstream.errors import unknown_choice
-    from slipstream.methods.registry import METHODS
-
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise InputError(f"--draft {text!r} is not of the form METHOD=PATH, such as eagle2=heads/mine")
-    if name not in METHODS and name not in PEERS:
-        raise unknown_choice("method", name, [*METHODS, *PEERS])
-    return name, path
+    if as_json:
+        print(json.dumps(record_json(record)))
+        note(best_here(record))
+    else:
+        show_record(record)
 
 
 def _slug(model: str) -> str:
@@ -340,46 +241,77 @@ def _check_plots() -> None:
         )
 
 
-def _finish(folder: Path) -> dict[str, Any]:
-    """Write everything that is made of the journal."""
-    from slipstream.bench.record import write_record
-    from slipstream.bench.spec_bench import write_answers
-    from slipstream.records.journal import read_answers
-    from slipstream.records.run_files import JOURNAL_FILE, SPEC_BENCH_FOLDER
-
-    record = write_record(folder)
-    write_answers(folder / SPEC_BENCH_FOLDER, read_answers(folder / JOURNAL_FILE), record["run"]["model"])
-    return record
-
-
 @contextmanager
-def _progress(bench: BenchRun) -> Iterator[Callable[[Progress], None]]:
-    """A bar on stderr with the time left; lines where there is no terminal."""
+def _progress(bench: BenchRun, num_entrants: int) -> Iterator[Watcher]:
+    """Says how much there is to do, then shows a bar on stderr with the time left; lines where there is no terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    from slipstream.bench.runner import Plan, Progress, Watcher
+
+    console = Console(stderr=True, highlight=False)
+    total = bench.num_answers(num_entrants)
+    num_left = bench.num_answers(num_entrants, left=True)
     every = max(1, len(bench.prompts) // _NOTES_A_RUN)
-    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("warming up", total=len(bench.prompts), completed=bench.num_done)
+    note(_size(bench, num_entrants, total, num_left))
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        warm_up = bar.add_task("warming up", total=num_entrants)
+        answers = bar.add_task("answers", total=total, completed=total - num_left, visible=False)
 
-        def show(progress: Progress) -> None:
-            line = f"{progress.prompt.kind}, {progress.left_s / 60:.0f} min left"
-            bar.update(task, completed=progress.num_done, description=line)
-            if not console.is_terminal and progress.num_done % every == 0:
-                note(f"{progress.num_done} of {progress.num_prompts} prompts; {line}")
+        class Shown(Watcher):
+            def warming_up(self, entrant: str, number: int, num_entrants: int) -> None:
+                line = f"warming up {entrant}"
+                bar.update(warm_up, completed=number - 1, description=line)
+                if not console.is_terminal:
+                    note(f"{line} ({number} of {num_entrants})")
 
-        yield show
+            def starting(self, plan: Plan) -> None:
+                bar.update(warm_up, visible=False)
+                bar.update(answers, visible=True)
+                longest = "" if bench.num_done else f" if each has {bench.settings.max_new_tokens} tokens"
+                note(f"{plan.num_answers:,} answers take about {duration(plan.left_s)}{longest}")
+
+            def answered(self, entrant: str) -> None:
+                bar.advance(answers)
+
+            def finished(self, progress: Progress) -> None:
+                line = f"{progress.prompt.kind}, {duration(progress.left_s)} left"
+                bar.update(answers, description=line)
+                if not console.is_terminal and progress.num_done % every == 0:
+                    note(f"{progress.num_done} of {progress.num_prompts} prompts; {line}")
+
+        yield Shown()
 
 
-def _raise_on_fault(record: dict[str, Any]) -> None:
-    faults = [one for one in record["faults"] if one["verdict"] == "fault"]
+def _size(bench: BenchRun, num_entrants: int, total: int, num_left: int) -> str:
+    """How many answers there will be, and of what; or how many are left."""
+    if not num_left:
+        return f"all {total:,} answers are there"
+    settings = bench.settings
+    of_what = f"{num_entrants} entrants, {len(bench.prompts)} prompts, T = "
+    of_what += ", ".join(f"{one:g}" for one in settings.temperatures)
+    of_what += f", {settings.samples} samples" if settings.samples > 1 else ""
+    of_what += f", each timed {settings.repeats} times" if settings.repeats > 1 else ""
+    count = f"{total:,} answers" if num_left == total else f"{num_left:,} of {total:,} answers are left"
+    return f"{count} ({of_what})"
+
+
+def duration(seconds: float) -> str:
+    """As in "40 s", "12 min" or "3.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _raise_on_fault(record: Record) -> None:
+    ours = {one.name for one in record.run.entrants if one.kind == "ours"}
+    faults = [one for one in record.faults if one.verdict == "fault" and one.entrant in ours]
     if faults:
         one = faults[0]
         raise LosslessnessError(
-            f"{len(faults)} answers differ from plain decoding in float64 too; the first is {one['entrant']} at "
-            f"T={one['temperature']:g} on {one['task']} {one['prompt_id']}, turn {one['turn'] + 1}, from generated "
-            f"token {one['first_difference']} on. This is a fault: please report it."
+            f"{len(faults)} answers differ from plain decoding in float64 too; the first is {one.entrant} at "
+            f"T={one.temperature:g} on {one.task} {one.prompt_id}, turn {one.turn + 1}, from generated "
+            f"token {one.first_difference} on. This is a fault: please report it."
         )

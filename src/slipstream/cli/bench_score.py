@@ -10,6 +10,7 @@ import typer
 
 from slipstream.cli import options
 from slipstream.cli.answering import note
+from slipstream.errors import InputError
 
 SHOWN = 10
 """Differing items that the table names for each row; --json has all."""
@@ -23,8 +24,12 @@ def score(
     ],
     run_code: Annotated[
         bool,
+        typer.Option("--run-code", help="Run the code in answers, isolated; never done unasked, for a model wrote it."),
+    ] = False,
+    unconfined: Annotated[
+        bool,
         typer.Option(
-            "--run-code", help="Run the code in answers, sandboxed; never done unasked, for a model wrote it."
+            "--unconfined", help="With --run-code: run it with your own rights, where this machine cannot isolate it."
         ),
     ] = False,
     scorer: Annotated[
@@ -45,7 +50,11 @@ def score(
     """
     from slipstream.bench.quality.scoring import score_run
 
-    scores = score_run(run, data, scorer=scorer, run_code=run_code, progress=_say_progress())
+    if unconfined and not run_code:
+        raise InputError("--unconfined is about code that runs; add --run-code or leave it out")
+    if unconfined:
+        note("code runs unconfined: it can read and change whatever you can")
+    scores = score_run(run, data, scorer=scorer, run_code=run_code, confined=not unconfined, progress=_say_progress())
     for task, reason in scores["unscored"].items():
         note(f"not scored: {reason}" if reason.startswith(task) else f"not scored: {task}: {reason}")
     if as_json:

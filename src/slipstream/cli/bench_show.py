@@ -17,7 +17,7 @@ from slipstream.errors import InputError, unknown_choice
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from slipstream.records.record import Record
+    from slipstream.records.schema import Record
     from slipstream.report.tables import Column, Table
 
 NARROW = 9
@@ -66,11 +66,10 @@ def show(
         _print(record, found)
 
 
-def show_record(run: Path) -> None:
-    """Print a run's tables in the EAGLE-2 paper's layout. run: its folder or its record."""
+def show_record(record: Record) -> None:
+    """Print a run's tables in the EAGLE-2 paper's layout."""
     from slipstream.report.tables import tables
 
-    record = record_of(run)
     _print(record, tables(record, "eagle", record.temperatures))
 
 
@@ -121,6 +120,7 @@ def _print(record: Record, tables: Sequence[Table]) -> None:
         console.print(line)
     for note in summary.notes(record):
         console.print(f"Note: {note.text}", style="bold red" if note.severe else "yellow")
+    console.print(f"\n{summary.best_here(record)}", style="bold")
 
 
 def _print_table(console: Console, table: Table) -> None:

@@ -167,7 +167,8 @@ Total = Annotated[
         metavar="N",
         parser=parse_total,
         rich_help_panel=DRAFTING,
-        help="Drafted tokens verified at once, the root not counted, or 'auto' (the default): by measured cost.",
+        help="Drafted tokens verified at once, of heads, draft models, layer-skip and lookup methods; the root is not "
+        "counted. 'auto' (the default): by measured cost.",
     ),
 ]
 

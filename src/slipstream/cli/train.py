@@ -1,54 +1,90 @@
-"""`slipstream train`: training of draft heads and of the demo models. This file has the demo models' commands.
+"""`slipstream train`: drafters for a model of yours, text to train them on, and the demo models (`train_demo.py`).
 
-Commands for draft heads have a file each.
+What a drafter's training has options for, its settings class says; here stand the commands and what they share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slipstream.cli import options
+from slipstream.cli import options, train_demo
 from slipstream.cli.answering import note
-from slipstream.cli.train_answers import answers
-from slipstream.cli.train_draft import draft
-from slipstream.cli.train_eagle import eagle
-from slipstream.cli.train_hydra import hydra
-from slipstream.cli.train_medusa import medusa
+from slipstream.cli.from_settings import Own, options_from_settings
+from slipstream.cli.training_data import (
+    Answers,
+    AnswerTemperature,
+    AnswerTokens,
+    Data,
+    Limit,
+    load_target,
+    read_dialogues,
+)
+from slipstream.cli.training_progress import Minutes, Nice, finish, left, lower_priority, training_bar
+from slipstream.methods.draft_model.settings import DraftSettings
+from slipstream.methods.eagle.settings import EagleSettings
+from slipstream.methods.hydra.settings import HydraSettings
+from slipstream.methods.medusa.settings import MedusaSettings
+from slipstream.training.data.answer_settings import AnswerSettings
 
 if TYPE_CHECKING:
-    from slipstream.drafting.recipe import Report as HeadReport
-    from slipstream.search.search import Trial
-    from slipstream.training.data.held_out import TaskBits
-    from slipstream.training.demo import DemoSettings
-    from slipstream.training.settings import TargetSettings
-    from slipstream.training.target import Report
+    from slipstream.drafting.run_settings import RunSettings
+    from slipstream.target.target import Target
+    from slipstream.training.data.dialogues import Dialogue
+    from slipstream.training.run import HeadRun
 
 app = typer.Typer(name="train", no_args_is_help=True, help="Train draft heads, and rebuild the demo models.")
 
-app.command()(answers)
-app.command()(eagle)
-app.command()(medusa)
-app.command()(hydra)
-app.command()(draft)
+MODEL, HEADS, LEARNING, RUN = "The draft model", "The heads", "Learning", "The run"
+PAPER, AHEAD = "As the paper", "Beyond the paper"
+OF_A_RUN = ("precision", "cache_gib", "report_every", "held_out", "seed")
+OF_LEARNING = ("epochs", "steps", "batch_size", "max_length", "learning_rate", "warmup_steps")
+OF_HEADS = {"num_heads": "--heads", "num_layers": "--layers", "own_lm_heads": "--own-lm-heads/--shared-lm-head"}
+NEEDLESS = ("tokens_per_step",)  # counts only where there is no batch size
 
-Data = Annotated[
-    Path,
-    typer.Option(
-        "--data", metavar="DIR", exists=True, help="Folder of the mix's .jsonl files, or a file `train pack` wrote."
-    ),
-]
-Hours = Annotated[float | None, typer.Option("--hours", min=0.0, help="End after this much training time.")]
-Steps = Annotated[int | None, typer.Option("--steps", min=1, help="End after this many optimizer steps.")]
-Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of the initial weights and of the order of the documents.")]
-Compile = Annotated[
-    bool, typer.Option("--compile/--no-compile", help="Compile the model; needs a C++ compiler on CPU.")
-]
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the training of every drafter is told beside its settings."""
+
+    model: options.Model
+    data: Data
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="What is trained, its log, and the state for resuming.")
+    ]
+    answers: Answers = "target"
+    answer_tokens: AnswerTokens = 256
+    answer_temperature: AnswerTemperature = 0.0
+    limit: Limit = None
+    minutes: Minutes = None
+    nice: Nice = 0
+    dtype: options.Dtype = None
+    device: options.Device = None
+    verbose: options.Verbose = False
+
+    def begin(self, settings: RunSettings) -> tuple[Target, Any, list[Dialogue]]:
+        """The target, its tokenizer, and the dialogues to train on."""
+        lower_priority(self.nice)
+        target, tokenizer = load_target(self.model, self.dtype, self.device)
+        how = {"max_new_tokens": self.answer_tokens, "temperature": self.answer_temperature, "seed": settings.seed}
+        dialogues = read_dialogues(
+            target,
+            tokenizer,
+            self.data,
+            self.out,
+            answers=self.answers,
+            how=how,
+            limit=self.limit,
+            max_length=settings.max_length,
+        )
+        return target, tokenizer, dialogues
+
+    def finish(self, run: HeadRun, method: str, depth: int = 5) -> None:
+        """Train, calibrate, and say how to use what came of it. depth: of the chains that calibration drafts."""
+        finish(run, self.model, method, depth=depth, minutes=self.minutes)
 
 
 @app.callback()
@@ -57,169 +93,157 @@ def train() -> None:
 
 
 @app.command()
-def target(
-    data: Data,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Checkpoints, log and the exported model.")],
-    hours: Hours = None,
-    steps: Steps = None,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Continue the checkpoint in --out if there is one.")
-    ] = True,
-    compiled: Compile = True,
-    verbose: options.Verbose = False,
-) -> None:
-    """Train the demo target and print its held-out bits per byte.
+@options_from_settings(
+    panels={
+        PAPER: (*OF_LEARNING, "noise", "feature_weight", "token_weight", "clip_value", "fc_bias"),
+        AHEAD: ("steps_ahead", "ahead_decay", "loss_vocabulary"),
+        RUN: ("initial_head", "tokens_per_step", *OF_A_RUN, "measured_depth"),
+    },
+    flags={"initial_head": "--from"},
+)
+def eagle(job: Job, settings: EagleSettings) -> None:
+    """Train an EAGLE head for a target. The same command continues a run that was interrupted.
 
-    --out gets checkpoint.pt, best.safetensors, log.json, and in `export/` the model for `-m`.
+    On several GPUs: accelerate launch -m slipstream train eagle ...
 
-    Example: slipstream train target --data corpus/ --out runs/target --hours 1.5
+    Example: slipstream train eagle -m Qwen/Qwen3-8B --data dialogues.jsonl --out heads/qwen3 --precision bf16
     """
-    from slipstream.training.settings import Budget
-    from slipstream.training.target import TargetRun, export, measure
+    from slipstream.training.runs import EagleRun
 
-    budget = Budget(hours=hours, steps=steps)
-    run = TargetRun(data, out, budget, _settings(seed), device=device, compiled=compiled)
-    if resume and run.resume():
-        note(f"resumed at step {run.step}")
-    with _progress() as show:
-        for report in run.steps():
-            show(report)
-    export(out, out / "export")
-    _print_bits(measure(out / "export", run.corpus, device))
+    target, _, dialogues = job.begin(settings)
+    job.finish(EagleRun(target, dialogues, job.out, settings), "eagle2")
 
 
 @app.command()
-def demo(
-    data: Data,
-    work: Annotated[Path, typer.Option("--work", metavar="DIR", help="Checkpoints and the state of the steps.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the models go, laid out as they ship.")],
-    hours: Hours = None,
-    steps: Steps = None,
-    draft_steps: Annotated[
-        int | None, typer.Option("--draft-steps", min=1, help="Optimizer steps of each drafter, instead of its own.")
-    ] = None,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    compiled: Compile = True,
-    step: Annotated[str | None, typer.Option("--step", metavar="NAME", help="Only this step.")] = None,
-    verbose: options.Verbose = False,
-) -> None:
-    """Rebuild the shipped demo models: the target, then its drafters. What is up to date is skipped.
+@options_from_settings(
+    panels={
+        HEADS: ("num_heads", "num_layers", "own_lm_heads"),
+        LEARNING: ("labels", *OF_LEARNING, "head_decay"),
+        RUN: OF_A_RUN,
+    },
+    flags=OF_HEADS,
+    leave_out=NEEDLESS,
+)
+def medusa(job: Job, settings: MedusaSettings) -> None:
+    """Train Medusa heads for a target. The same command continues a run that was interrupted.
 
-    --hours or --steps is the target's budget.
+    On several GPUs: accelerate launch -m slipstream train medusa ...
 
-    Example: slipstream train demo --data corpus/ --work runs/demo --out models/ --hours 1.5
+    Example: slipstream train medusa -m Qwen/Qwen3-8B --data dialogues.jsonl --out heads/qwen3-medusa --precision bf16
     """
-    from slipstream.training.demo import demo_pipeline
-    from slipstream.training.settings import Budget
+    from slipstream.training.runs import MedusaRun
 
-    settings = _demo_settings(seed)
-    if draft_steps is not None:
-        settings = settings.with_draft_steps(draft_steps)
-    with _demo_progress() as show:
-        pipeline = demo_pipeline(
-            data,
-            work,
-            out,
-            Budget(hours=hours, steps=steps),
-            settings,
-            device=device,
-            compiled=compiled,
-            progress=show,
+    target, _, dialogues = job.begin(settings)
+    job.finish(MedusaRun(target, dialogues, job.out, settings), "medusa", depth=settings.num_heads)
+
+
+@app.command()
+@options_from_settings(
+    panels={
+        HEADS: ("num_heads", "num_layers", "prefix", "prefix_size", "own_lm_heads", "storage"),
+        LEARNING: (*OF_LEARNING, "dropout", "weight_decay"),
+        RUN: OF_A_RUN,
+    },
+    flags=OF_HEADS,
+    leave_out=NEEDLESS,
+)
+def hydra(job: Job, settings: HydraSettings) -> None:
+    """Train Hydra heads for a target. The same command continues a run that was interrupted.
+
+    On several GPUs: accelerate launch -m slipstream train hydra ...
+
+    Example: slipstream train hydra -m Qwen/Qwen3-8B --data dialogues.jsonl --out heads/qwen3-hydra --precision bf16
+    """
+    from slipstream.training.runs import HydraRun
+
+    target, _, dialogues = job.begin(settings)
+    job.finish(HydraRun(target, dialogues, job.out, settings), "hydra", depth=settings.num_heads)
+
+
+@app.command()
+@options_from_settings(
+    panels={
+        MODEL: ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "intermediate_size", "embeddings"),
+        LEARNING: (*OF_LEARNING, "prompt_weight"),
+        RUN: OF_A_RUN,
+    },
+    leave_out=NEEDLESS,
+)
+def draft(job: Job, settings: DraftSettings) -> None:
+    """Train a small Llama on a target's own distributions. The same command continues a run that was interrupted.
+
+    On several GPUs: accelerate launch -m slipstream train draft ...
+
+    Example: slipstream train draft -m tiny --data dialogues.jsonl --out drafts/tiny --steps 3000
+    """
+    from slipstream.training.runs import DraftRun
+
+    target, tokenizer, dialogues = job.begin(settings)
+    job.finish(DraftRun(target, dialogues, job.out, settings, tokenizer), "draft-model")
+
+
+def _part(text: str) -> tuple[int, int]:
+    k, slash, n = text.partition("/")
+    if not (slash and k.isdigit() and n.isdigit()):
+        raise typer.BadParameter(f"{text!r} is not of the form K/N, such as 1/2")
+    return int(k), int(n)
+
+
+@app.command()
+@options_from_settings(
+    flags={"temperatures": "--temperature,-t", "max_new_tokens": "--max-new-tokens,-n"},
+    own={
+        "part": Own(
+            Annotated[
+                Any,
+                typer.Option(
+                    "--part", metavar="K/N", parser=_part, help="Of N processes sharing the work this is the K-th."
+                ),
+            ],
+            "1/1",
         )
-        for outcome in pipeline.run(step):
-            print(f"{outcome.name}: {'skipped' if outcome.skipped else 'done'} ({outcome.reason})")
-
-
-def _demo_settings(seed: int) -> DemoSettings:
-    from slipstream.training.demo import DemoSettings
-
-    return DemoSettings(target=_settings(seed))
-
-
-@contextmanager
-def _demo_progress() -> Iterator[Callable[[str, Report | HeadReport | Trial], None]]:
-    """The progress of each step, one bar after the other; a search shows its best set now and then."""
-    from slipstream.cli.training_progress import progress
-    from slipstream.drafting.recipe import Report as HeadReport
-    from slipstream.search.search import Trial
-
-    with ExitStack() as shown:
-        bars: dict[str, Callable[[Any], None]] = {}
-
-        def show(step: str, report: Report | HeadReport | Trial) -> None:
-            if isinstance(report, Trial):
-                if report.number % 50 == 0:
-                    note(f"{step}: {report.number} sets tried, best {report.best:.1f} tokens/s modelled")
-                return
-            if step not in bars:
-                shown.close()
-                note(f"step {step}")
-                opened: Any = progress(shown=True) if isinstance(report, HeadReport) else _progress()
-                bars[step] = shown.enter_context(opened)
-            bars[step](report)
-
-        yield show
-
-
-def _settings(seed: int) -> TargetSettings:
-    from slipstream.training.settings import TargetSettings
-
-    return TargetSettings(seed=seed)
-
-
-@app.command()
-def pack(
+    },
+)
+def answers(
+    model: options.Model,
     data: Data,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The packed corpus, e.g. corpus.tar.xz.")],
-    work: Annotated[Path, typer.Option("--work", metavar="DIR", help="Where the corpus is encoded, or is already.")],
-    sample: Annotated[float, typer.Option("--sample", help="Share of every source's training documents.")] = 1.0,
-    limit_mib: Annotated[float, typer.Option("--limit-mib", help="Fail if the file would be larger.")] = 60.0,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="JSON lines; an interrupted run goes on in it.")],
+    settings: AnswerSettings,
+    nice: Nice = 0,
+    threads: options.Threads = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
     verbose: options.Verbose = False,
 ) -> None:
-    """Encode the mix and pack it, with its tokenizer and weights, into one file for another machine.
+    """Let the target answer prompts: training text for heads. The same command goes on with an interrupted run.
 
-    Example: slipstream train pack --data corpus/ --work runs/target --out corpus.tar.xz
+    Example: slipstream train answers -m Qwen/Qwen3-8B --data dialogues.jsonl --out answers.jsonl, then
+    slipstream train eagle -m Qwen/Qwen3-8B --data answers.jsonl --answers data --out heads/qwen3
     """
-    from slipstream.training.data import encoded, transfer
-
-    settings = _settings(0)
-    encoded.prepare(data, work, settings.vocab_size, settings.context)
-    size = transfer.pack(work, out, sample=sample, limit_mib=limit_mib)
-    print(f"{out} {size / transfer.MIB:.1f} MiB")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[Report], None]]:
-    """A bar on stderr with the time left, step, loss and tokens/s; held-out losses stay as lines above it."""
     from rich.console import Console
 
-    from slipstream.cli.training_progress import training_bar
+    from slipstream.runtime.threads import check_threads
+    from slipstream.training.data.answers import AnswerRun, plan
 
+    check_threads(threads)
+    lower_priority(nice)
+    target, tokenizer = load_target(model, dtype, device)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    run = AnswerRun(target, plan(data, tokenizer, settings), out, settings)
+    note(f"{len(run.prompts)} prompts, {run.num_done} of them answered before")
     console = Console(stderr=True, highlight=False)
-    with training_bar(console, "preparing the corpus") as update:
-
-        def show(report: Report) -> None:
-            left_s = report.elapsed_s * (1 - report.progress) / max(report.progress, 1e-6)
-            line = f"step {report.step} loss {report.loss:.3f} {report.tokens_per_second:,.0f} tokens/s"
-            update(report.progress, left_s, line)
-            if report.held_out:
-                losses = ", ".join(f"{name} {loss:.3f}" for name, loss in report.held_out.items())
-                console.print(f"step {report.step}: held-out nats per token: {losses}", markup=False)
-
-        yield show
+    with training_bar(console, "starting", disable=not console.is_terminal) as update:
+        for done in run.blocks():
+            line = f"{done.num_done} answers of {done.num_tokens:,} tokens, {done.tokens_per_s:.0f} tokens/s"
+            update(done.num_done / done.num_prompts, done.left_s, line)
+            if not console.is_terminal:
+                console.print(f"{line}, {left(done.left_s)}", markup=False, soft_wrap=True)
+    print(f"{out}: {run.num_done} answers of {run.num_tokens} tokens")
 
 
-def _print_bits(table: list[TaskBits]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(
-        "task", "documents", "bytes", "target", "token trigram", "byte trigram", "xz -9", title="held-out bits per byte"
-    )
-    for row in table:
-        figures = (f"{value:.3f}" for value in (row.target, row.token_trigram, row.byte_trigram, row.xz))
-        shown.add_row(row.task, str(row.num_documents), f"{row.num_bytes:,}", *figures)
-    Console().print(shown)
+app.command()(train_demo.target)
+app.command()(train_demo.demo)
+app.command()(train_demo.pack)

@@ -26,11 +26,11 @@ class RunSettings:
     epochs: float = 20.0
     """Passes over the data."""
     steps: int | None = None
-    """Optimizer steps, instead of epochs."""
+    """Optimizer steps, instead of `epochs`."""
     batch_size: int | None = 4
     """Dialogues per step on each device; None: as `tokens_per_step` says."""
     tokens_per_step: int = 2048
-    """Tokens per step on each device where no batch size is given; a longer dialogue is a step of its own."""
+    """Tokens per step on each device where there is no `batch_size`; a longer dialogue is a step of its own."""
     max_length: int = 2048
     """Tokens of a dialogue; longer ones are cut."""
     learning_rate: float | None = 1e-3
@@ -43,7 +43,7 @@ class RunSettings:
     held_out: int = 16
     """Dialogues kept back to measure accuracy by depth; at most a tenth of them."""
     report_every: int = 100
-    """Steps between measurements on them, and between checkpoints."""
+    """Steps between measurements on held-out dialogues, and between checkpoints."""
     cache_gib: float = 0.0
     """Size limit of features kept on disk; 0: compute them anew in every pass."""
     seed: int = 0

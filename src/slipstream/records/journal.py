@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from slipstream.errors import ArtifactError
+from slipstream.records.schema import Answer
+from slipstream.records.shapes import read_shape
 
 _DONE = "prompt_done"
 
@@ -50,8 +53,20 @@ class Journal:
         self.wall_s += wall_s
 
 
-def read_answers(path: Path) -> Iterator[dict[str, Any]]:
+def read_answers(path: Path) -> Iterator[Answer]:
     """The answers to all finished prompts, in the order of the run."""
+    for number, line in enumerate(read_lines(path), 1):
+        yield read_shape(Answer, line, f"{path}, answer {number}")
+
+
+def answer_line(answer: Answer) -> dict[str, Any]:
+    """An answer as the journal has it; `trees` and `picture` only where there are some."""
+    line = asdict(answer)
+    return {name: value for name, value in line.items() if value is not None or name not in ("trees", "picture")}
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of all finished prompts, unchecked."""
     if not path.is_file():
         raise ArtifactError(f"there is no {path}; give the folder of a run that `slipstream bench run` made")
     waiting: list[dict[str, Any]] = []

@@ -47,10 +47,15 @@ def provenance(target: Described, model: str, arguments: Sequence[str]) -> dict[
         "hardware": hardware(target.device),
         "device": str(target.device),
         "dtype": str(target.dtype).removeprefix("torch."),
-        "model": Path(model).name if Path(model).is_absolute() else model,
+        "model": shown_name(model),
         "target": target.hash,
         "num_parameters": target.model.num_parameters(),
     }
+
+
+def shown_name(model: str) -> str:
+    """What a record calls a model: as the user does, but of an absolute path only the end."""
+    return Path(model).name if Path(model).is_absolute() else model
 
 
 def commit() -> str | None:

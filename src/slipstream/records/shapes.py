@@ -23,7 +23,7 @@ NAMES = {
 }
 
 
-def read(shape: type[T], value: Any, place: str) -> T:
+def read_shape(shape: type[T], value: Any, place: str) -> T:
     """A dataclass filled from a JSON object, its fields by name; keys that it does not have are left alone.
 
     Fields with a default may be missing. place: where the object stands, for messages. Raises InputError for a missing
@@ -54,7 +54,7 @@ def _value(kind: Any, value: Any, place: str) -> Any:
         return {str(key): _value(inner[1], one, f"{place}.{key}") for key, one in value.items()}
     if is_dataclass(kind):
         assert isinstance(kind, type)
-        return read(kind, value, place)
+        return read_shape(kind, value, place)
     return value if kind is Any else _plain(kind, value, place)
 
 

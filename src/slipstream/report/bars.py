@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from slipstream.records.record import ALL, Record, Row
+from slipstream.records.schema import ALL, Record, Row
 from slipstream.report.names import task_name
 from slipstream.report.style import FAINT, INK, Look, looks, number, panels
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 LINE_INCHES = 0.2
 COLUMNS = 8
+ROOM = 1.3
+"""Of the axis: the longest bar, and room for its number."""
 
 
 def tau_by_task(record: Record, temperature: float) -> Figure:
@@ -35,15 +37,17 @@ def _by_task(
     tasks = [*record.measured_tasks, ALL]
     figure, grid = panels(len(tasks), COLUMNS, 0.35 + LINE_INCHES * len(names))
     style = looks(record.run.entrants)
+    found = [record.row(task, name, temperature) for task in tasks for name in names]
+    limit = ROOM * max(1.0, *(known for row in found if row and (known := value(row)) is not None))
     for axes, task in zip(grid, tasks, strict=True):
         rows = [record.row(task, name, temperature) for name in names]
         _panel(axes, [value(row) if row else None for row in rows], [style[name] for name in names])
         if spread and task == ALL:
-            _whiskers(axes, rows)
+            _whiskers(axes, rows, limit)
         axes.set_title(task_name(task), fontweight="bold" if task == ALL else "normal")
     grid[0].set_yticks(range(len(names)), names)
     grid[0].set_ylim(len(names) - 0.4, -0.6)
-    grid[0].set_xlim(0, grid[0].get_xlim()[1] * 1.3)  # room for the numbers
+    grid[0].set_xlim(0, limit)
     figure.supxlabel(label, fontsize=9)
     return figure
 
@@ -68,10 +72,14 @@ def _panel(axes: Axes, values: Sequence[float | None], style: Sequence[Look]) ->
     axes.tick_params(axis="y", length=0, labelsize=8)
 
 
-def _whiskers(axes: Axes, rows: Sequence[Row | None]) -> None:
-    """Quartiles over answers, at the lower edge of the bars."""
+def _whiskers(axes: Axes, rows: Sequence[Row | None], limit: float) -> None:
+    """Quartiles over answers, at the lower edge of the bars; cut at the limit, so that none stretches the axis."""
     for place, row in enumerate(rows):
         if row is not None and row.ratio_to_plain_spread is not None:
-            spread = row.ratio_to_plain_spread
-            axes.plot([spread.q1, spread.q3], [place + 0.38] * 2, color=INK, linewidth=1.2, solid_capstyle="butt")
-            axes.plot([spread.median], [place + 0.38], "|", color=INK, markersize=5)
+            spread, height = row.ratio_to_plain_spread, place + 0.38
+            style: dict[str, Any] = {"color": INK, "linewidth": 1.2, "solid_capstyle": "butt"}
+            axes.plot([min(spread.q1, limit), min(spread.q3, limit)], [height] * 2, **style)
+            if spread.median <= limit:
+                axes.plot([spread.median], [height], "|", color=INK, markersize=5)
+            if spread.q3 > limit:
+                axes.plot([limit], [height], ">", color=INK, markersize=4, clip_on=False)

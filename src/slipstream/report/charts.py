@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from slipstream.records.record import ALL, CycleTree, Record
+from slipstream.records.schema import ALL, CycleTree, Record
 from slipstream.report import bars, costs, cycles, nodes
 from slipstream.report.names import count, task_name, temperature_name, temperature_slug
 from slipstream.report.tree_picture import tree_figure
@@ -32,9 +32,16 @@ class Chart:
 
 SECTIONS = ("Speed and tau by task", "Cycles", "Drafted tokens", "Draft trees of real cycles")
 INTRODUCTIONS = {
+    "Speed and tau by task": "Speed-up: tokens per second over those of plain, this package's own plain decoding, in "
+    "the same run. tau: tokens that one pass of the target emits; plain decoding's is 1. T: temperature; at T = 0 the "
+    "likeliest token is taken.",
+    "Cycles": "A cycle drafts some tokens, has the target check them all in one pass, keeps those that the target "
+    "would have chosen itself, and adds the target's own next token.",
+    "Drafted tokens": "Confidence: the probability that the drafter gives a token after the tokens before it in the "
+    "draft. Accepted: the target would have chosen it, and all drafted tokens before it.",
     "Draft trees of real cycles": "The first recorded cycle of every entrant: neither prompt nor cycle was picked. In "
     "each node stand the token and the drafter's confidence in it given its parent; the bluer, the surer of the whole "
-    "path. Orange: accepted by the target."
+    "path. Orange: accepted by the target.",
 }
 """What holds for all figures of a section."""
 
@@ -53,7 +60,8 @@ def _by_task(record: Record) -> Iterator[Chart]:
                 SECTIONS[0],
                 f"Speed-up over plain, {where}",
                 "Longer is faster; left of the dashed line a method is slower than plain decoding. Under the bars of "
-                "all tasks, the line spans the quartiles over answers, with the median as a tick.",
+                "all tasks, the line spans the quartiles over answers, with the median as a tick; an arrow where it "
+                "goes beyond the axis.",
                 partial(bars.speed_by_task, record, one),
             )
         if any(row.tau is not None for row in rows):
@@ -106,8 +114,10 @@ def _nodes(record: Record) -> Iterator[Chart]:
                 SECTIONS[2],
                 f"Confidence against acceptance, {temperature_name(one)}",
                 "On the dashed diagonal, a drafter that is 80 % sure of a token is right 80 % of the time; below it, "
-                "it is too sure of itself. Lines: 95 % intervals. error: mean distance, weighted by nodes. Methods "
-                "that are equally sure of every token have no curve.",
+                "it is too sure of itself. Only tokens whose predecessors were accepted count. Vertical lines: 95 % "
+                f"intervals; hollow points stand for fewer than {nodes.FEW_NODES} tokens. error: mean distance from "
+                "the diagonal, each token weighing the same. Methods whose confidences all lie in one twentieth of "
+                "the axis have no curve.",
                 partial(nodes.calibration, record, one),
             )
     for one in record.temperatures:
@@ -116,8 +126,11 @@ def _nodes(record: Record) -> Iterator[Chart]:
                 f"positions-{temperature_slug(one)}",
                 SECTIONS[2],
                 f"Acceptance by position in the tree, {temperature_name(one)}",
-                "P1 and P2 are the two best children of the root, P3 and P4 those of P1, P5 and P6 those of P2. A long "
-                "grey bar means that acceptance depends on the context, which a tree of fixed shape cannot follow.",
+                "P1 to P6 are places in a draft tree, drawn at the left: the two likeliest first tokens, and the two "
+                "likeliest tokens after each. Acceptance: of the cycles whose tree had the place, the share in which "
+                "its token was accepted; over all cycles, and in the thirds in which the drafter was surest and least "
+                "sure of it. A long grey bar means that acceptance depends on the context, which a tree of fixed shape "
+                "cannot follow.",
                 partial(nodes.positions, record, one),
             )
     if any(nodes.reaching(record, one) for one in record.temperatures):

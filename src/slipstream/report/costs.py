@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from slipstream.records.record import Record
+from slipstream.records.schema import Record
 from slipstream.report.style import BLUE, FAINT, new_figure
 
 if TYPE_CHECKING:

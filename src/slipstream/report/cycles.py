@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slipstream.records.record import ALL, Record, Row
+from slipstream.records.schema import ALL, Record, Row
 from slipstream.report.names import temperature_name
 from slipstream.report.style import FAINT, WIDTH, looks, new_figure, number, panels, tight
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PARTS = {"draft": "#B0744A", "build": "#DDC9A3", "verify": "#7488A8", "sample": "#8FBBA9", "host": "#C2C7CE"}
 """Of a cycle's time. Muted, so that none is taken for a method's colour."""
 LINE_INCHES = 0.22
-COLUMNS = 5
+COLUMNS = 6
 
 
 def accept_lengths(record: Record, temperature: float) -> Figure:

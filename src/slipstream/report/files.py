@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slipstream.errors import InputError
-from slipstream.records.record import Record
+from slipstream.records.schema import Record
 from slipstream.report.charts import Chart, charts
 from slipstream.report.page import PageFigure, page
 from slipstream.report.style import drawing

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slipstream.records.record import ALL
+from slipstream.records.schema import ALL
 
 TASKS = {
     "mt_bench": "MT-bench",

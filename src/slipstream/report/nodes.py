@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slipstream.records.record import Calibration, Depths, Place, Positions, Record
+from slipstream.records.schema import Calibration, Depths, Place, Positions, Record
 from slipstream.report.names import temperature_name
 from slipstream.report.style import BLUE, FAINT, INK, ORANGE, PAPER, looks, panels
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS, DEPTH_COLUMNS = 4, 5
-FEW_CYCLES = 20
-"""Points that stand for fewer are drawn hollow."""
+COLUMNS, POSITION_COLUMNS, DEPTH_COLUMNS = 5, 5, 6
+FEW_CYCLES = FEW_NODES = 20
+"""Points that stand for fewer are drawn hollow, and no line leads through them."""
 LINES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dash-dotted"}
 """Of the temperatures."""
 
@@ -41,7 +41,7 @@ def calibration(record: Record, temperature: float) -> Figure:
 
 
 def calibrated(record: Record, temperature: float) -> list[Calibration]:
-    """The curves of a temperature that have more than one point: lookup methods are as sure of every token."""
+    """The curves of a temperature that have more than one point: confidences in more than one bin."""
     return [one for one in record.calibration if one.temperature == temperature and sum(map(bool, one.num_nodes)) > 1]
 
 
@@ -68,7 +68,10 @@ def reliability(
     share = accepted / nodes
     gaps = np.maximum([share - low, high - share], 0)
     style: dict[str, Any] = {"color": colour, "ecolor": colour, "elinewidth": 0.9, "markersize": 4}
-    axes.errorbar(sums / nodes, share, gaps, fmt="o-", linewidth=1, label=label, **style)
+    many, spots = nodes >= FEW_NODES, sums / nodes
+    axes.errorbar(spots[many], share[many], gaps[:, many], fmt="o-", linewidth=1, label=label, **style)
+    hollow: dict[str, Any] = {"markerfacecolor": PAPER, "alpha": 0.45}
+    axes.errorbar(spots[~many], share[~many], gaps[:, ~many], fmt="o", **style, **hollow)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
 
 
@@ -86,16 +89,41 @@ def wilson(accepted: np.ndarray, nodes: np.ndarray, z: float = 1.96) -> tuple[np
 def positions(record: Record, temperature: float) -> Figure:
     """One panel an entrant: how often the positions P1..P6 of its trees are accepted."""
     found = placed(record, temperature)
-    figure, grid = panels(len(found), COLUMNS, 2.0)
+    figure, (key, *grid) = panels(len(found) + 1, POSITION_COLUMNS, 1.9, first_apart=True)
+    _draw_key(key)
+    places = [place for one in found for place in one.positions.values()]
+    top = min(1.04, 1.15 * max(max(place.acceptance, place.acceptance_when_sure) for place in places) + 0.02)
     for axes, one in zip(grid, found, strict=True):
         draw_positions(axes, list(one.positions.values()))
         axes.set_title(one.entrant, fontsize=8)
         axes.set_xticks(range(len(one.positions)), list(one.positions))
-        axes.set_ylim(0, 1)
+        axes.set_ylim(0, top)
         axes.grid(axis="x", visible=False)
     figure.supylabel("share accepted", fontsize=9)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
+
+
+def _draw_key(axes: Axes) -> None:
+    """Where the positions stand in a tree."""
+    at = {
+        "root": (2.5, 2),
+        "P1": (1, 1),
+        "P2": (4, 1),
+        "P3": (0.25, 0),
+        "P4": (1.75, 0),
+        "P5": (3.25, 0),
+        "P6": (4.75, 0),
+    }
+    under = {"P1": "root", "P2": "root", "P3": "P1", "P4": "P1", "P5": "P2", "P6": "P2"}
+    for name, parent in under.items():
+        axes.plot(*zip(at[parent], at[name], strict=True), color=FAINT, linewidth=1, zorder=1)
+    for name, (x, y) in at.items():
+        box = {"boxstyle": "round,pad=0.25", "facecolor": PAPER, "edgecolor": FAINT, "linewidth": 0.8}
+        axes.text(x, y, name, ha="center", va="center", fontsize=7, bbox=box)
+    axes.set(xlim=(-0.5, 5.5), ylim=(-0.6, 2.6))
+    axes.set_axis_off()
+    axes.set_title("places in the tree", fontsize=8)
 
 
 def placed(record: Record, temperature: float) -> list[Positions]:

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from slipstream.records.record import Record
+from slipstream.records.schema import Record
 from slipstream.report import summary
 from slipstream.report.charts import INTRODUCTIONS, SECTIONS, Chart
 from slipstream.report.names import count, task_name, temperature_name
@@ -41,6 +41,7 @@ def page(record: Record, figures: Sequence[PageFigure]) -> str:
         run=record.run,
         setting=summary.setting(record),
         provenance=summary.provenance(record),
+        best=summary.best_here(record),
         headlines=summary.headlines(record),
         notes=summary.notes(record),
         tables=[(one, _tables(record, one)) for one in record.temperatures],

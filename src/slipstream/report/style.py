@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from slipstream.errors import InputError
-from slipstream.records.record import Entrant
+from slipstream.records.schema import Entrant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ PEER_LOOKS = {
 }
 NUM_SHADES = 4
 OTHER_LOOK = ("#B0B6BE", "---")
-WIDTH = 8.6
+WIDTH = 12.0
 """Inches of a figure that fills the page."""
 
 STYLE: dict[str, Any] = {
@@ -140,16 +140,22 @@ def number(axes: Axes, value: float, place: float, text: str) -> None:
     axes.annotate(text, (value, place), (2.5, 0), textcoords="offset points", va="center", fontsize=7)
 
 
-def panels(number: int, columns: int, inches: float) -> tuple[Figure, list[Axes]]:
+def panels(number: int, columns: int, inches: float, *, first_apart: bool = False) -> tuple[Figure, list[Axes]]:
     """A figure with so many small panels that share their axes, the last line perhaps not full.
 
-    columns: at most. inches: height of a line of panels.
+    columns: at most. inches: height of a line of panels. first_apart: the first panel has axes of its own.
     """
     columns = min(columns, number)
     lines = -(-number // columns)
-    figure = new_figure(min(WIDTH, 0.4 + 2.9 * columns), 0.55 + inches * lines)
+    figure = new_figure(min(WIDTH, 0.4 + 2.7 * columns), 0.55 + inches * lines)
     tight(figure)
     grid = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel())
+    if first_apart:
+        place = grid[0].get_subplotspec()
+        grid[0].remove()
+        grid[0] = figure.add_subplot(place)
+        if number > 1:
+            grid[1].tick_params(labelleft=True)
     for axes in grid[number:]:
         axes.set_visible(False)
     for index, axes in enumerate(grid[:number]):

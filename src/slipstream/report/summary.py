@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slipstream.records.record import ALL, PLAIN, TRANSFORMERS, Record, Row, Verdicts
+from slipstream.records.schema import ALL, PLAIN, TRANSFORMERS, Record, Row, Verdicts
 from slipstream.report.names import count, several, task_name, temperature_name
 
 FEW_ANSWERS = 30
@@ -58,6 +58,43 @@ def headlines(record: Record) -> list[str]:
     return [*(one for one in found if one), identity(record)]
 
 
+def best_here(record: Record) -> str:
+    """The last word: which method of ours to use on this machine, or that none is faster than plain decoding.
+
+    A method counts as faster if it is so in tokens per second and, over answers, in the median of its ratios.
+    """
+    found = {temperature: _best(record, temperature) for temperature in record.temperatures}
+    if not found:
+        return "nothing was measured"
+    if not any(found.values()):
+        return "nothing is faster than plain here"
+    where = {one: f" at {temperature_name(one)}" if len(found) > 1 else "" for one in found}
+    parts = [
+        f"{row.entrant}, {row.ratio_to_plain:.2f} times plain{where[one]}{_faster_peer(record, one, row)}"
+        if row
+        else f"nothing is faster than plain{where[one]}"
+        for one, row in found.items()
+    ]
+    return f"best here: {'; '.join(parts)}"
+
+
+def _faster_peer(record: Record, temperature: float, best: Row) -> str:
+    """Other software that was faster still."""
+    peer = _fastest_peer(record, temperature)
+    if peer is None or _ratio(peer) <= _ratio(best):
+        return ""
+    return f" (transformers' own {peer.entrant}: {peer.ratio_to_plain:.2f})"
+
+
+def _best(record: Record, temperature: float) -> Row | None:
+    faster = [
+        row
+        for row in drafting_rows(record, temperature)
+        if _ratio(row) > 1 and (row.ratio_to_plain_spread is None or row.ratio_to_plain_spread.median > 1)
+    ]
+    return max(faster, key=_ratio, default=None)
+
+
 def identity(record: Record) -> str:
     """How many answers of ours were compared with plain's, and how many equal them."""
     total = ours_verdicts(record)
@@ -67,13 +104,25 @@ def identity(record: Record) -> str:
     rest = "".join(f"; {number:,} {what}" for what, number in others.items() if number)
     return (
         f"{total.identical:,} of {count(total.total, 'answer')} of the methods have the same token ids as plain "
-        f"decoding's{rest}."
+        f"decoding's{rest}{_peers_identity(record)}."
     )
+
+
+def _peers_identity(record: Record) -> str:
+    """The same of the peers, at the temperatures at which they can be compared."""
+    peers = {one.name for one in record.run.entrants if one.kind == "peer"}
+    rows = [row for one in record.temperatures for row in record.rows_of(ALL, one) if row.entrant in peers]
+    total = _added(rows)
+    rest = f", and {total.rounding:,} but for rounding" if total.rounding else ""
+    return f"; of the peers', {total.identical:,} of {total.total:,}{rest}" if total.total else ""
 
 
 def ours_verdicts(record: Record) -> Verdicts:
     """The verdicts of all methods of ours but plain, added up."""
-    rows = [row for one in record.temperatures for row in drafting_rows(record, one)]
+    return _added([row for one in record.temperatures for row in drafting_rows(record, one)])
+
+
+def _added(rows: Sequence[Row]) -> Verdicts:
     found = [row.verdicts for row in rows if row.verdicts is not None]
     return Verdicts(
         identical=sum(one.identical for one in found),
@@ -130,10 +179,14 @@ def _headline(record: Record, temperature: float) -> str | None:
 
 def _best_peer(record: Record, temperature: float) -> str:
     """How fast other software was in the same run, be it faster or not."""
+    best = _fastest_peer(record, temperature)
+    return f"; the fastest peer is {best.entrant}, {best.ratio_to_plain:.2f} times plain's" if best else ""
+
+
+def _fastest_peer(record: Record, temperature: float) -> Row | None:
     peers = {one.name for one in record.run.entrants if one.kind == "peer"}
     rows = (row for row in record.rows_of(ALL, temperature) if row.entrant in peers)
-    best = max((row for row in rows if row.ratio_to_plain is not None), key=_ratio, default=None)
-    return f"; the fastest peer is {best.entrant}, {best.ratio_to_plain:.2f} times plain's" if best else ""
+    return max((row for row in rows if row.ratio_to_plain is not None), key=_ratio, default=None)
 
 
 def _speed(row: Row) -> str:

@@ -12,7 +12,7 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any, Literal
 
-from slipstream.records.record import ALL, Record, Row, Spread, Verdicts
+from slipstream.records.schema import ALL, Record, Row, Spread, Verdicts
 from slipstream.report.names import MISSING, task_name
 
 Layout = Literal["eagle", "spec-bench", "details"]
@@ -181,8 +181,10 @@ def _cycle_table(rows: Sequence[Row], temperature: float) -> Table:
             }
         )
     notes = (
-        "draft: the drafter's passes. build: masks and positions of the tree. verify: the target's pass. sample: its "
-        "choices and the walk through the tree. host: all else. Peers do not report theirs.",
+        "A cycle drafts tokens and has the target check them in one pass. draft: the drafter's passes. build: masks "
+        "and positions of the tree. verify: the target's pass. sample: its choices and the walk through the tree. "
+        "host: all else. kept of drafted: the share of drafted tokens that was kept; of a tree at most one path can "
+        "be. Peers do not report theirs.",
     )
     return Table("cycle", "Where the time of a cycle goes", temperature, columns, cells, notes)
 
@@ -210,7 +212,8 @@ def _evidence_table(rows: Sequence[Row], temperature: float) -> Table:
         for row in rows
     ]
     notes = (
-        "identical: answers with the same token ids as plain's. repetition: share of 4-grams that occurred before in "
+        "identical: answers with the same token ids as plain's. Of the others, rounding: identical in float64; FAULT: "
+        "not even there; differ: not generated again in float64. repetition: share of 4-grams that occurred before in "
         "the same answer; text that loops is easy to foresee. growth: memory above what was in use before the answer.",
     )
     return Table("evidence", "Identity, repetition and memory", temperature, columns, cells, notes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from slipstream.records.record import CycleTree, Node
+from slipstream.records.schema import CycleTree, Node
 from slipstream.report.style import new_figure
 
 if TYPE_CHECKING:

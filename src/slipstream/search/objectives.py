@@ -14,7 +14,7 @@ from slipstream.core.logits import ProcessingSettings, resolve
 from slipstream.core.rules import DecodingRule, make_rule
 from slipstream.core.sampling import SamplingSettings
 from slipstream.drafting.shape import Shape
-from slipstream.engine.engine import Step
+from slipstream.engine.sequence import Step
 from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
 from slipstream.methods.plain import PlainDrafter
 from slipstream.model import Model

@@ -6,16 +6,16 @@ import json
 
 import pytest
 
+from bench_answers import line
 from slipstream.bench.quality import scorers
-from slipstream.bench.quality.confined.kernel import missing_part
 from slipstream.bench.quality.records import Record
-from slipstream.bench.quality.sandbox import Outcome
+from slipstream.bench.quality.sandbox import Outcome, missing_part
 from slipstream.bench.quality.scorers import find_scorer
 from slipstream.bench.quality.scoring import score_run
 from slipstream.errors import InputError
 from slipstream.records.journal import Journal
 
-linux_only = pytest.mark.skipif(missing_part() is not None, reason=f"the sandbox needs {missing_part()}")
+linux_only = pytest.mark.skipif(missing_part() is not None, reason=str(missing_part()))
 
 SUMS = [
     {"question_id": 1, "turns": ["1 + 1?"], "reference": ["#### 2"]},
@@ -37,15 +37,7 @@ def write_run(folder, task, answers, temperature=0.0):
     journal = Journal(folder / "answers.jsonl")
     for number, entrants in answers.items():
         lines = [
-            {
-                "task": task,
-                "prompt_id": number,
-                "turn": 0,
-                "sample": sample,
-                "temperature": temperature,
-                "entrant": entrant,
-                "text": text,
-            }
+            line(task=task, prompt_id=number, sample=sample, temperature=temperature, entrant=entrant, text=text)
             for entrant, texts in entrants.items()
             for sample, text in enumerate([texts] if isinstance(texts, str) else texts)
         ]
@@ -103,7 +95,7 @@ def test_a_run_without_plain_is_scored_without_a_comparison(folders):
 def test_equal_texts_are_scored_once(folders, monkeypatch):
     run, data = folders
     ran = []
-    monkeypatch.setattr(scorers, "run_tests", lambda job: ran.append(job) or Outcome("2 * x" in job.code))
+    monkeypatch.setattr(scorers, "run_tests", lambda job, **_: ran.append(job) or Outcome("2 * x" in job.code))
     answers = {1: {"plain": "    return 2 * x", "eagle2": "    return 2 * x", "medusa": "    return x"}}
     scores = score_run(write_run(run, "humaneval", answers), write_files(data, humaneval=CODE), run_code=True)
     assert len(ran) == 1 + 2  # the file's own solution, then two texts
@@ -134,7 +126,7 @@ def test_derived_tests_that_the_files_own_solution_fails_are_left_out(folders):
 
 def test_code_is_not_run_unasked(folders, monkeypatch):
     run, data = folders
-    monkeypatch.setattr(scorers, "run_tests", lambda job: pytest.fail("code was run"))
+    monkeypatch.setattr(scorers, "run_tests", lambda job, **_: pytest.fail("code was run"))
     write_run(run, "humaneval", {1: {"plain": "    return 2 * x"}})
     with pytest.raises(InputError, match="add --run-code"):
         score_run(run, write_files(data, humaneval=CODE))

@@ -21,7 +21,8 @@ from slipstream.core.rules import GreedyRule
 from slipstream.core.sampling import SamplingSettings
 from slipstream.drafting.base import Generation
 from slipstream.drafting.shape import Auto, Chain, Dynamic, Shape
-from slipstream.engine.engine import Engine, Request
+from slipstream.engine.engine import Engine
+from slipstream.engine.sequence import Request
 from slipstream.errors import InputError
 from slipstream.methods.layer_skip.adapt import AdaptiveSkipSet, AdaptSettings, ComparisonResult
 from slipstream.methods.layer_skip.comparison import score_tokens

@@ -23,7 +23,8 @@ from slipstream.core.tree import DraftTree, chain
 from slipstream.drafting.base import Generation, Observed
 from slipstream.drafting.shape import Auto, Chain, Dynamic, Shape
 from slipstream.drafting.tree import TreeDrafting
-from slipstream.engine.engine import Engine, Request
+from slipstream.engine.engine import Engine
+from slipstream.engine.sequence import Request
 from slipstream.errors import InputError
 from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
 from slipstream.methods.plain import PlainDrafter

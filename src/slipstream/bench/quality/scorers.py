@@ -44,17 +44,24 @@ class Scorer(Protocol):
         """Metric: figure from 0 to 1, for one answer."""
 
 
-def find_scorer(task: str, records: Collection[Record], name: str | None = None, *, run_code: bool = False) -> Scorer:
+def find_scorer(
+    task: str,
+    records: Collection[Record],
+    name: str | None = None,
+    *,
+    run_code: bool = False,
+    confined: bool = True,
+) -> Scorer:
     """The scorer called `name`, or the one that the fields of the questions tell.
 
-    Raises InputError where the questions have nothing to score by, where they do not tell, and for code unless
-    `run_code`.
+    confined: False runs code without isolation. Raises InputError where the questions have nothing to score by, where
+    they do not tell, and for code unless `run_code`.
     """
     if name is not None and name not in SCORERS:
         raise unknown_choice("scorer", name, SCORERS)
     name = name or _told_by(task, records)
     if name == "code":
-        return _code_scorer(task, records, run_code)
+        return _code_scorer(task, records, run_code, confined)
     if not any(_has_references(record) for record in records):
         raise no_references(task)
     return ByReference({"number": exact_match, "short": short_match, "rouge": rouge}[name], SCORERS[name])
@@ -106,15 +113,17 @@ class ByTests:
     tests: Mapping[int | str, CodeTests]
     """By question id; questions that are not here cannot be scored."""
     basis: str
+    confined: bool = True
 
     def can_score(self, record: Record, turn: int) -> bool:
         return turn == 0 and record.id in self.tests
 
     def score(self, record: Record, turn: int, answer: str) -> dict[str, float]:
-        return {"passed": float(run_tests(self.tests[record.id].job(answer)).passed)}
+        outcome = run_tests(self.tests[record.id].job(answer), confined=self.confined)
+        return {"passed": float(outcome.passed)}
 
 
-def _code_scorer(task: str, records: Collection[Record], run_code: bool) -> ByTests:
+def _code_scorer(task: str, records: Collection[Record], run_code: bool, confined: bool) -> ByTests:
     found = {record.id: tests for record in records if (tests := code_tests(record)) is not None}
     if not found:
         raise InputError(
@@ -126,19 +135,24 @@ def _code_scorer(task: str, records: Collection[Record], run_code: bool) -> ByTe
             f"{task}: scoring code means running what a model wrote on this machine, in a sandbox, so it has to be "
             "asked for: add --run-code"
         )
-    check_sandbox()
+    if confined:
+        check_sandbox()
     derived = {record.id for record in records if record.id in found and found[record.id].origin != "the file's tests"}
-    wrong = {record.id for record in records if record.id in derived and not _solution_passes(record, found[record.id])}
+    wrong = {
+        record.id
+        for record in records
+        if record.id in derived and not _solution_passes(record, found[record.id], confined)
+    }
     kept = {number: tests for number, tests in found.items() if number not in wrong}
     if not kept:
         raise InputError(f"{task}: the file's own solutions pass none of the tests derived from its prompts")
-    return ByTests(kept, _basis(len(kept), len(derived - wrong), len(wrong)))
+    return ByTests(kept, _basis(len(kept), len(derived - wrong), len(wrong)), confined)
 
 
-def _solution_passes(record: Record, tests: CodeTests) -> bool:
+def _solution_passes(record: Record, tests: CodeTests, confined: bool) -> bool:
     """Whether derived tests are right, as far as a solution can tell; without a solution they are taken as they are."""
     text = solution(record)
-    return text is None or run_tests(tests.job(text)).passed
+    return text is None or run_tests(tests.job(text), confined=confined).passed
 
 
 def _basis(num_tested: int, num_derived: int, num_wrong: int) -> str:

@@ -18,6 +18,7 @@ from slipstream.bench.settings import PLAIN
 from slipstream.errors import InputError
 from slipstream.records.journal import read_answers
 from slipstream.records.run_files import JOURNAL_FILE, write_json
+from slipstream.records.schema import Answer
 
 SCORES_FILE = "scores.json"
 MANY = 10
@@ -35,21 +36,23 @@ def score_run(
     *,
     scorer: str | None = None,
     run_code: bool = False,
+    confined: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score the answers of the run in `folder` by what the question files in `data` carry; also writes scores.json.
 
-    scorer: for all files; None: found for each. run_code: run the code of answers, in the sandbox.
+    scorer: for all files; None: found for each. run_code: run the code of answers, in the sandbox unless not
+    confined.
     progress: called with the numbers of answers scored and in all.
     Raises InputError if nothing can be scored. Files that cannot be are named in "unscored", with the reason.
     """
     answers = list(read_answers(folder / JOURNAL_FILE))
     records = load_records(data)
-    scorers, unscored = _scorers(records, {answer["task"] for answer in answers}, scorer, run_code)
-    scored = [answer for answer in answers if answer["task"] in scorers]
+    scorers, unscored = _scorers(records, {answer.task for answer in answers}, scorer, run_code, confined)
+    scored = [answer for answer in answers if answer.task in scorers]
     figures = _Figures(records, scorers)
     for done, answer in enumerate(scored, 1):
-        figures.add(answer)
+        figures.score_answer(answer)
         if progress is not None:
             progress(done, len(scored))
     result = {
@@ -64,7 +67,7 @@ def score_run(
 
 
 def _scorers(
-    records: Mapping[str, Mapping[int | str, Record]], ran: set[str], name: str | None, run_code: bool
+    records: Mapping[str, Mapping[int | str, Record]], ran: set[str], name: str | None, run_code: bool, confined: bool
 ) -> tuple[dict[str, Scorer], dict[str, str]]:
     """Task: its scorer; task: why it has none."""
     common = [task for task in records if task in ran]
@@ -76,7 +79,7 @@ def _scorers(
     scorers, unscored = {}, {}
     for task in common:
         try:
-            scorers[task] = find_scorer(task, list(records[task].values()), name, run_code=run_code)
+            scorers[task] = find_scorer(task, list(records[task].values()), name, run_code=run_code, confined=confined)
         except InputError as error:
             if len(common) == 1:
                 raise
@@ -95,17 +98,17 @@ class _Figures:
         self.items: dict[str, dict[tuple[float, str], dict[Item, list[Scores]]]] = {task: {} for task in scorers}
         self.without: dict[str, set[Item]] = {task: set() for task in scorers}
 
-    def add(self, answer: Mapping[str, Any]) -> None:
+    def score_answer(self, answer: Answer) -> None:
         """Score one answer of the journal. Raises InputError if its question is not in the file."""
-        task, item = answer["task"], (answer["prompt_id"], answer["turn"])
+        task, item = answer.task, (answer.prompt_id, answer.turn)
         record = self.records[task].get(item[0])
         if record is None:
             raise InputError(f"question {item[0]!r} of the run is not in the file of {task}; give the run's own files")
         if not self.scorers[task].can_score(record, item[1]):
             self.without[task].add(item)
             return
-        scores = self._score(task, record, item, answer["text"])
-        entrants = self.items[task].setdefault((answer["temperature"], answer["entrant"]), {})
+        scores = self._score(task, record, item, answer.text)
+        entrants = self.items[task].setdefault((answer.temperature, answer.entrant), {})
         entrants.setdefault(item, []).append(scores)
 
     def _score(self, task: str, record: Record, item: Item, text: str) -> Scores:

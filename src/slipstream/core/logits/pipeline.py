@@ -15,9 +15,9 @@ from slipstream.core.logits.steps import (
     EveryDepth,
     EveryRow,
     ForcedTokens,
+    LogitsStep,
     Processor,
     Rows,
-    Step,
 )
 from slipstream.core.logits.warping import warp
 from slipstream.core.verify import NO_TOKEN
@@ -112,11 +112,11 @@ class LogitsPipeline:
         mask[[token for token in token_ids if 0 <= token < self._vocab_size]] = True
         return mask.to(self._device)
 
-    def _by_text(self) -> list[Step]:
+    def _by_text(self) -> list[LogitsStep]:
         """The steps that depend on the text or its length, in transformers' order."""
         from transformers.generation import logits_process as hf
 
-        s, steps = self.settings, list[Step]()
+        s, steps = self.settings, list[LogitsStep]()
         eos = torch.tensor(s.eos_token_ids, dtype=torch.int64, device=self._device)
         if s.sequence_bias:
             steps.append(EveryDepth(hf.SequenceBiasLogitsProcessor(dict(s.sequence_bias))))
@@ -148,7 +148,7 @@ class LogitsPipeline:
             steps.append(BannedTokens(self._token_mask(s.begin_suppress_tokens), begin, begin + 1))
         return steps
 
-    def _by_row(self) -> list[Step]:
+    def _by_row(self) -> list[LogitsStep]:
         """Warpers (when sampling) and the final normalisation."""
         from transformers.generation import logits_process as hf
 

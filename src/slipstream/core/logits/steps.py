@@ -48,7 +48,7 @@ class Rows:
         return index, torch.cat((self.committed.expand(len(rows), -1), self.tree_tokens[on_path]), dim=1)
 
 
-class Step(ABC):
+class LogitsStep(ABC):
     """One part of the processing."""
 
     needs_path = True
@@ -58,7 +58,7 @@ class Step(ABC):
         """scores: [rows, vocab]; returned, not changed."""
 
 
-class EveryRow(Step):
+class EveryRow(LogitsStep):
     """Something that looks at each row's logits only."""
 
     needs_path = False
@@ -70,7 +70,7 @@ class EveryRow(Step):
         return self._change(scores)
 
 
-class EveryDepth(Step):
+class EveryDepth(LogitsStep):
     """transformers' own processor, on the texts of each depth: they have one length, as a batch of `generate` has."""
 
     def __init__(self, processor: Processor) -> None:
@@ -83,7 +83,7 @@ class EveryDepth(Step):
         return processed
 
 
-class BannedTokens(Step):
+class BannedTokens(LogitsStep):
     """Removes tokens where `first <= length < end`, length being that of the text a row continues."""
 
     def __init__(self, banned: Tensor, first: int, end: float) -> None:
@@ -97,7 +97,7 @@ class BannedTokens(Step):
         return scores.masked_fill(here[:, None] & self._banned, _FILTERED)
 
 
-class ForcedTokens(Step):
+class ForcedTokens(LogitsStep):
     """Leaves only the forced tokens, all with logit 0, where the text has exactly `length` tokens."""
 
     def __init__(self, forced: Tensor, length: int) -> None:
@@ -111,7 +111,7 @@ class ForcedTokens(Step):
         return torch.where((rows.lengths == self._length)[:, None], forced, scores)
 
 
-class CountPenalties(Step):
+class CountPenalties(LogitsStep):
     """Repetition penalty (prompt and answer), then presence and frequency penalties (answer only).
 
     Only columns of tokens that occur are touched: the committed text's, padded to a power of two by repeating one so

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from slipstream.drafting.run_settings import RunSettings
+from slipstream.errors import InputError
+
+LEAST_LOSS_VOCABULARY = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +45,16 @@ class EagleSettings(RunSettings):
     measured_depth: int = 5
     """Steps ahead measured on held-out dialogues."""
     loss_vocabulary: int | None = None
-    """Tokens that stand for a large vocabulary in the cross-entropy, an estimate then (`LossVocabulary`); None: all."""
+    """Tokens that stand for a large vocabulary in the cross-entropy, which is an estimate then; None: all."""
     initial_head: str | None = None
     """Folder or hub id of a head for the same target whose weights training starts from; None: fresh ones."""
+
+    def __post_init__(self) -> None:
+        RunSettings.__post_init__(self)
+        if self.loss_vocabulary is not None and self.loss_vocabulary < LEAST_LOSS_VOCABULARY:
+            raise InputError(
+                f"loss_vocabulary is {self.loss_vocabulary}; it must be at least {LEAST_LOSS_VOCABULARY}, such as 8192"
+            )
 
 
 def learning_rate_for(hidden_size: int) -> float:

@@ -1,0 +1,173 @@
+"""How a benchmark is assembled of what the user asked for: questions, entrants, the folder, and what is made of it.
+
+What the user may have got wrong is found before the model is loaded, as far as it can be known by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from slipstream.bench.entrants import Entrant, ExactEntrants, default_entrants, load_entrants
+from slipstream.bench.hub_tasks import HubTask, fetch_questions, keep_questions, kept_questions, parse_tasks, prompts_of
+from slipstream.bench.peers import PEERS
+from slipstream.bench.record import write_record
+from slipstream.bench.run_folder import check_same, holds_run
+from slipstream.bench.runner import BenchRun
+from slipstream.bench.settings import PLAIN, BenchSettings, EntrantSpec
+from slipstream.bench.spec_bench import write_answers
+from slipstream.bench.tasks import load_tasks, questions_hash
+from slipstream.errors import InputError, unknown_choice
+from slipstream.methods.registry import METHODS
+from slipstream.model import Model
+from slipstream.prompts import Prompt
+from slipstream.records.journal import read_answers
+from slipstream.records.machine import shown_name
+from slipstream.records.run_files import JOURNAL_FILE, SPEC_BENCH_FOLDER
+from slipstream.records.schema import Record
+from slipstream.runtime.threads import check_threads
+from slipstream.target.dtypes import resolve_dtype
+
+Load = Callable[..., Model]
+"""Loads a model as `slipstream.load` does: model, method, then dtype, device, attention, threads by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the user asked for."""
+
+    folder: Path
+    model: str
+    methods: Sequence[str] = ()
+    """As `EntrantSpec.parse` reads them; none: all that can run."""
+    drafts: Sequence[str] = ()
+    """METHOD=PATH, the artefacts of methods."""
+    peers: bool = True
+    """Transformers' own methods too, where no methods are named."""
+    data: Path | None = None
+    datasets: Sequence[str] = ()
+    tasks: str | None = None
+    """Names with commas between."""
+    resume: bool = False
+    loading: Mapping[str, Any] = field(default_factory=dict)
+    """What `Load` takes by name; None: its default."""
+    prompts_per_task: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of `BenchSettings`."""
+
+
+@dataclass(slots=True)
+class Assembled:
+    """A run that is ready to start, and those that take part."""
+
+    bench: BenchRun
+    entrants: Mapping[str, Entrant]
+    exact: ExactEntrants
+
+
+def assemble(request: Request, load: Load, tell: Callable[[str], None]) -> Assembled:
+    """Check everything, load the model, make or reopen the run, load the entrants. tell: is given lines of progress.
+
+    The folder should be held meanwhile and until the run ends (`run_folder.hold`).
+    Raises InputError and ArtifactError as its parts do.
+    """
+    check_threads(request.loading.get("threads"))
+    tasks, questions, sources = _read_tasks(request)
+    artefacts = dict(map(parse_draft, request.drafts))
+    named = with_plain(parse_methods(request.methods, artefacts)) if request.methods else None
+    settings = BenchSettings(
+        entrants=tuple(named or with_plain([])),
+        tasks=tuple(tasks),
+        data=", ".join(sources),
+        questions_hash=questions_hash(tasks),
+        prompts_per_task=request.prompts_per_task,
+        **request.settings,
+    )
+    if holds_run(request.folder, resume=request.resume):
+        check_same(request.folder, _known_before_loading(request, settings, are_named=named is not None))
+    tell(f"loading {request.model}")
+    plain = load(request.model, PLAIN, **request.loading)
+    if named is None:
+        settings = replace(settings, entrants=tuple(default_entrants(plain.target.hash, artefacts, request.peers)))
+    bench = BenchRun(request.folder, plain, request.model, settings, tasks, resume=request.resume)
+    for one, text in questions.items():
+        keep_questions(request.folder, one, text)
+
+    def left_out(name: str, reason: str) -> None:
+        tell(f"{name} is left out: {reason}")
+        bench.leave_out(name, reason)
+
+    exact = ExactEntrants(lambda: load(request.model, PLAIN, **{**request.loading, "dtype": "float64"}), settings)
+    return Assembled(bench, load_entrants(plain, settings, left_out), exact)
+
+
+def finish(folder: Path) -> Record:
+    """Write what is made of a run's journal: the record, which is returned, and the answers in Spec-Bench's layout."""
+    record = write_record(folder)
+    write_answers(folder / SPEC_BENCH_FOLDER, read_answers(folder / JOURNAL_FILE), record.run.model)
+    return record
+
+
+def with_plain(specs: Sequence[EntrantSpec]) -> list[EntrantSpec]:
+    """Plain decoding first, then the others."""
+    plain = EntrantSpec(name=PLAIN, kind="ours", method=PLAIN)
+    return [plain, *(spec for spec in specs if spec != plain)]
+
+
+def parse_methods(texts: Sequence[str], artefacts: Mapping[str, str]) -> list[EntrantSpec]:
+    """What `-d` names, each with the artefact that `--draft` gave its method."""
+    specs = [EntrantSpec.parse(text, list(PEERS)) for text in texts]
+    methods = {spec.method for spec in specs}
+    if unused := next((name for name in artefacts if name not in methods), None):
+        raise InputError(f"--draft names {unused!r}, which is none of the methods of -d; add it or leave it out")
+    return [
+        replace(spec, options={"draft": artefacts[spec.method], **spec.options}) if spec.method in artefacts else spec
+        for spec in specs
+    ]
+
+
+def parse_draft(text: str) -> tuple[str, str]:
+    """Method and path of METHOD=PATH."""
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise InputError(f"--draft {text!r} is not of the form METHOD=PATH, such as eagle2=heads/mine")
+    if name not in METHODS and name not in PEERS:
+        raise unknown_choice("method", name, [*METHODS, *PEERS])
+    return name, path
+
+
+def _known_before_loading(request: Request, settings: BenchSettings, *, are_named: bool) -> dict[str, Any]:
+    """What `run.json` must say, as far as it is known. Whether a default is the same, the loaded model tells."""
+    asked = settings.to_dict()
+    if not are_named:
+        asked.pop("entrants", None)
+    known: dict[str, Any] = {"model": shown_name(request.model), "settings": asked}
+    if (dtype := resolve_dtype(request.loading.get("dtype"))) is not None:
+        known["dtype"] = str(dtype).removeprefix("torch.")
+    if (threads := request.loading.get("threads")) is not None:
+        known["threads"] = threads
+    if (device := request.loading.get("device")) not in (None, "cuda"):  # which one, PyTorch says
+        known["device"] = device
+    return known
+
+
+def _read_tasks(request: Request) -> tuple[dict[str, list[Prompt]], dict[HubTask, str], list[str]]:
+    """The prompts of each task, the question files of those from the hub, and what all came from.
+
+    A resumed run asks what its folder keeps.
+    """
+    names = None if request.tasks is None else [name.strip() for name in request.tasks.split(",") if name.strip()]
+    only_hub = bool(request.datasets) and request.data is None
+    if only_hub and names is not None:
+        raise InputError("--tasks chooses among the tasks of --data; with --dataset alone leave it out")
+    tasks = {} if only_hub else load_tasks(request.data, names, request.prompts_per_task)
+    sources = [] if only_hub else ["shipped prompts" if request.data is None else request.data.name]
+    questions: dict[HubTask, str] = {}
+    for one in parse_tasks(request.datasets, list(tasks)):
+        kept = kept_questions(request.folder, one) if request.resume else None
+        questions[one] = kept or fetch_questions(one, request.prompts_per_task)
+        tasks[one.name] = prompts_of(one, questions[one])
+        sources.append(one.described)
+    return tasks, questions, sources
