@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import operator
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from slipstream.core.logits import resolve
 from slipstream.core.sampling import VERIFICATIONS, SamplingSettings, draw_seed
 from slipstream.drafting.base import Drafter
 from slipstream.engine.engine import Engine, Request, Step
-from slipstream.errors import ArtifactError, InputError, unknown_choice
+from slipstream.errors import InputError, unknown_choice
 from slipstream.methods.registry import build_drafter, find_method
 from slipstream.output import Output, Stats
+from slipstream.prompt_ids import given_ids
 from slipstream.skipping.library import is_name
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.target.dtypes import resolve_dtype
@@ -29,8 +31,9 @@ from slipstream.target.probe import probe
 from slipstream.target.target import Target
 from slipstream.text import AnswerText, decode
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
-"""Text (one user turn where the tokenizer has a chat template), chat messages, or token ids taken as they are."""
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | Mapping[str, Any] | torch.Tensor
+"""Text (one user turn where the tokenizer has a chat template), chat messages, or token ids taken as they are: a list,
+an array or tensor of one row, or what a tokenizer returns for one text."""
 
 DEFAULT_MAX_NEW_TOKENS = 256
 
@@ -84,7 +87,9 @@ def load(
         tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
     target = Target(loaded)
     probe(target)
-    return Model(target, build_drafter(drafter, target, given, tokenizer), tokenizer, verification, prefill_chunk)
+    built = build_drafter(drafter, target, given, tokenizer)
+    target.check_features(built.features)
+    return Model(target, built, tokenizer, verification, prefill_chunk)
 
 
 def _refuse_moving(
@@ -165,6 +170,8 @@ class Model:
         **settings: Any,
     ) -> Generator[Step, None, Output]:
         began = time.perf_counter()
+        seed, stream_id = _own_number(seed), _own_number(stream_id)
+        settings = {name: _own_number(value) for name, value in settings.items()}
         config = self._generation_config(settings.pop("generation_config", None))
         prompt_ids = self.encode(prompt)
         stop = config.stop_strings if stop is None else stop
@@ -192,12 +199,11 @@ class Model:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, the chat template applied to text and messages. Raises InputError if it is empty."""
-        if len(prompt) == 0:
+        given = given_ids(prompt)
+        if not (prompt if given is None else given):
             raise InputError("the prompt is empty; give some text, a message or at least one token id")
-        if not isinstance(prompt, str):
-            token_ids = [token for token in prompt if isinstance(token, int)]
-            if len(token_ids) == len(prompt):
-                return token_ids
+        if given is not None:
+            return given
         if self.tokenizer is None:
             raise InputError("text prompts need a tokenizer; pass tokenizer=... to load, or a list of token ids")
         if isinstance(prompt, str) and getattr(self.tokenizer, "chat_template", None) is None:
@@ -260,7 +266,7 @@ class Model:
             {name: value for name, value in settings.items() if name != "max_new_tokens"},
             prompt_length=len(prompt_ids),
             max_new_tokens=_budget(settings.get("max_new_tokens"), generation_config, len(prompt_ids)),
-            eos_token_ids=_token_ids(generation_config.eos_token_id if eos is None else eos),
+            eos_token_ids=_token_ids(generation_config.eos_token_id if eos is None else eos, self.target.vocab_size),
         )
         sampling = SamplingSettings(
             seed=draw_seed() if seed is None else seed, stream=stream_id, verification=verification
@@ -284,6 +290,11 @@ class Model:
         return text.text
 
 
+def _own_number(value: Any) -> Any:
+    """Python's own in place of a number of NumPy's or a tensor that holds one."""
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
 def _budget(asked: int | None, generation_config: GenerationConfig, prompt_length: int) -> int:
     if asked is not None:
         if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
@@ -301,14 +312,19 @@ def _budget(asked: int | None, generation_config: GenerationConfig, prompt_lengt
     return int(generation_config.max_length) - prompt_length
 
 
-def _token_ids(value: Any) -> tuple[int, ...]:
+def _token_ids(value: Any, vocab_size: int) -> tuple[int, ...]:
+    """The end tokens in any form. Raises InputError for what is no token of the vocabulary."""
     if value is None:
         return ()
-    if isinstance(value, torch.Tensor):
-        value = value.tolist()
-    if isinstance(value, int):
-        return (value,)
-    ids = tuple(value)
-    if not all(isinstance(token, int) for token in ids):
-        raise ArtifactError(f"eos_token_id is {value!r}; it must be a token id or a list of them")
-    return ids
+    several = value.reshape(-1).tolist() if hasattr(value, "tolist") else value
+    if not isinstance(several, Iterable) or isinstance(several, str | bytes):
+        several = (several,)
+    ids = tuple(several)
+    for token in ids:
+        if isinstance(token, bool) or not hasattr(token, "__index__"):
+            raise InputError(f"eos_token_id is {value!r}; it must be a token id or a list of them")
+        if not 0 <= token < vocab_size:
+            raise InputError(
+                f"the end token {token} is not in the target's vocabulary of {vocab_size}; give eos_token_id=... (none: [])"
+            )
+    return tuple(map(operator.index, ids))
