@@ -10,6 +10,7 @@ import typer
 
 from slipstream.cli import options
 from slipstream.cli.answering import note
+from slipstream.cli.outputs import check_out_file
 from slipstream.cli.training_data import Data, load_target
 from slipstream.cli.training_progress import left, training_bar
 
@@ -17,7 +18,15 @@ from slipstream.cli.training_progress import left, training_bar
 def answers(
     model: options.Model,
     data: Data,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="JSON lines; an interrupted run goes on in it.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            callback=check_out_file,
+            metavar="FILE",
+            help="JSON lines; an interrupted run goes on in it.",
+        ),
+    ],
     per_file: Annotated[
         int | None, typer.Option("--per-file", help="Prompts of each file at most, drawn by the seed.")
     ] = None,

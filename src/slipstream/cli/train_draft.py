@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from slipstream.cli import options
+from slipstream.cli.outputs import check_out_folder
 from slipstream.cli.training_data import (
     Answers,
     AnswerTemperature,
@@ -26,7 +27,13 @@ def draft(
     model: options.Model,
     data: Data,
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="The draft model, its log, and the state for resuming.")
+        Path,
+        typer.Option(
+            "--out",
+            callback=check_out_folder,
+            metavar="DIR",
+            help="The draft model, its log, and the state for resuming.",
+        ),
     ],
     answers: Answers = "target",
     answer_tokens: AnswerTokens = 256,

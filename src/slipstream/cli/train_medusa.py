@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from slipstream.cli import options
+from slipstream.cli.outputs import check_out_folder
 from slipstream.cli.training_data import (
     Answers,
     AnswerTemperature,
@@ -25,7 +26,15 @@ HEADS, LEARNING, RUN = "The heads", "Learning", "The run"
 def medusa(
     model: options.Model,
     data: Data,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The heads, their log, the state for resuming.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            callback=check_out_folder,
+            metavar="DIR",
+            help="The heads, their log, the state for resuming.",
+        ),
+    ],
     answers: Answers = "target",
     answer_tokens: AnswerTokens = 256,
     answer_temperature: AnswerTemperature = 0.0,

@@ -1,8 +1,8 @@
 """The demo target's training text: reading, weighting, the held-out split, packing into rows.
 
-A source is one JSON-lines file of `{"messages": [...]}` or `{"text": ...}` (`conversations.py`). Encoded, it is one flat
-uint16 array: the low 15 bits of an element are the token id, the top bit (`PROMPT_BIT`) marks tokens the user wrote,
-whose loss counts less. Documents follow each other without padding; a row may begin inside a document.
+A source is one JSON-lines file of `{"messages": [...]}` or `{"text": ...}` (`conversations.py`). Encoded, it is one
+flat uint16 array: the low 15 bits of an element are the token id, the top bit (`PROMPT_BIT`) marks tokens the user
+wrote, whose loss counts less. Documents follow each other without padding; a row may begin inside a document.
 """
 
 from __future__ import annotations
