@@ -5,7 +5,7 @@ r"""Which families of `transformers` are decoded, and whether every drafter keep
 Every class that continues text is built in a few layers of random weights, in float64 where transformers can run it so.
 Plain decoding is compared with transformers' own `generate`, and each drafter with plain decoding, greedy and sampled.
 Each model has a process of its own, so that one that crashes or hangs is one row. A run that was interrupted goes on
-where it stopped; --again NAME repeats rows.
+where it stopped, and each row names the commit that made it; --again NAME repeats rows.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def main() -> int:
     names = options.only or tiny_models.names()
     for name in names:
         if name not in rows:
-            rows[name] = guarded(name, options.patience)
+            rows[name] = {**guarded(name, options.patience), "commit": record["provenance"]["commit"]}
             print(f"{name:28}{rows[name]['verdict']:12}{rows[name].get('reason') or ''}", flush=True)
             record["rows"] = {one: rows[one] for one in sorted(rows)}
             record["complete"] = set(tiny_models.names()) <= set(rows)

@@ -74,8 +74,7 @@ def load_model(
     place = None if device == "auto" else resolve_device(device)
     found = find_source(source)
     if (base := adapter_base(found)) is not None:
-        loaded = load_model(base, dtype=dtype, device=device, attention=attention)
-        return with_adapter(loaded, found)
+        return with_adapter(load_model(base, dtype=dtype, device=device, attention=attention), found)
     if wanted is None and place is not None and place.type == "cpu":
         wanted = _dtype_on_cpu(found.name)
     config = _loading(found, AutoConfig.from_pretrained)

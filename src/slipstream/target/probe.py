@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -36,7 +37,7 @@ def probe(target: Target, attempts: int = 3) -> None:
     limit = _LIMITS.get(target.dtype, _LIMITS[torch.bfloat16])
     deviation = float("inf")
     for attempt in range(attempts):
-        deviation = min(deviation, _run(target, lambda attempt=attempt: _deviation(probed, attempt)))
+        deviation = min(deviation, _run(target, partial(_deviation, probed, attempt)))
         if deviation <= limit:
             return
     reason = (

@@ -114,7 +114,7 @@ def _part(part: Any, place: str) -> str:
     if isinstance(part, str):
         return part
     if isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
-        return part["text"]
+        return str(part["text"])
     if isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] != "text":
         raise UnusableError(f"it has a part of type {part['type']!r}, and only text is read")
     raise InputError(f'{place} has a part of content that is neither text nor {{"type": ..., ...}}')
