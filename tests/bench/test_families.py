@@ -21,16 +21,14 @@ pytestmark = pytest.mark.skipif(not SCRIPTS.is_dir(), reason="the benchmark scri
 @pytest.fixture
 def families(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The script; tests have a module of the same name."""
-    own = sys.modules.pop("families")
+    monkeypatch.delitem(sys.modules, "families", raising=False)
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    import tiny_models
-
     import families as script
 
-    monkeypatch.setitem(sys.modules, "families", own)
-    monkeypatch.setitem(sys.modules, "tiny_models", tiny_models)
     assert Path(script.__file__).parent == SCRIPTS
-    return script
+    yield script
+    for name in ("tiny_models", "records", "ablations"):
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.filterwarnings("ignore")  # of transformers' own model files
