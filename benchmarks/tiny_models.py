@@ -145,13 +145,21 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "blt": {"encoder_hash_byte_group_vocab": 60, "encoder_hash_byte_group_size": [3], "max_patch_length": 4},
     "deepseek_v2": {"n_routed_experts": 4, "num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
-    "dots3_note": {"adapter_in_dim": 32},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
+    "dots3_note": {"vision_config": {"adapter_in_dim": 32}, "audio_config": {"adapter_input_size": 32}},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "gemma3n_text": {"num_kv_shared_layers": 2},
     "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
     "gemma4_unified_assistant": {"text_config": {"num_kv_shared_layers": 0}},
     **{
         name: {"text_config": {"rope_parameters": {**ROPE, "mrope_section": [2, 1, 1]}}}
-        for name in ("qwen2_vl", "qwen2_5_vl", "qwen2_5_omni_thinker", "cosmos3_edge", "paddleocr_vl")
+        for name in (
+            "qwen2_vl",
+            "qwen2_5_vl",
+            "qwen2_5_omni_thinker",
+            "cosmos3_edge",
+            "paddleocr_vl",
+        )
     },
     **{
         name: {"text_config": {"rope_parameters": {**ROPE, "mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5}}}
@@ -159,8 +167,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     },
     "mamba2": {"num_heads": 4, "head_dim": 16},
     "nemotron": {"num_key_value_heads": 2},
-    "qwen4_exp_text": {"num_key_value_heads": 2},
-    "reformer": {"is_decoder": True},
+    "qwen4_exp_text": {"token_budget": 8, "compress_ratio": 2},
+    "reformer": {"is_decoder": True, "axial_pos_embds_dim": (16, 16), "axial_pos_shape": (8, 16)},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX", "is_decoder": True},
     "zaya": {"num_experts_per_tok": 1},
     **{

@@ -62,6 +62,7 @@ def test_text_messages_and_nothing_are_left_to_others(prompt):
     ("prompt", "line"),
     [
         (None, "the prompt is None; a prompt is text, token ids, or messages"),
+        ("a \ud83d b", r"half a surrogate pair \(\\ud83d\)"),
         (b"Hi", "the prompt is a bytes"),
         (bytearray(b"Hi"), "the prompt is a bytearray"),
         (memoryview(b"Hi"), "the prompt is a memoryview"),

@@ -19,9 +19,11 @@ def given_ids(prompt: Any) -> list[int] | None:
     """The token ids of a prompt that is given as such; None for text and messages.
 
     Ids may be whole numbers of any kind, a tensor or array (1-D, or 2-D with one row), or the mapping that a tokenizer
-    returns, whose padding is left out. Raises InputError for several rows, and for what is no prompt.
+    returns, whose padding is left out. Raises InputError for several rows, for what is no prompt, and for text that is
+    none.
     """
     if isinstance(prompt, str):
+        _refuse_lone_surrogates(prompt)
         return None
     if isinstance(prompt, Mapping):
         return _of_mapping(prompt)
@@ -98,6 +100,14 @@ def _whole_numbers(ids: Iterable[Any]) -> list[int]:
             raise InputError(f"the prompt holds {_kind(one)} where a token id should be; {_FORMS}")
         found.append(whole)
     return found
+
+
+def _refuse_lone_surrogates(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise InputError(f"the prompt holds half a surrogate pair ({half}), which is no text") from error
 
 
 def _is_row(one: Any) -> bool:

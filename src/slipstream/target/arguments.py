@@ -10,7 +10,10 @@ _NO_DATA = ("self", "input_ids", "inputs_embeds")
 
 
 def cache_argument(forward: Callable[..., Any]) -> str:
-    """The name of the KV cache among the arguments: `cache` since transformers 5.24, `past_key_values` before."""
+    """The name of the KV cache among the arguments: `cache` since transformers 5.24, `past_key_values` before.
+
+    forward: of the class, for accelerate puts one without a signature on the instance.
+    """
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 

@@ -168,13 +168,17 @@ def find_tokenizer(source: str | Path) -> Any:
     base = adapter_base(found)
     folder = Path(found.place)
     if not folder.is_dir() or any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        return load_tokenizer(source)
+        return _tokenizer(found)
     return None if base is None else find_tokenizer(base)
 
 
 def load_tokenizer(source: str | Path) -> Any:
     """The tokenizer that belongs to a model. Raises ArtifactError where there is none."""
-    return _loading(find_source(source), AutoTokenizer.from_pretrained, what="the tokenizer of ")
+    return _tokenizer(find_source(source))
+
+
+def _tokenizer(found: Source) -> Any:
+    return _loading(found, AutoTokenizer.from_pretrained, what="the tokenizer of ")
 
 
 def _loading(source: Source, load: Any, *, what: str = "", **kwargs: Any) -> Any:

@@ -73,7 +73,7 @@ class Target:
         self.dtype: torch.dtype = model.dtype
         self.family = Family.find(self.config)
         self.context_length = self.family.context_length
-        self._cache_argument = cache_argument(model.forward)
+        self._cache_argument = cache_argument(type(model).forward)
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._passes = threading.local()  # the hidden states that a pass of the head alone is made for
         self._quiet: nn.Module = shadow(model, {})
@@ -283,7 +283,11 @@ class Target:
         if all(reach.window is None and reach.chunk is None for reach in self._masks.reaches.values()):
             return None
         twin = with_short_windows(self.model, self.base if self._layer_list is None else self._layer_list[0])
-        return None if twin is None else Target(twin)
+        if twin is None:
+            return None
+        short = Target(twin)
+        short._turn = self._turn  # offloaded weights are still the same
+        return short
 
     @torch.inference_mode()
     def check_features(self, features: Features) -> None:

@@ -303,7 +303,7 @@ class BatchDecoder:
             position_ids=positions.expand(rows, -1),
             attention_mask=mask.expand(rows, -1, -1, -1),
             use_cache=True,
-            **{cache_argument(self._target.base.forward): self._batch},
+            **{cache_argument(type(self._target.base).forward): self._batch},
         )
         hidden: Tensor = found[0]
         return hidden
