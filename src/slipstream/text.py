@@ -6,6 +6,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
+TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""What a chat template, which is a program, may end with."""
+
 _INCOMPLETE = "�"  # what decoding yields for a character whose last bytes are still to come
 _BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token of one byte, where a tokenizer has them for rare characters
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from slipstream.cli.app import app
 from slipstream.methods.eagle.checkpoint import save_head
 from slipstream.methods.eagle.head import EagleHead, HeadSizes
 from slipstream.skipping.skip_set import SkipSet
@@ -128,6 +131,12 @@ def test_damaged_tokenizer(refused, copy):
     assert f"cannot load the tokenizer of {copy}" in refused(model=copy)
 
 
+def test_folder_without_a_tokenizer(refused, copy):
+    for file in (*copy.glob("tokenizer*"), *copy.glob("chat_template*")):
+        file.unlink()
+    assert "holds no tokenizer, which commands need" in refused(model=copy)
+
+
 def test_tensors_left_over_are_told_but_harmless(cli, copy, caplog):
     from safetensors.torch import load_file, save_file
 
@@ -236,3 +245,68 @@ def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(copy):
         rest, notes = chat.communicate("/stats\n", timeout=60)
     assert (chat.returncode, notes.count("interrupted"), notes.count("no answers yet")) == (0, 2, 1), notes
     assert rest.endswith("\n")
+
+
+WRITING = {
+    "bench merge": ("file", ["RUN"]),
+    "bench report": ("file", ["RUN"]),
+    "bench run": ("folder", ["-m", "tiny"]),
+    "certify": ("file", ["-m", "tiny"]),
+    "skip search": ("file", ["-m", "tiny", "--task", "code"]),
+    "train answers": ("file", ["-m", "tiny", "--data", "FILE"]),
+    "train draft": ("folder", ["-m", "tiny", "--data", "FILE"]),
+    "train eagle": ("folder", ["-m", "tiny", "--data", "FILE"]),
+    "train hydra": ("folder", ["-m", "tiny", "--data", "FILE"]),
+    "train medusa": ("folder", ["-m", "tiny", "--data", "FILE"]),
+    "train target": ("folder", ["--data", "FOLDER"]),
+    "train demo": ("folder", ["--data", "FOLDER", "--work", "FOLDER"]),
+    "train pack": ("file", ["--data", "FOLDER", "--work", "FOLDER"]),
+}
+"""Commands with --out, what it names, and what else they need."""
+
+
+@pytest.mark.parametrize("command", WRITING)
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(cli, tmp_path, monkeypatch, command):
+    kind, others = WRITING[command]
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_text("{}\n")
+    folder.mkdir()
+    given = [{"FILE": file, "FOLDER": folder, "RUN": folder}.get(one, one) for one in others]
+    wrong = {
+        file if kind == "folder" else folder: f"is a {'file' if kind == 'folder' else 'folder'}; name a {kind}",
+        file / "below" / "deeper": f"lies below {file}, which is a file",
+    }
+    for out, reason in wrong.items():
+        done = cli(*command.split(), *given, "--out", out)
+        assert (done.exit_code, done.stdout) == (2, ""), done.output
+        assert done.stderr.startswith(f"error: --out {out} {reason}")
+        assert done.stderr.count("\n") == 1
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    done = cli(*command.split(), *given, "--out", tmp_path / "new")
+    assert (
+        done.stderr
+        == f"error: --out {tmp_path / 'new'} cannot be written: {tmp_path} is not writable; name another place\n"
+    )
+
+
+def test_every_command_that_writes_is_tested():
+    """An --out that is not looked at before the work would be noticed after it."""
+    found = []
+
+    def look(command: object, name: str) -> None:
+        for inner_name, inner in getattr(command, "commands", {}).items():
+            look(inner, f"{name} {inner_name}".strip())
+        if any("--out" in one.opts for one in getattr(command, "params", ())):
+            found.append(name)
+
+    look(typer.main.get_command(app), "")
+    assert sorted(found) == sorted(WRITING)
+
+
+def test_a_place_that_turns_out_unwritable_is_one_line(cli, monkeypatch, tmp_path):
+    def fail(*arguments: object, **settings: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "x"))
+
+    monkeypatch.setattr("slipstream.load", fail)
+    done = cli("generate", "-m", "tiny", "-p", "Hi")
+    assert (done.exit_code, done.stderr) == (2, f"error: cannot write {tmp_path / 'x'}: Permission denied\n")

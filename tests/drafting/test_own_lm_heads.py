@@ -48,3 +48,11 @@ def test_weight_and_bias_are_the_lm_heads(name: str, has_bias: bool, family_mode
     head = target.model.get_output_embeddings()
     assert lm_head_to_copy(target) == (head.weight, head.bias)
     assert (head.bias is not None) == has_bias
+
+
+@pytest.mark.parametrize("method", MAKERS)
+def test_an_lm_head_behind_another_layer_is_refused_for_that_reason(method: str) -> None:
+    settings = {"is_decoder": True, "input_embedding_size": 32, "output_embedding_size": 48}
+    target = Target(build("rembert", attention="eager", **settings))
+    with pytest.raises(InputError, match=r"LM head of .* reads 48 numbers, not the 32 of a last hidden .*--shared"):
+        MAKERS[method](target)

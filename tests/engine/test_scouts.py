@@ -19,6 +19,7 @@ from slipstream.core.sampling import SamplingSettings
 from slipstream.core.tree import DraftTree
 from slipstream.drafting.base import Drafting, Generation, Observed, Scouts
 from slipstream.engine.engine import Engine
+from slipstream.target.arguments import cache_argument
 from slipstream.target.target import Target
 
 PROMPT = prompt_ids(7, seed=4) * 3
@@ -174,7 +175,7 @@ def test_scouts_leave_nothing_in_the_cache(name, family_model):
 
     def check_then_draw(run: Generation, ahead: Sequence[int]) -> list[Path]:
         fresh = DynamicCache()  # without a config it keeps windowed layers whole
-        model(torch.tensor([run.tokens[:-1]]), past_key_values=fresh)
+        model(torch.tensor([run.tokens[:-1]]), **{cache_argument(model.forward): fresh})
         for mine, theirs in zip(run.cache.layers, fresh.layers, strict=True):
             torch.testing.assert_close(mine.keys[:, :, : run.length], theirs.keys, rtol=0, atol=1e-9)
         assert run.cache.positions[0, : run.length].tolist() == list(range(run.length))

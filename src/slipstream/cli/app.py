@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 import warnings
@@ -15,13 +16,25 @@ from slipstream.cli import bench, certify, chat, demo, generate, heads, methods,
 from slipstream.cli.options import VERBOSE, Verbose
 from slipstream.errors import InputError, SlipstreamError
 
+_UNWRITABLE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENAMETOOLONG,
+)
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 class ErrorLines(TyperGroup):
     """Turns errors raised on purpose into one line on stderr: exit code 2 if the user can mend it, else 1.
 
-    `-v` shows the traceback. Any other exception is a bug of ours and keeps its traceback.
+    A place that cannot be written is the user's to mend, too. `-v` shows the traceback. Any other exception is a bug
+    of ours and keeps its traceback.
     """
 
     def invoke(self, ctx: Any) -> Any:
@@ -35,6 +48,13 @@ class ErrorLines(TyperGroup):
                     traceback.print_exception(error)
                 _say(f"error: {' '.join(str(error).split())}")
                 raise typer.Exit(EXIT_USAGE if isinstance(error, InputError) else EXIT_FAILURE) from error
+            except OSError as error:
+                if error.filename is None or error.errno not in _UNWRITABLE:
+                    raise
+                if ctx.meta.get(VERBOSE):
+                    traceback.print_exception(error)
+                _say(f"error: cannot write {error.filename}: {error.strerror}")
+                raise typer.Exit(EXIT_USAGE) from error
             except KeyboardInterrupt as error:
                 _say("interrupted")
                 raise typer.Exit(EXIT_INTERRUPTED) from error

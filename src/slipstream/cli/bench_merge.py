@@ -8,11 +8,21 @@ from typing import Annotated
 import typer
 
 from slipstream.cli import options
+from slipstream.cli.outputs import check_out_file
 
 
 def merge(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs over different tasks.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Write the record here.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            callback=check_out_file,
+            metavar="FILE",
+            help="Write the record here.",
+        ),
+    ],
     verbose: options.Verbose = False,
 ) -> None:
     """Make one record of runs that were split by task, such as one for each machine of a kind.

@@ -10,13 +10,20 @@ import typer
 from slipstream.cli import options
 from slipstream.cli.answering import note
 from slipstream.cli.bench_files import record_of
+from slipstream.cli.outputs import check_out_file
 
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or its record.json.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="The page; default: report.html beside the record."),
+        typer.Option(
+            "--out",
+            "-o",
+            callback=check_out_file,
+            metavar="FILE",
+            help="The page; default: report.html beside the record.",
+        ),
     ] = None,
     figures: Annotated[
         Path | None, typer.Option("--figures", metavar="DIR", help="Also write every figure as SVG and PNG into DIR.")

@@ -13,6 +13,7 @@ import typer
 
 from slipstream.cli import options
 from slipstream.cli.answering import note
+from slipstream.cli.outputs import check_out_folder
 from slipstream.errors import InputError, LosslessnessError
 
 if TYPE_CHECKING:
@@ -128,7 +129,11 @@ def run(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="FOLDER", rich_help_panel=BENCH, help="The run's folder; default: runs/bench-MODEL."
+            "--out",
+            callback=check_out_folder,
+            metavar="FOLDER",
+            rich_help_panel=BENCH,
+            help="The run's folder; default: runs/bench-MODEL.",
         ),
     ] = None,
     resume: Annotated[

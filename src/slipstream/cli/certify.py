@@ -16,6 +16,7 @@ from slipstream.cli import options
 from slipstream.cli.answering import note
 from slipstream.cli.loading import load
 from slipstream.cli.options import given, parse_further
+from slipstream.cli.outputs import check_out_file
 from slipstream.errors import InputError, LosslessnessError, unknown_choice
 
 if TYPE_CHECKING:
@@ -85,7 +86,14 @@ def certify(
         ),
     ] = "auto",
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", rich_help_panel=TEST, help="Write the certificate, as JSON.")
+        Path | None,
+        typer.Option(
+            "--out",
+            callback=check_out_file,
+            metavar="FILE",
+            rich_help_panel=TEST,
+            help="Write the certificate, as JSON.",
+        ),
     ] = None,
     temperature: Annotated[
         float,

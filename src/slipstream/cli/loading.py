@@ -39,6 +39,8 @@ def load(
     if model in NAMES:
         hide_progress_bars()  # they load in a moment
     loaded = slipstream.load(model, drafter, **given(**settings), **extra)
+    if loaded.tokenizer is None:
+        raise InputError(f"{model} holds no tokenizer, which commands need; put its files beside the weights")
     settle_threads(loaded.target, threads)
     if model not in NAMES and settings.get("dtype") is None:
         _note_faster_dtype(loaded)

@@ -14,6 +14,7 @@ import typer
 
 from slipstream.cli import options
 from slipstream.cli.answering import note
+from slipstream.cli.outputs import check_out_file
 from slipstream.cli.skip_picture import print_skip_set
 from slipstream.errors import ArtifactError, InputError, SkipSetError, unknown_choice
 
@@ -47,7 +48,13 @@ def search(
         typer.Option("--objective", metavar="KIND", help="modelled: agreement and measured costs; throughput: timed."),
     ] = "modelled",
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write the best set here too (JSON), and its pictures.")
+        Path | None,
+        typer.Option(
+            "--out",
+            callback=check_out_file,
+            metavar="FILE",
+            help="Write the best set here too (JSON), and its pictures.",
+        ),
     ] = None,
     sampler: Annotated[
         str, typer.Option("--sampler", metavar="KIND", rich_help_panel=SEARCH, help="tpe, gp or random.")

@@ -14,6 +14,7 @@ import typer
 from slipstream.cli import options, train_demo
 from slipstream.cli.answering import note
 from slipstream.cli.from_settings import Own, options_from_settings
+from slipstream.cli.outputs import check_out_file, check_out_folder
 from slipstream.cli.training_data import (
     Answers,
     AnswerTemperature,
@@ -53,7 +54,13 @@ class Job:
     model: options.Model
     data: Data
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="What is trained, its log, and the state for resuming.")
+        Path,
+        typer.Option(
+            "--out",
+            callback=check_out_folder,
+            metavar="DIR",
+            help="What is trained, its log, and the state for resuming.",
+        ),
     ]
     answers: Answers = "target"
     answer_tokens: AnswerTokens = 256
@@ -207,7 +214,12 @@ def _part(text: str) -> tuple[int, int]:
 def answers(
     model: options.Model,
     data: Data,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="JSON lines; an interrupted run goes on in it.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", callback=check_out_file, metavar="FILE", help="JSON lines; an interrupted run goes on in it."
+        ),
+    ],
     settings: AnswerSettings,
     nice: Nice = 0,
     threads: options.Threads = None,

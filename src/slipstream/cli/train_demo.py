@@ -11,6 +11,7 @@ import typer
 
 from slipstream.cli import options
 from slipstream.cli.answering import note
+from slipstream.cli.outputs import check_out_file, check_out_folder
 
 if TYPE_CHECKING:
     from slipstream.drafting.recipe import Report as HeadReport
@@ -37,7 +38,12 @@ Compile = Annotated[
 
 def target(
     data: Data,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Checkpoints, log and the exported model.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", callback=check_out_folder, metavar="DIR", help="Checkpoints, log and the exported model."
+        ),
+    ],
     hours: Hours = None,
     steps: Steps = None,
     device: Device = "cpu",
@@ -71,7 +77,12 @@ def target(
 def demo(
     data: Data,
     work: Annotated[Path, typer.Option("--work", metavar="DIR", help="Checkpoints and the state of the steps.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the models go, laid out as they ship.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", callback=check_out_folder, metavar="DIR", help="Where the models go, laid out as they ship."
+        ),
+    ],
     hours: Hours = None,
     steps: Steps = None,
     draft_steps: Annotated[
@@ -149,7 +160,10 @@ def _settings(seed: int) -> TargetSettings:
 
 def pack(
     data: Data,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The packed corpus, e.g. corpus.tar.xz.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", callback=check_out_file, metavar="FILE", help="The packed corpus, e.g. corpus.tar.xz."),
+    ],
     work: Annotated[Path, typer.Option("--work", metavar="DIR", help="Where the corpus is encoded, or is already.")],
     sample: Annotated[float, typer.Option("--sample", help="Share of every source's training documents.")] = 1.0,
     limit_mib: Annotated[float, typer.Option("--limit-mib", help="Fail if the file would be larger.")] = 60.0,

@@ -8,7 +8,7 @@ decides whether skipping them means what it should.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from slipstream.runtime.sublayer_costs import LayerParts
 from slipstream.skipping.plan import Patch, Returned, SkipPlan, identity_like, zeros_like
 from slipstream.skipping.probe import at_rest, watch
 from slipstream.skipping.skip_set import SkipSet, check_depth
+from slipstream.target.weights import stored_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -192,16 +193,11 @@ def _watch_patched(decoder: nn.Module, layers: Sequence[Layer], patches: Sequenc
 
 def _has_matrix(module: nn.Module) -> bool:
     """Whether `module` holds a weight matrix: norms, activations and dropout do not."""
-    return any(tensor.ndim >= 2 for tensor in _stored_tensors(module))
+    return any(tensor.ndim >= 2 for tensor in stored_tensors(module))
 
 
 def _weight_bytes(module: nn.Module) -> int:
-    return sum(map(_storage_bytes, _stored_tensors(module)))
-
-
-def _stored_tensors(module: nn.Module) -> Iterable[Tensor]:
-    """What a checkpoint of `module` would hold: packed quantised weights and their scales, but no cached masks."""
-    return [value for value in module.state_dict().values() if isinstance(value, Tensor)]
+    return sum(map(_storage_bytes, stored_tensors(module)))
 
 
 def _storage_bytes(tensor: Tensor) -> int:

@@ -10,13 +10,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
-from slipstream.errors import UnsupportedTargetError
+from slipstream.errors import UnsupportedTargetError, first_line
+from slipstream.target.arguments import required_beside_text
 
+RUNNING_ERRORS = (AttributeError, TypeError, ValueError, RuntimeError, IndexError, KeyError, AssertionError)
+"""What a model that cannot work ends a pass with."""
+LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
+_STATES = ("linear_attention", "conv", "hybrid", "hybrid_sliding", "mamba")
 _ATTENTION = ("sdpa", "eager")
-
-
 _ROLLING_ROPE = ("longrope", "dynamic")  # their frequencies depend on the largest position of a pass
 
 
@@ -115,16 +119,59 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
     name = config._name_or_path or type(model).__name__
     attention = config._attn_implementation
     if attention not in _ATTENTION:
-        raise UnsupportedTargetError(
-            f"{name} uses attention {attention!r}, whose kernels take no tree mask; load it with attention='sdpa'"
-        )
+        raise UnsupportedTargetError(f"{name} uses attention {attention!r}: {other_masks(attention)}")
+    refuse_class(type(model), model.config, name)
     if model.config.is_encoder_decoder:
         raise UnsupportedTargetError(f"{name} is an encoder-decoder model; only decoder-only models are supported")
     if model.get_output_embeddings() is None:
         raise UnsupportedTargetError(f"{name} has no LM head; load it with AutoModelForCausalLM")
-    if getattr(model, "_is_stateful", False):
+
+
+def refuse_class(kind: type, config: Any, name: str) -> None:
+    """Refuse what a model's class and configuration tell, before there are weights."""
+    text = config.get_text_config()
+    if others := required_beside_text(kind.forward):  # type: ignore[attr-defined]
+        raise UnsupportedTargetError(f"{name} cannot continue text alone: it needs {' and '.join(others)} as well")
+    if getattr(kind, "_is_stateful", False):
         raise UnsupportedTargetError(f"{name} keeps a recurrent state, which cannot be rolled back after a rejection")
-    if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
+    if getattr(text, "is_decoder", None) is False and hasattr(text, "add_cross_attention"):
+        raise UnsupportedTargetError(
+            f"{name} is an encoder, whose tokens see those after them; a decoder's config.json says is_decoder: true"
+        )
+    if getattr(text, "alibi", False) or text.model_type in ("bloom", "mpt"):
         raise UnsupportedTargetError(f"{name} uses ALiBi, whose biases follow cache slots, not the positions of a tree")
-    if "local" in (getattr(config, "attention_layers", None) or ()):
+    if not isinstance(getattr(text, "num_hidden_layers", None), int):
+        raise UnsupportedTargetError(
+            f"{name} names no num_hidden_layers, so it is no single stack of layers with a cache"
+        )
+    if "local" in (getattr(text, "attention_layers", None) or ()):
         raise UnsupportedTargetError(f"{name} has local attention layers that mask by cache slot, not by position")
+    refuse_layers(text, name)
+
+
+def refuse_layers(config: Any, name: str) -> None:
+    """Refuse layers that are neither attention to all tokens nor to those in a window or chunk."""
+    for kind in getattr(config, "layer_types", None) or ():
+        if kind in _STATES:
+            raise UnsupportedTargetError(
+                f"{name} has layers of type {kind!r}, whose state cannot be rolled back after a rejection"
+            )
+        if kind not in LAYERS:
+            raise UnsupportedTargetError(
+                f"{name} has layers of type {kind!r}, whose attention follows more than a mask, so that the branches "
+                "of a draft tree cannot be hidden from each other"
+            )
+
+
+def other_masks(attention: str) -> str:
+    """Why an implementation of attention cannot be used, and what can."""
+    return "it takes no 4-D mask, which a draft tree needs; load the model with attention='sdpa' or 'eager'"
+
+
+def cannot_run(model: PreTrainedModel, name: str, error: Exception) -> str:
+    """What to say of a model that fails on tokens alone, without a mask, a position or a cache of ours."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    hint = ""
+    if model.dtype == torch.float64 and hasattr(model, "set_experts_implementation") and "dtype" in str(error):
+        hint = "; its experts may have no kernel for float64: model.set_experts_implementation('eager')"
+    return f"{name} cannot run a token in {dtype}: {first_line(error)}{hint}"

@@ -11,16 +11,35 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 from slipstream.errors import ArtifactError, InputError, UnsupportedTargetError
 from slipstream.files.packaged import SMOLLM2, TINY
+from slipstream.target.adapters import adapter_base, with_adapter
 from slipstream.target.dtypes import cpu_multiplies_bfloat16, faster_dtype, resolve_dtype
+from slipstream.target.families import other_masks, refuse_class
 from slipstream.target.source import Source, find_source
 
 logger = logging.getLogger(__name__)
 
 _ATTENTION = ("sdpa", "eager")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+    "tiktoken.model",
+)
 _LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError)
 
 
@@ -46,24 +65,26 @@ def load_model(
     """A causal language model with all its weights, in evaluation mode.
 
     device: also "auto", which spreads the weights as `device_map="auto"` does. Raises ArtifactError for missing or
-    damaged files, UnsupportedTargetError for an attention implementation that takes no tree mask.
+    damaged files, UnsupportedTargetError for an attention implementation that takes no tree mask and for a model that
+    cannot work, before its weights are read. An adapter of PEFT is put into the model that it was made for.
     """
     if attention is not None and attention not in _ATTENTION:
-        raise UnsupportedTargetError(
-            f"attention {attention!r} cannot verify draft trees: its kernels take no 4-D mask; use sdpa or eager"
-        )
+        raise UnsupportedTargetError(f"attention {attention!r} cannot verify draft trees: {other_masks(attention)}")
     wanted = resolve_dtype(dtype)
     place = None if device == "auto" else resolve_device(device)
     found = find_source(source)
+    if (base := adapter_base(found)) is not None:
+        return with_adapter(load_model(base, dtype=dtype, device=device, attention=attention), found)
     if wanted is None and place is not None and place.type == "cpu":
         wanted = _dtype_on_cpu(found.name)
     config = _loading(found, AutoConfig.from_pretrained)
+    auto = _auto_class(config, found.name)
     if attention is None and getattr(config.get_text_config(), "attn_logit_softcapping", None):
         attention = "eager"  # sdpa leaves the soft-cap out
     with _without_load_report():
         model, info = _loading(
             found,
-            AutoModelForCausalLM.from_pretrained,
+            auto.from_pretrained,
             config=config,
             dtype=wanted or "auto",
             output_loading_info=True,
@@ -73,9 +94,28 @@ def load_model(
         )
     _check_tensors(found.name, info)
     loaded: PreTrainedModel = model if place is None else model.to(place)
+    if loaded.dtype == torch.float64 and hasattr(loaded, "set_experts_implementation"):
+        loaded.set_experts_implementation("eager")  # grouped kernels have no float64
     if wanted is None and logger.isEnabledFor(logging.INFO) and (faster := faster_dtype(loaded)):
         logger.info("%s: %s", found.name, faster)
     return loaded
+
+
+def _auto_class(config: Any, name: str) -> Any:
+    """The class of transformers that loads a model for text, by preference the one that the checkpoint names.
+
+    Raises UnsupportedTargetError where there is none, or where it cannot work whatever the weights.
+    """
+    loaders = (AutoModelForCausalLM, AutoModelForImageTextToText)
+    kinds = {auto: auto._model_mapping[type(config)] for auto in loaders if type(config) in auto._model_mapping}
+    if not kinds:
+        raise UnsupportedTargetError(
+            f"{name} is a {config.model_type!r} model, for which transformers has no class that continues text"
+        )
+    named = getattr(config, "architectures", None) or ()
+    auto = next((one for one, kind in kinds.items() if kind.__name__ in named), next(iter(kinds)))
+    refuse_class(kinds[auto], config, name)
+    return auto
 
 
 def _dtype_on_cpu(name: str) -> torch.dtype | None:
@@ -119,9 +159,26 @@ def _check_tensors(source: str | Path, info: Mapping[str, Any]) -> None:
         )
 
 
+def find_tokenizer(source: str | Path) -> Any:
+    """The tokenizer that belongs to a model; None for a folder without one, or an adapter whose model has none.
+
+    Raises ArtifactError for one that is damaged.
+    """
+    found = find_source(source)
+    base = adapter_base(found)
+    folder = Path(found.place)
+    if not folder.is_dir() or any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        return _tokenizer(found)
+    return None if base is None else find_tokenizer(base)
+
+
 def load_tokenizer(source: str | Path) -> Any:
     """The tokenizer that belongs to a model. Raises ArtifactError where there is none."""
-    return _loading(find_source(source), AutoTokenizer.from_pretrained, what="the tokenizer of ")
+    return _tokenizer(find_source(source))
+
+
+def _tokenizer(found: Source) -> Any:
+    return _loading(found, AutoTokenizer.from_pretrained, what="the tokenizer of ")
 
 
 def _loading(source: Source, load: Any, *, what: str = "", **kwargs: Any) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from slipstream.errors import UnsupportedTargetError
 from slipstream.target.cache import KVCache
+from slipstream.target.families import refuse_layers
 
 _FULL = "full_attention"
 
@@ -101,10 +102,5 @@ def layer_reaches(config: Any) -> dict[str, Reach]:
         "sliding_attention": Reach(window=window),
         "chunked_attention": Reach(chunk=getattr(config, "attention_chunk_size", None)),
     }
-    unknown = sorted(set(kinds) - set(known))
-    if unknown:
-        raise UnsupportedTargetError(
-            f"{config._name_or_path or config.model_type} has layers of type {unknown[0]!r}, whose state cannot be "
-            "rolled back after a rejection"
-        )
+    refuse_layers(config, config._name_or_path or config.model_type)
     return {kind: known[kind] for kind in dict.fromkeys(kinds)}

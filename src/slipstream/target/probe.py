@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from slipstream.core.tree import ancestor_mask
-from slipstream.errors import UnsupportedTargetError
+from slipstream.errors import UnsupportedTargetError, first_line
+from slipstream.target.families import RUNNING_ERRORS, cannot_run
 from slipstream.target.target import Target
+from slipstream.target.windows import windows
+
+Result = TypeVar("Result")
 
 # Largest deviation of a tree's logits from per-path decoding that rounding explains, in standard deviations of the
 # logits: several times what was seen on working models, far below what a leak or a shifted position makes. (Float64
@@ -23,21 +29,70 @@ def probe(target: Target, attempts: int = 3) -> None:
 
     A 5-node tree, and one token after committing a branch of it, must give the logits of per-path decoding. A
     fault is systematic; a mixture of experts in low precision may route a near-tie differently, so the smallest
-    deviation over a few attempts decides.
+    deviation over a few attempts decides. A model with windows is tried with windows shorter than the text.
     """
+    _check_text_alone(target)
+    short = _run(target, target.with_short_windows)
+    probed = short or target
     limit = _LIMITS.get(target.dtype, _LIMITS[torch.bfloat16])
     deviation = float("inf")
     for attempt in range(attempts):
-        try:
-            deviation = min(deviation, _deviation(target, attempt))
-        except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise UnsupportedTargetError(f"{target.name} cannot run a draft tree: {reason}") from error
+        deviation = min(deviation, _run(target, partial(_deviation, probed, attempt)))
         if deviation <= limit:
             return
-    raise UnsupportedTargetError(
-        f"{target.name} computes draft trees wrongly: logits deviate from plain decoding by {deviation:.2g} standard "
-        f"deviations (limit {limit:g}); its attention does not follow the given mask, positions or cache"
+    reason = (
+        _ignored_windows(target, short)
+        or _rows_depend(target, limit)
+        or f"logits deviate from plain decoding by {deviation:.2g} standard deviations (limit {limit:g}); its "
+        "attention does not follow the given mask, positions or cache"
+    )
+    raise UnsupportedTargetError(f"{target.name} computes draft trees wrongly: {reason}")
+
+
+def _check_text_alone(target: Target) -> None:
+    """Refuse a model that does not run on token ids alone, before anything of ours is blamed."""
+    try:
+        _plain_logits(target, torch.arange(2), [0])
+    except RUNNING_ERRORS as error:
+        raise UnsupportedTargetError(cannot_run(target.model, target.name, error)) from error
+
+
+def _run(target: Target, part: Callable[[], Result]) -> Result:
+    try:
+        return part()
+    except UnsupportedTargetError:
+        raise
+    except RUNNING_ERRORS as error:
+        raise UnsupportedTargetError(
+            f"{target.name} cannot run a draft tree: it does not take the mask, the positions or the cache of one "
+            f"({first_line(error)})"
+        ) from error
+
+
+def _ignored_windows(target: Target, short: Target | None) -> str | None:
+    """What to say where windows of the configuration change nothing."""
+    if short is None:
+        return None
+    text = torch.arange(12) % target.vocab_size
+    if not torch.equal(_plain_logits(target, text, [0]), _plain_logits(short, text, [0])):
+        return None
+    return (
+        "its code does not follow the windows that its configuration names; load it with "
+        f"{' and '.join(windows(target.config))} set to null in its config.json"
+    )
+
+
+def _rows_depend(target: Target, limit: float) -> str | None:
+    """What to say where a token's logits change with the tokens after it, by transformers alone."""
+    text = torch.arange(8) % target.vocab_size
+    alone = _plain_logits(target, text[:4], text[4:6].tolist())
+    among = _plain_logits(target, text[:4], text[4:].tolist())[:2]
+    difference = float((alone - among).abs().max() / alone.std())
+    if difference <= limit:
+        return None
+    return (
+        f"a token's logits change with the tokens after it in the same pass, by {difference:.2g} standard deviations "
+        f"(limit {limit:g}), as where activations are quantised together (LLM.int8) or tokens see what follows"
     )
 
 

@@ -11,6 +11,8 @@ from slipstream.files.packaged import NAMES, SMOLLM2, TINY, tiny_folder
 from slipstream.target import smollm2
 from slipstream.target.hub import is_hub_id, is_offline
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""In a folder that PEFT has written."""
 _WANTED = f"give a model folder, a hub id (owner/name), {TINY!r} or {SMOLLM2!r}"
 _FORMER = "demo"
 
@@ -51,7 +53,7 @@ def find_source(source: str | Path) -> Source:
         )
     folder = Path(source)
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        if not (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file():
             raise ArtifactError(f"{folder} holds no config.json; give a folder that save_pretrained has written")
         return Source(str(source), source)
     if folder.is_file():

@@ -8,10 +8,9 @@ decoding on the real weights.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from typing import Any
@@ -21,13 +20,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slipstream.errors import UnsupportedTargetError
+from slipstream.errors import UnsupportedTargetError, first_line
+from slipstream.target.arguments import cache_argument
 from slipstream.target.cache import KVCache
-from slipstream.target.families import Family, refuse_unsupported
+from slipstream.target.families import RUNNING_ERRORS, Family, cannot_run, refuse_unsupported
 from slipstream.target.features import Features, WatchedModel
 from slipstream.target.masks import MaskPlan
 from slipstream.target.passes import Executor, PassFunction, PassInputs, PassKey, TargetOutput
 from slipstream.target.shadow import Change, Forward, shadow
+from slipstream.target.weights import weights_hash
+from slipstream.target.windows import with_short_windows
 
 __all__ = ["Target", "TargetOutput"]
 
@@ -70,6 +72,7 @@ class Target:
         self.dtype: torch.dtype = model.dtype
         self.family = Family.find(self.config)
         self.context_length = self.family.context_length
+        self._cache_argument = cache_argument(type(model).forward)
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._passes = threading.local()  # the hidden states that a pass of the head alone is made for
         self._quiet: nn.Module = shadow(model, {})
@@ -179,7 +182,11 @@ class Target:
         some = torch.linspace(-1, 1, 2 * width, device=self.device).reshape(1, 2, width)
         hidden = torch.cat((some, 1e4 * some), dim=1).to(self.dtype)
         with torch.inference_mode():
-            return torch.equal(self._lm_head(hidden), self._whole_head(hidden))
+            try:
+                alone = self._lm_head(hidden)
+            except RuntimeError:  # it takes another width: something lies before it
+                return False
+            return torch.equal(alone, self._whole_head(hidden))
 
     def _lm_head(self, hidden: Tensor) -> Tensor:
         with self._turn:
@@ -215,8 +222,8 @@ class Target:
                 input_ids=inputs.tokens,
                 position_ids=inputs.positions,
                 attention_mask=inputs.mask,
-                past_key_values=cache,
                 use_cache=True,
+                **{self._cache_argument: cache},
                 **extra,
             )
         logits: Tensor = output.logits if row is None or keeps else output.logits[:, row]
@@ -228,7 +235,8 @@ class Target:
 
     def _watch(self, features: Features) -> WatchedModel:
         if features not in self._watched:
-            self._watched[features] = WatchedModel(self.model, self.base, self.layers, features)
+            layers = self.layers if features.layers else nn.ModuleList()
+            self._watched[features] = WatchedModel(self.model, self.base, layers, features)
         return self._watched[features]
 
     # -- what the model is ---------------------------------------------------------------------------------------
@@ -236,17 +244,20 @@ class Target:
     @cached_property
     def layers(self) -> nn.ModuleList:
         """The decoder layers."""
-        for module in self.model.modules():
-            if isinstance(module, nn.ModuleList) and len(module) == self.num_layers:
-                return module
-        raise UnsupportedTargetError(f"{self.name} has no list of {self.num_layers} decoder layers")
+        if self._layer_list is None:
+            raise UnsupportedTargetError(f"{self.name} has no list of {self.num_layers} decoder layers")
+        return self._layer_list
 
     @cached_property
-    def base(self) -> nn.Module:
-        """The model without its LM head: the outermost inner module around the layers that a pass really calls.
+    def _layer_list(self) -> nn.ModuleList | None:
+        lists = [one for one in self.model.modules() if isinstance(one, nn.ModuleList) and len(one) == self.num_layers]
+        if len(lists) < 2:
+            return next(iter(lists), None)
+        called = self._called([one[0] for one in lists])  # a vision tower may have as many layers
+        return next((one for one in lists if one[0] in called), None)
 
-        `base_model` is not always that: OPT calls its decoder past it, Llama 4's text model names none.
-        """
+    def _called(self, modules: Iterable[nn.Module]) -> list[nn.Module]:
+        """Those of the modules that a pass over one token calls, in the order of their first calls."""
         called: list[nn.Module] = []
 
         def noting(module: nn.Module) -> Change:
@@ -259,30 +270,33 @@ class Target:
 
             return change
 
-        around = [
-            module
-            for module in self.model.modules()
-            if module is not self.model and any(inner is self.layers for inner in module.modules())
-        ]
-        noted = shadow(self.model, {module: noting(module) for module in around})
+        noted = shadow(self.model, {module: noting(module) for module in modules})
         with torch.inference_mode():
             noted(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=self.device), use_cache=False)
+        return called
+
+    @cached_property
+    def base(self) -> nn.Module:
+        """The model without its LM head: the outermost inner module around the layers that a pass really calls.
+
+        `base_model` is not always that: OPT calls its decoder past it, Llama 4's text model names none, and what it
+        names may hold the LM head. Where the layers are no plain list, the module is one around the embeddings.
+        """
+        held, head = self._layer_list or self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        around = []
+        for module in self.model.modules():
+            inner = set(module.modules()) - {module}
+            if module is not self.model and held in inner and head not in inner:
+                around.append(module)
+        called = self._called(around)
+        if not called:
+            raise UnsupportedTargetError(f"{self.name} has no module that yields the hidden states before its LM head")
         return called[0]
 
     @cached_property
     def hash(self) -> str:
-        """Names the weights whatever dtype or device they are loaded in: 16 hexadecimal digits.
-
-        Covers every tensor's name, shape and first 256 elements rounded to bfloat16.
-        """
-        digest = hashlib.sha256()
-        for name, parameter in sorted(self.model.named_parameters()):
-            if parameter.device.type == "meta":  # offloaded weights are not at hand; the others tell models apart
-                continue
-            head = parameter.detach().flatten()[:256].to("cpu", torch.float32).to(torch.bfloat16)
-            digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            digest.update(head.view(torch.int16).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """Names the weights whatever dtype or device they are loaded in: 16 hexadecimal digits."""
+        return weights_hash(self.model)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -299,16 +313,60 @@ class Target:
     def _num_cache_layers(self) -> int:
         return self.num_layers
 
+    def with_short_windows(self) -> Target | None:
+        """The same weights with windows and chunks of a few tokens, for a probe; None where there are none."""
+        if all(reach.window is None and reach.chunk is None for reach in self._masks.reaches.values()):
+            return None
+        twin = with_short_windows(self.model, self.base if self._layer_list is None else self._layer_list[0])
+        if twin is None:
+            return None
+        short = Target(twin)
+        short._turn = self._turn  # offloaded weights are still the same
+        return short
+
+    @torch.inference_mode()
+    def check_features(self, features: Features) -> None:
+        """Refuse a model whose passes do not leave features behind that heads can draft from.
+
+        Its last hidden states must have the width that its configuration names, and give its logits through `head`.
+        """
+        if not features.last_hidden:
+            return
+        rows, hidden = torch.arange(2, device=self.device), int(self.config.hidden_size)
+        unfit = f"{self.name} cannot be drafted for by heads, which read its last hidden states: "
+        try:
+            output = self.forward(rows, rows, self.causal(2), self.new_cache(2), features=Features(last_hidden=True))
+            assert output.features is not None
+            if output.features.shape[-1] != hidden:
+                raise UnsupportedTargetError(f"{unfit}they have width {output.features.shape[-1]}, not {hidden}")
+            difference = (self.head(output.features) - output.logits).abs().max()
+        except UnsupportedTargetError:
+            raise
+        except RUNNING_ERRORS as error:
+            raise UnsupportedTargetError(unfit + first_line(error)) from error
+        if not difference <= 0.1 * output.logits.std():
+            raise UnsupportedTargetError(f"{unfit}more than these decides its logits")
+
     @torch.inference_mode()
     def _takes_mask_dict(self, mask: dict[str, Tensor]) -> bool:
-        """Whether the model accepts a dict {layer type: mask}: found by trying it on one token."""
+        """Whether the model accepts a dict {layer type: mask}: found by trying it on one token.
+
+        Raises UnsupportedTargetError if it cannot run that token without masks either.
+        """
         token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         masks = {kind: one.to(self.device) for kind, one in mask.items()}
         try:
             self.model(input_ids=token, position_ids=token, attention_mask=masks, use_cache=False)
-        except (AttributeError, TypeError, ValueError, KeyError, RuntimeError):
+        except RUNNING_ERRORS:
+            self._check_runs(token)
             return False
         return True
+
+    def _check_runs(self, token: Tensor) -> None:
+        try:
+            self.model(input_ids=token, use_cache=False)
+        except RUNNING_ERRORS as error:
+            raise UnsupportedTargetError(cannot_run(self.model, self.name, error)) from error
 
 
 def _turn(model: nn.Module) -> AbstractContextManager[object]:

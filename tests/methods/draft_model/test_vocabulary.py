@@ -202,3 +202,17 @@ def test_a_file_is_no_draft_model(target, tmp_path):
 def test_the_drafter_leaves_a_loaded_model_where_it_is(target, small):
     drafter = DraftModelDrafter(target, small)
     assert (drafter.name, drafter.draft) == ("draft-model", small)
+
+
+def test_one_end_token_is_the_same_as_a_list_of_it():
+    target, small = (Target(build("llama", num_hidden_layers=1, seed=seed)) for seed in (8, 9))
+    ends = {"one": 2, "list": [2], "twice": [2, 2], "several": [2, 3], "turned": [3, 2]}
+    for name, own in ends.items():
+        for other_name, other in ends.items():
+            target.config.eos_token_id, small.config.eos_token_id = own, other
+            same = ({name, other_name} <= {"one", "list", "twice"}) or ({name, other_name} <= {"several", "turned"})
+            expected = (
+                pytest.warns(ArtifactWarning) if same else pytest.raises(InputError, match=r"eos_token_id is .*, not ")
+            )
+            with expected:
+                check_same_vocabulary(target, small, None, None)

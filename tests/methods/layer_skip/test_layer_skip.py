@@ -32,6 +32,7 @@ from slipstream.methods.registry import build_drafter
 from slipstream.runtime.clock import PARTS
 from slipstream.runtime.costs import Costs
 from slipstream.skipping.sublayers import SubLayers
+from slipstream.target.arguments import cache_argument
 from slipstream.target.target import Target
 
 PROMPT = [5, 17, 3, 40, 22, 9, 61, 17, 3]
@@ -173,15 +174,16 @@ class Reference:
     def __init__(self, target: Target) -> None:
         self.model, self.sublayers = target.model, SubLayers.find(target.model)
         self.skip_set = LayerSkipDrafter(target, SKIP).skip_set
+        self.name = cache_argument(target.model.forward)
 
     @torch.inference_mode()
     def logits(self, path: tuple[int, ...]) -> Tensor:
         """Draft logits after PROMPT + path, [1, vocab]."""
         cache = DynamicCache()
-        self.model(torch.tensor([PROMPT[:-1]]), past_key_values=cache)
+        self.model(torch.tensor([PROMPT[:-1]]), **{self.name: cache})
         skipping = self.sublayers.plan(self.skip_set).model
         for position, token in enumerate([PROMPT[-1], *path], start=len(PROMPT) - 1):
-            output = skipping(torch.tensor([[token]]), position_ids=torch.tensor([[position]]), past_key_values=cache)
+            output = skipping(torch.tensor([[token]]), position_ids=torch.tensor([[position]]), **{self.name: cache})
         return output.logits[0]
 
 

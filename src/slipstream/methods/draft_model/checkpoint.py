@@ -15,6 +15,7 @@ from slipstream.core.confidence import ConfidenceScale
 from slipstream.drafting.artefact_files import PROVENANCE, recorded, recorded_confidence, save_tensors
 from slipstream.errors import ArtifactWarning, InputError, UnsupportedTargetError
 from slipstream.methods.draft_model.vocabulary import check_same_vocabulary
+from slipstream.target.adapters import unwrapped
 from slipstream.target.loading import load_model, load_tokenizer
 from slipstream.target.probe import probe
 from slipstream.target.target import Target
@@ -46,8 +47,8 @@ def load_draft(
     Raises UnsupportedTargetError for a model that cannot draft trees, InputError for another vocabulary, and what
     `load_model` raises.
     """
-    if isinstance(source, PreTrainedModel):
-        model = source
+    if not isinstance(source, str | Path):
+        model = unwrapped(source)
     else:
         model = load_model(source, dtype=target.dtype, device=target.device, attention=None)
     try:

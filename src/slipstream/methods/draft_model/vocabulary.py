@@ -89,5 +89,11 @@ def _config_values(target: Target, draft: Target) -> list[tuple[str, Any, Any]]:
     for name in _SPECIAL:
         own, other = getattr(target.config, name, None), getattr(draft.config, name, None)
         if own is not None and other is not None:
-            found.append((name, own, other))
+            found.append((name, _as_set(own), _as_set(other)))
     return found
+
+
+def _as_set(ids: Any) -> Any:
+    """One id for a list that holds it alone; of several, their order means nothing."""
+    several = sorted(set(ids)) if isinstance(ids, list | tuple) else [ids]
+    return several[0] if len(several) == 1 else several

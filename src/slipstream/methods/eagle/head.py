@@ -27,10 +27,12 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 from slipstream.core.confidence import ConfidenceScale
 from slipstream.drafting.draft_vocabulary import DraftVocabulary
 from slipstream.errors import InputError
+from slipstream.target.arguments import cache_argument
 from slipstream.target.cache import KVCache
 from slipstream.target.target import Target
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_CACHE = cache_argument(LlamaDecoderLayer.forward)
 _FIXED_ROPE = ("default", "linear", "llama3", "yarn")  # rolling ones would depend on the longest pass
 
 
@@ -153,8 +155,8 @@ class EagleHead(nn.Module):
             hidden,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=cache is not None,
+            **{_CACHE: cache},
             position_embeddings=self.rotary(hidden, positions),
         )
         return output

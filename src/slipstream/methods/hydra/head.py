@@ -29,9 +29,11 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 from slipstream.core.confidence import ConfidenceScale
 from slipstream.errors import InputError, unknown_choice
 from slipstream.methods.eagle.head import HeadSizes
+from slipstream.target.arguments import cache_argument
 from slipstream.target.cache import KVCache
 from slipstream.target.target import Target
 
+_CACHE = cache_argument(LlamaDecoderLayer.forward)
 _FIXED_ROPE = ("default", "linear", "llama3", "yarn")  # rolling ones would depend on the longest pass
 
 
@@ -177,8 +179,8 @@ class PrefixLayer(nn.Module):
             features,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=cache is not None,
+            **{_CACHE: cache},
             position_embeddings=self.rotary(features, positions),
         )
         normed: Tensor = self.norm(output)

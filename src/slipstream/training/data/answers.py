@@ -64,7 +64,7 @@ def plan(files: Sequence[Path], tokenizer: Any, settings: AnswerSettings) -> lis
         turns = [
             (number, example, draw.choice(asked))
             for number, example in enumerate(read_examples(file))
-            if (asked := [place for place, (role, _) in enumerate(example.segments) if role == "user"])
+            if (asked := [place for place, (role, text) in enumerate(example.segments) if role == "user" and text])
         ]
         draw.shuffle(turns)
         turns = turns[: settings.per_file]
@@ -77,7 +77,7 @@ def plan(files: Sequence[Path], tokenizer: Any, settings: AnswerSettings) -> lis
     prompts: list[Prompt] = []
     for _, source, number, place, example in drawn:
         messages = [{"role": role, "content": content} for role, content in example.segments[: place + 1]]
-        ids = render(messages, tokenizer, answering=True)
+        ids = render(messages, tokenizer, answering=True, place=example.place)
         if len(ids) <= settings.max_prompt_tokens:
             temperature = settings.temperatures[len(prompts) % len(settings.temperatures)]
             turn = sum(role == "user" for role, _ in example.segments[:place])

@@ -21,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.cache_utils import CacheLayerMixin
 from transformers.masking_utils import sdpa_mask
 
+from slipstream.target.arguments import cache_argument
 from slipstream.target.masks import Reach, layer_reaches
 from slipstream.target.target import Target
 
@@ -301,8 +302,8 @@ class BatchDecoder:
             input_ids=ids,
             position_ids=positions.expand(rows, -1),
             attention_mask=mask.expand(rows, -1, -1, -1),
-            past_key_values=self._batch,
             use_cache=True,
+            **{cache_argument(type(self._target.base).forward): self._batch},
         )
         hidden: Tensor = found[0]
         return hidden

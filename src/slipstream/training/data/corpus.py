@@ -1,22 +1,25 @@
 """The demo target's training text: reading, weighting, the held-out split, packing into rows.
 
-A source is one JSON-lines file of `{"messages": [...]}` or `{"text": ...}`. Encoded, it is one flat uint16 array: the
-low 15 bits of an element are the token id, the top bit (`PROMPT_BIT`) marks tokens the user wrote, whose loss counts
-less. Documents follow each other without padding; a row may begin inside a document.
+A source is one JSON-lines file of `{"messages": [...]}` or `{"text": ...}` (`conversations.py`). Encoded, it is one
+flat uint16 array: the low 15 bits of an element are the token id, the top bit (`PROMPT_BIT`) marks tokens the user
+wrote, whose loss counts less. Documents follow each other without padding; a row may begin inside a document.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from slipstream.errors import ArtifactError, InputError
+from slipstream.training.data.conversations import UnusableError, read_lines, segments_of
+
+logger = logging.getLogger(__name__)
 
 PROMPT_BIT = 1 << 15
 HELD_OUT_RATE = 0.01
@@ -81,7 +84,9 @@ class Example:
     """One training document: a conversation, or plain text as one segment of role `text`."""
 
     segments: tuple[tuple[str, str], ...]
-    """(role, content) in order; the role is `user`, `assistant` or `text`."""
+    """(role, content) in order; plain text has the role `text`. A turn without text has empty content."""
+    place: str = field(default="", repr=False, compare=False)
+    """File and line that it was read from, for messages."""
 
     @property
     def content(self) -> str:
@@ -90,20 +95,21 @@ class Example:
 
 
 def read_examples(path: Path) -> Iterator[Example]:
-    """Yield the examples of a JSON-lines file. Raises InputError naming file and line for anything else."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-                if "text" in record:
-                    yield Example((("text", str(record["text"])),))
-                else:
-                    yield Example(tuple((str(m["role"]), str(m["content"])) for m in record["messages"]))
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{path} line {number} is not a training example ({error!r}). "
-                    'Each line must be {"messages": [...]} or {"text": ...}.'
-                ) from error
+    """Yield the examples of a JSON-lines file in the layouts of `conversations.py`.
+
+    Those that cannot be used are left out, and a warning says how many, and why the first of them. Raises InputError
+    naming file and line for anything else.
+    """
+    num_read, unusable = 0, []
+    for number, line in read_lines(path):
+        place = f"{path} line {number}"
+        num_read += 1
+        try:
+            yield Example(segments_of(line, place), place)
+        except UnusableError as reason:
+            unusable.append(f"{place}: {reason}")
+    if unusable:
+        logger.warning("%d of %d examples are left out; %s", len(unusable), num_read, unusable[0])
 
 
 def is_held_out(example: Example, rate: float = HELD_OUT_RATE) -> bool:

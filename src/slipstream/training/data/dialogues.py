@@ -16,6 +16,7 @@ from typing import Any
 from slipstream.drafting.recipe import Dialogue as Dialogue
 from slipstream.errors import ArtifactError, InputError
 from slipstream.target.target import Target
+from slipstream.text import TEMPLATE_ERRORS
 from slipstream.training.data.batched_decoding import answer_together
 from slipstream.training.data.corpus import Example
 
@@ -26,26 +27,36 @@ Messages = list[dict[str, str]]
 
 def usable_dialogues(dialogues: Iterable[Dialogue], max_length: int) -> list[Dialogue]:
     """The dialogues cut to `max_length`, without those that teach nothing: a row learns the token after the next."""
-    cut = (Dialogue(one.token_ids[:max_length], one.answer[:max_length]) for one in dialogues)
-    return [dialogue for dialogue in cut if any(dialogue.answer[2:])]
+    cut = [Dialogue(one.token_ids[:max_length], one.answer[:max_length]) for one in dialogues]
+    usable = [dialogue for dialogue in cut if any(dialogue.answer[2:])]
+    if len(usable) < len(cut):
+        logger.warning(
+            "%d of %d dialogues hold no answer within %d tokens and are left out",
+            len(cut) - len(usable),
+            len(cut),
+            max_length,
+        )
+    return usable
 
 
 def encode(example: Example, tokenizer: Any) -> Dialogue:
     """Token ids of one example, and where its answers are.
 
     An answer's place is found by rendering the conversation up to it and with it: what the template adds is the answer,
-    whatever the template looks like. Where a template rewrites earlier turns, only what stays equal is marked.
+    whatever the template looks like. Where a template rewrites earlier turns, only what stays equal is marked. A turn
+    without text is no answer. Raises InputError, which names the example's place, for what the template refuses.
     """
     segments = example.segments
     if getattr(tokenizer, "chat_template", None) is None or segments[0][0] == "text":
         return _encode_plain(segments, tokenizer)
     messages = [{"role": role, "content": content} for role, content in segments]
-    ids = render(messages, tokenizer)
+    ids = render(messages, tokenizer, place=example.place)
     answer = [False] * len(ids)
     for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            start = _common(ids, render(messages[:index], tokenizer, answering=True)) if index else 0
-            end = _common(ids, render(messages[: index + 1], tokenizer))
+        if message["role"] == "assistant" and message["content"]:
+            before, after = messages[:index], messages[: index + 1]
+            start = _common(ids, render(before, tokenizer, answering=True, place=example.place)) if index else 0
+            end = _common(ids, render(after, tokenizer, place=example.place))
             answer[start:end] = [True] * (end - start)
     return Dialogue(tuple(ids), tuple(answer))
 
@@ -57,17 +68,24 @@ def _encode_plain(segments: Sequence[tuple[str, str]], tokenizer: Any) -> Dialog
     for number, (role, content) in enumerate(segments):
         part = tokenizer.encode(content if number == 0 else "\n" + content, add_special_tokens=number == 0)
         ids += part
-        answer += [role != "user" and role != "system"] * len(part)
+        answer += [bool(content) and role in ("assistant", "text")] * len(part)
     return Dialogue(tuple(ids), tuple(answer))
 
 
-def render(messages: Messages, tokenizer: Any, *, answering: bool = False) -> list[int]:
-    """Token ids of messages under the chat template. answering: with the opening of the next answer."""
+def render(messages: Messages, tokenizer: Any, *, answering: bool = False, place: str = "") -> list[int]:
+    """Token ids of messages under the chat template. answering: with the opening of the next answer.
+
+    place: file and line, for the InputError that is raised where the template refuses the messages.
+    """
     try:
         encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=answering, return_dict=True)
-    except (ValueError, TypeError, KeyError) as error:
+    except TEMPLATE_ERRORS as error:
         roles = ", ".join(message["role"] for message in messages)
-        raise InputError(f"the target's chat template refuses a conversation of roles {roles}: {error}") from error
+        where = f"{place}: " if place else ""
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{where}the target's chat template refuses a conversation of roles {roles}: {reason}"
+        ) from error
     ids: list[int] = list(encoded["input_ids"])
     return ids
 
@@ -117,14 +135,16 @@ def regenerate(
     that leave no room in the target's context, are left out.
     """
     settings = settings or RegenerateSettings()
-    asked = [[content for role, content in example.segments if role == "user"] for example in examples]
+    asked = [[content for role, content in example.segments if role == "user" and content] for example in examples]
     histories: list[Messages] = [[] for _ in examples]
     done: dict[tuple[int, int], list[int]] = {}
     for turn in range(settings.max_turns):
         open_ = [index for index, turns in enumerate(asked) if len(turns) > turn]
         for index in open_:
             histories[index].append({"role": "user", "content": asked[index][turn]})
-        prompts = {index: render(histories[index], tokenizer, answering=True) for index in open_}
+        prompts = {
+            index: render(histories[index], tokenizer, answering=True, place=examples[index].place) for index in open_
+        }
         room = (target.context_length or 1 << 30) - settings.max_new_tokens
         wanted = {(index, turn): prompt for index, prompt in prompts.items() if len(prompt) < room}
         done.update(answer_prompts(target, wanted, store, settings))

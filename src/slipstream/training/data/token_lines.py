@@ -16,6 +16,7 @@ from typing import Any
 
 from slipstream.errors import InputError
 from slipstream.target.target import Target
+from slipstream.training.data.conversations import read_lines
 from slipstream.training.data.dialogues import Dialogue
 
 logger = logging.getLogger(__name__)
@@ -23,11 +24,10 @@ logger = logging.getLogger(__name__)
 
 def holds_token_lines(path: Path) -> bool:
     """Whether the first line of a file is a prompt and an answer as token ids."""
-    with path.open("rb") as lines:
-        try:
-            record = json.loads(next(lines, b"null"))
-        except ValueError:
-            return False
+    try:
+        record = json.loads(next(read_lines(path), (1, "null"))[1])
+    except ValueError:
+        return False
     return isinstance(record, dict) and {"prompt_ids", "ids"} <= record.keys()
 
 
@@ -36,15 +36,14 @@ def read_token_lines(path: Path, target: Target) -> Iterator[Dialogue]:
 
     Raises InputError naming file and line for anything else, and for answers by another target.
     """
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
-                logger.warning("%s line %d has no end and is left out", path, number)
-                return
-            yield _dialogue(line, f"{path} line {number}", target)
+    for number, line in read_lines(path):
+        if not line.endswith("\n"):
+            logger.warning("%s line %d has no end and is left out", path, number)
+            return
+        yield _dialogue(line, f"{path} line {number}", target)
 
 
-def _dialogue(line: bytes, place: str, target: Target) -> Dialogue:
+def _dialogue(line: str, place: str, target: Target) -> Dialogue:
     try:
         record: dict[str, Any] = json.loads(line)
         prompt, ids = (tuple(map(int, record[name])) for name in ("prompt_ids", "ids"))

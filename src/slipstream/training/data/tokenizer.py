@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from slipstream.errors import InputError
 from slipstream.training.data.corpus import PROMPT_BIT, Documents, Example, Tokens
 
 PAD, BOS, USER, ASSISTANT, END = "<|pad|>", "<|bos|>", "<|user|>", "<|assistant|>", "<|end|>"
@@ -97,8 +98,10 @@ def _encode_batch(tokenizer: Tokenizer, examples: list[Example]) -> Iterator[Tok
     opening: dict[str, list[int]] = {"text": [], "user": [user], "assistant": [assistant]}
     for example in examples:
         ids = [bos]
-        for role, _ in example.segments:
-            flag = PROMPT_BIT if role == "user" else 0
+        for role, content in example.segments:
+            if role not in opening:
+                raise InputError(f"{example.place} has a turn of role {role!r}; here it must be user or assistant")
+            flag = 0 if content and role != "user" else PROMPT_BIT  # a turn without text is no answer
             ids += [t | flag for t in opening[role]]
             ids += [t | flag for t in next(encoded).ids]
             ids.append(end | flag)
