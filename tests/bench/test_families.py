@@ -54,6 +54,7 @@ def test_a_refused_family_is_a_row_with_its_reason(families, name, reason):
     assert reason in row["reason"]
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_what_differs_is_found(families, monkeypatch):
     """A sweep that could not fail would prove nothing."""
     right = families.slipstream.Model.generate

@@ -165,13 +165,17 @@ def refuse_layers(config: Any, name: str) -> None:
 
 def other_masks(attention: str) -> str:
     """Why an implementation of attention cannot be used, and what can."""
-    return "it takes no 4-D mask, which a draft tree needs; load the model with attention='sdpa' or 'eager'"
+    return "it takes no 4-D mask, which a draft tree needs; load the model with sdpa or eager (attention='sdpa')"
 
 
 def cannot_run(model: PreTrainedModel, name: str, error: Exception) -> str:
     """What to say of a model that fails on tokens alone, without a mask, a position or a cache of ours."""
     dtype = str(model.dtype).removeprefix("torch.")
     hint = ""
-    if model.dtype == torch.float64 and hasattr(model, "set_experts_implementation") and "dtype" in str(error):
+    if model.dtype == torch.float64 and hasattr(model, "set_experts_implementation") and _is_about_dtype(error):
         hint = "; its experts may have no kernel for float64: model.set_experts_implementation('eager')"
     return f"{name} cannot run a token in {dtype}: {first_line(error)}{hint}"
+
+
+def _is_about_dtype(error: Exception) -> bool:
+    return any(word in str(error) for word in ("dtype", "Double", "double"))
