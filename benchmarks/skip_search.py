@@ -213,7 +213,7 @@ class Task:
         sets = [found.space.skip_set(ordered[place], found.target.hash) for place in sorted(set(places))]
         samples = found.samples[: self.options.timed_prompts]
         modelled = ModelledSpeed(found.target, found.sublayers, samples, found.costs, self.settings)
-        measured = MeasuredSpeed(found.target, found.sublayers, samples, self.settings)
+        measured = MeasuredSpeed(found.target, found.sublayers, samples, found.costs, self.settings)
         rounds = [[measured(skip_set) for skip_set in sets] for _ in range(self.options.rounds)]
         rates = [statistics.median(one.value for one in tried) for tried in zip(*rounds, strict=True)]
         figures = [modelled(skip_set).figures for skip_set in sets]

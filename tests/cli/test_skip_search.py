@@ -19,7 +19,7 @@ SMALL = ("--num-prompts", 1, "-n", 4, "--trials", 3, "--rows", 8)
 @pytest.fixture
 def speed(monkeypatch):
     """How fast the best set is beside plain decoding, as far as the clock says."""
-    beside = {"speedup": 1.25, "low": 1.1, "high": 1.4, "tau": 2.5, "bound": 1.5, "prompts": 6}
+    beside = {"speedup": 1.25, "low": 1.1, "high": 1.4, "tau": 2.5, "num_drafted": 3.0, "bound": 1.5, "answers": 6}
     monkeypatch.setattr(SkipSearch, "against_plain", lambda self, skip_set: PlainComparison(**beside))
     return beside
 
@@ -34,7 +34,7 @@ def test_search_finds_keeps_and_shows_a_set_that_generation_takes_by_name(cli, t
     found = SkipSet.load(out)
     assert json.loads(found.to_json()) == record
     assert record["provenance"]["trials"] == 3
-    assert "the best set decodes at 1.25 times plain decoding's speed (1.10 to 1.40 on 6 prompts" in searched.stderr
+    assert "the best set decodes at 1.25 times plain decoding's speed (1.10 to 1.40 on 6 answers" in searched.stderr
     assert record["provenance"]["against_plain"]["bound"] == 1.5
     assert record["provenance"]["figures"]["speedup"] <= record["provenance"]["figures"]["bound"]
     assert {path.name for path in tmp_path.glob("found.*")} == {"found.json", "found.search.svg", "found.layers.svg"}

@@ -137,7 +137,7 @@ def test_a_set_is_compared_with_plain_decoding_prompt_by_prompt() -> None:
     expected = 6 * 8.5 / (3 * (12.0 + costs().verify(3)))
     assert found.speedup == pytest.approx(expected)
     assert (found.low, found.high) == pytest.approx((expected, expected))
-    assert (found.tau, found.prompts) == (2.0, 2)
+    assert (found.tau, found.num_drafted, found.answers) == (2.0, 2.0, 2)
     assert found.speedup < found.bound == pytest.approx(2 * 8.5 / (10.0 + costs().verify(3) + 0.5))
 
 

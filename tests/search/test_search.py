@@ -68,7 +68,7 @@ def test_the_best_set_is_timed_beside_plain_decoding(model: Model, tmp_path: Pat
     search = small_search(tmp_path / "a.study", 2, model)
     found = search.against_plain([trial.skip_set for trial in search.trials()][-1])
     assert 0 < found.low <= found.speedup <= found.high <= found.bound
-    assert found.prompts == len(PROMPTS)
+    assert found.answers == len(PROMPTS)
     assert 1 <= found.tau <= 3
 
 
@@ -92,7 +92,9 @@ def test_the_throughput_objective_measures_real_tokens(model: Model, tmp_path: P
     shape = Chain(length=2, threshold=0.0)
     search = small_search(tmp_path / "a.study", 3, model, objective="throughput", repeats=2, shape=shape)
     for trial in search.trials():
-        assert trial.value > 0
+        assert 0 < trial.value / trial.plain == pytest.approx(trial.figures["speedup"], abs=1e-4)
+        assert trial.figures["speedup"] <= trial.figures["bound"]
+        assert trial.figures["answers"] == 2 * len(PROMPTS)
         assert 1 <= trial.figures["tau"] <= 3
 
 

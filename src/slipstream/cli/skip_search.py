@@ -95,7 +95,7 @@ def search(
         int, typer.Option("--rows", rich_help_panel=SEARCH, help="modelled: rows of a trial's pass, about.")
     ] = 1536,
     repeats: Annotated[
-        int, typer.Option("--repeats", rich_help_panel=SEARCH, help="throughput: time each prompt so often; median.")
+        int, typer.Option("--repeats", rich_help_panel=SEARCH, help="throughput: time each prompt so often.")
     ] = 1,
     seed: Annotated[int, typer.Option("--seed", rich_help_panel=SEARCH, help="Of the sampler and of answers.")] = 0,
     plot: Annotated[
@@ -198,7 +198,7 @@ def _compared(found: SkipSearch, best: SkipSet) -> tuple[SkipSet, bool]:
     note("timing the best set beside plain decoding")
     against = found.against_plain(best)
     times = f"{against.speedup:.2f} times plain decoding's speed"
-    where = f"{against.low:.2f} to {against.high:.2f} on {against.prompts} prompts; its costs allow {against.bound:.2f}"
+    where = f"{against.low:.2f} to {against.high:.2f} on {against.answers} answers; its costs allow {against.bound:.2f}"
     pays = against.speedup > 1
     if pays:
         note(f"the best set decodes at {times} ({where})")

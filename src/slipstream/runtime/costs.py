@@ -6,13 +6,12 @@ width. A few sizes are measured (`timing.py`), once for a machine (`kept_costs.p
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -21,11 +20,9 @@ from slipstream.runtime.decisions import agree
 from slipstream.runtime.timing import Passes, fitting, medians, rounds_of, spread, timed
 from slipstream.target.target import Target
 
-logger = logging.getLogger(__name__)
-
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 """Of the passes that are timed after a short context, ..."""
-_LONG_ROWS = (1, 4, 16)  # ... and after a long one
+_LONG_ROWS = (1, 4, 16)  # ... and after a long one, where others follow from what it adds to these
 _SHORT, _LONG = 64, 1024  # cached tokens
 BUDGET_S = 2.5
 """Seconds in which a target's passes are measured."""
@@ -136,17 +133,19 @@ def measure_passes(target: Target, budget_s: float = BUDGET_S) -> Measured:
     eight rows are timed, and a longer context is taken to cost nothing more: that takes as long as ten plain passes.
     """
     began = time.perf_counter()
-    short, *longer = sorted({fitting(target, context) for context in (_SHORT, _LONG)})
-    passes = Passes(target, ROWS[-1], short)
+    contexts = sorted({fitting(target, context) for context in (_SHORT, _LONG)})
+    passes, *longer = (Passes(target, ROWS[-1], context) for context in contexts)
     one_s = min(timed(passes.call(1), target.device) for _ in range(2))
-    grid = [(passes, ROWS), *((Passes(target, _LONG_ROWS[-1], one), _LONG_ROWS) for one in longer)]
+    rows: Sequence[int] = ROWS
     if agree(one_s * _SLOW > budget_s):
-        grid = [(passes, _FEW_ROWS)]
-    calls = [place.call(one) for place, rows in grid for one in rows]
+        rows, longer = _FEW_ROWS, []
+    calls = [passes.call(one) for one in rows] + [place.call(one) for place in longer for one in _LONG_ROWS]
     times = rounds_of(calls, target.device, budget_s=budget_s - (time.perf_counter() - began))
-    found = iter(medians(times))
-    curves = [(place.context, _ascending(rows, list(islice(found, len(rows))))) for place, rows in grid]
-    return agree(Measured(PassCosts(_growing(curves)), time.perf_counter() - began, spread(times)))
+    found = medians(times)
+    short = _ascending(rows, found[: len(rows)])
+    curves = [(passes.context, short)]
+    curves += [(place.context, _after_more(short, found[len(rows) :])) for place in longer]
+    return agree(Measured(PassCosts(tuple(curves)), time.perf_counter() - began, spread(times)))
 
 
 def measure_levels(device: torch.device, width: int, depth: int, draft: Callable[[int], Any]) -> Measured:
@@ -163,13 +162,11 @@ def _ascending(sizes: Sequence[int], measured: Sequence[float]) -> Points:
     return tuple((rows, min(measured[place:])) for place, rows in enumerate(sizes))
 
 
-def _growing(curves: Sequence[tuple[int, Points]]) -> tuple[tuple[int, Points], ...]:
-    """The same by context: after more tokens the same rows never cost less."""
-    grown = [curves[0]]
-    for context, points in curves[1:]:
-        below = grown[-1][1]
-        grown.append((context, tuple((rows, max(seconds, on_line(below, rows))) for rows, seconds in points)))
-    return tuple(grown)
+def _after_more(short: Points, measured: Sequence[float]) -> Points:
+    """Costs after a longer context, where `_LONG_ROWS` were timed: what it adds to a pass grows with the rows."""
+    beyond = [max(0.0, seconds - on_line(short, rows)) for rows, seconds in zip(_LONG_ROWS, measured, strict=True)]
+    added = _ascending(_LONG_ROWS, beyond)
+    return tuple((rows, seconds + on_line(added, rows)) for rows, seconds in short)
 
 
 def _points(values: Any) -> Points:

@@ -19,7 +19,7 @@ from torch import nn
 
 from slipstream.runtime.costs import Measured, on_line
 from slipstream.runtime.decisions import agree
-from slipstream.runtime.timing import Call, Passes, rounds_of, spread, timed
+from slipstream.runtime.timing import Call, Passes, medians, rounds_of, spread, timed
 from slipstream.target.shadow import Change, Forward, shadow
 from slipstream.target.target import Target
 
@@ -148,7 +148,7 @@ def measure_sublayers(target: Target, layers: Sequence[LayerParts], widths: Iter
     for one in rows:
         calls += [passes.call(one), partial(stopwatch.watch, one, partial(passes.run, one, stopwatch.model))]
     times = rounds_of(calls, target.device, budget_s=_BUDGET_S, most=_MOST_ROUNDS)[::2]
-    found = [stopwatch.parts(one, statistics.median(whole)) for one, whole in zip(rows, times, strict=True)]
+    found = [stopwatch.parts(one, whole) for one, whole in zip(rows, medians(times), strict=True)]
     table = CostTable(passes=tuple(found), prefix=passes.context)
     return agree(Measured(table, time.perf_counter() - began, spread(times)))
 
@@ -186,10 +186,10 @@ class _Stopwatch:
     def parts(self, rows: int, whole_s: float) -> PassCost:
         """The parts of a pass over so many rows that takes `whole_s` seconds unwatched. The first pass warmed up."""
         passes = self._passes[rows][1:]
-        attention = [statistics.median(one.of(layer.attention) for one in passes) for layer in self._layers]
-        mlp = [statistics.median(one.of(layer.mlp) for one in passes) for layer in self._layers]
-        whole = [statistics.median(one.of([layer.layer]) for one in passes) for layer in self._layers]
-        total = statistics.median(one.total_s for one in passes)
+        attention = [statistics.median_low(one.of(layer.attention) for one in passes) for layer in self._layers]
+        mlp = [statistics.median_low(one.of(layer.mlp) for one in passes) for layer in self._layers]
+        whole = [statistics.median_low(one.of([layer.layer]) for one in passes) for layer in self._layers]
+        total = statistics.median_low(one.total_s for one in passes)
         marks = max(total - whole_s, 0.0) / len(whole)  # what the marks of one layer cost
         between = [max(s - a - m - marks, 0.0) for s, a, m in zip(whole, attention, mlp, strict=True)]
         outside = max(total - sum(whole), 0.0)

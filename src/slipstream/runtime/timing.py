@@ -56,8 +56,8 @@ def synchronize(device: torch.device) -> None:
 
 
 def medians(times: Sequence[Sequence[float]]) -> list[float]:
-    """The median of each call's times."""
-    return [statistics.median(one) for one in times]
+    """The median of each call's times; of an even number the lower of the middle two."""
+    return [statistics.median_low(one) for one in times]
 
 
 def spread(times: Sequence[Sequence[float]]) -> float:

@@ -116,7 +116,7 @@ class SkipSearch:
         self.costs = CostTable.from_json(record["costs"])
         self.modelled = ModelledSpeed(self.target, self.sublayers, self.samples, self.costs, self.settings)
         measuring = self.settings.objective == "throughput"
-        self.objective = self._measured_speed(self.samples) if measuring else self.modelled
+        self.objective = self._measured_speed(self.samples, self.costs) if measuring else self.modelled
         harm = self.study.recall("harm")
         self.harm: list[float] = self.study.remember("harm", self._try_each()) if harm is None else harm
         for origin, bits in self._starts():
@@ -206,7 +206,7 @@ class SkipSearch:
 
     def against_plain(self, skip_set: SkipSet) -> PlainComparison:
         """Real generations with a set beside plain ones, on a few of the search's prompts."""
-        return self._measured_speed(self.samples[:_COMPARED]).against_plain(skip_set, self.costs)
+        return self._measured_speed(self.samples[:_COMPARED], self.costs).against_plain(skip_set)
 
     def value(self, skip_set: SkipSet) -> float | None:
         """Tokens per second of any set by this search's measure; None where its limits forbid the set."""
@@ -255,11 +255,12 @@ class SkipSearch:
         shape, prefix = self.settings.shape, sum(lengths) // len(lengths)
         costs: CostTable = measure_sublayers(self.target, self.sublayers.parts, widths(shape), prefix).costs
         some = uniform(self.space, min(2, len(self.space.layers)))
-        costs = with_overheads(costs, plain, self._measured_speed(samples[:3]).cycles(some), some, shape)
+        drafting = self._measured_speed(samples[:3], costs).cycles(some)
+        costs = with_overheads(costs, plain, drafting, some, shape)
         return {"samples": [asdict(sample) for sample in samples], "costs": costs.to_json()}
 
-    def _measured_speed(self, samples: Sequence[Sample]) -> MeasuredSpeed:
-        return MeasuredSpeed(self.target, self.sublayers, samples, self.settings)
+    def _measured_speed(self, samples: Sequence[Sample], costs: CostTable) -> MeasuredSpeed:
+        return MeasuredSpeed(self.target, self.sublayers, samples, costs, self.settings)
 
     def _try_each(self) -> list[float]:
         """The harm of skipping each sub-layer alone, beyond that of skipping none."""

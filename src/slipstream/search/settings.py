@@ -34,7 +34,7 @@ class SearchSettings:
     rows: int = 1536
     """Rows of a modelled trial, about: fewer than one block for every token make blocks start further apart."""
     repeats: int = 1
-    """Generations of each prompt in a trial of the throughput objective; their median time counts."""
+    """Times that each prompt is answered in a trial of the throughput objective, and where sets meet plain decoding."""
     keep_first: int | None = None
     """First layers that are never touched; None: one."""
     keep_last: int | None = None
