@@ -27,6 +27,8 @@ from slipstream.methods.registry import METHODS
 pytest.importorskip("build", reason="the build tool is not installed: pip install build")
 pytest.importorskip("hatchling", reason="the build backend is not installed: pip install hatchling")
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "src" / "slipstream"
 BORROWED = sysconfig.get_paths()["purelib"]
