@@ -20,6 +20,7 @@ from slipstream.bench.watching import WatchedDrafter
 from slipstream.certify import recording
 from slipstream.core.rules import Candidates, GreedyRule
 from slipstream.core.tree import DraftTree, empty_tree
+from slipstream.drafting import sizes
 from slipstream.drafting.base import Drafting, ForwardingDrafting, Observed
 from slipstream.drafting.growth import Frontier, grow
 from slipstream.drafting.shape import Auto, Dynamic, ShapeInUse
@@ -194,6 +195,16 @@ def test_a_machine_that_is_slow_now_and_then_does_not_mislead(true_costs):
     """Half as fast for a third of the time: only neighbours are compared."""
     world = World(true_costs, speed=lambda seconds: 0.5 if seconds % 90 < 30 else 1.0)
     assert world.run(by_cost(true_costs), 1500) > 0.95 * world.run(always(world.best()), 1500)
+
+
+def test_processes_that_share_a_target_go_by_the_size_they_agree_on(monkeypatch):
+    """Here drafting pays; the others say that it does not."""
+    monkeypatch.setattr(sizes, "agree", lambda own: own._replace(gain=0.5))
+    auto = Auto(LARGEST)
+    auto.costs = CHEAP
+    use = auto.for_generation(GreedyRule())
+    World(CHEAP).run(use, 20)
+    assert use.next() is None
 
 
 # --- the choice in real generations ---------------------------------------------------------------------------------

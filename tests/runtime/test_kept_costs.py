@@ -118,3 +118,10 @@ def test_several_kinds_share_a_file_and_no_draft_of_it_is_left(target: Target, m
     assert KeptCosts(target).levels("a head", lambda: pytest.fail("measured again")) == level
     assert KeptCosts(target).passes() == FOUND
     assert [path.name for path in Path(kept.path.parent).iterdir()] == [kept.path.name]
+
+
+def test_processes_that_share_a_target_go_by_what_they_agree_on(target: Target, meter: Meter, monkeypatch) -> None:
+    """Another process has read them where this one has no file."""
+    monkeypatch.setattr(kept_costs, "agree", lambda own: FOUND)
+    assert KeptCosts(target).passes() == FOUND
+    assert meter.times == 0
