@@ -238,6 +238,11 @@ def test_every_kind_of_drafter_is_struck(name, place, target, drafter, expected,
     assert caches() <= 1
 
 
+def note(steps: dict[int, Any], found: dict[int, list[Any]]) -> None:
+    for number, step in steps.items():
+        found[number].append(step)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("place", ["propose", "layer written", "choice", "rows moved", "cycle", "prompt", "start"])
 def test_in_step_an_interrupt_ends_the_sequence_under_way_and_loses_no_step(
@@ -250,12 +255,9 @@ def test_in_step_an_interrupt_ends_the_sequence_under_way_and_loses_no_step(
     with striking(place, 2, error, after=True):
         while engine._sequences or engine._steps:
             try:
-                steps = engine.step()
+                note(engine.step(), found)
             except KeyboardInterrupt:
                 raised += 1
-                continue
-            for number, step in steps.items():
-                found[number].append(step)
     assert raised == (error is KeyboardInterrupt)
     ended = [number for number in numbers if found[number][-1].finish_reason == "error"]
     assert len(ended) == 1
@@ -381,8 +383,8 @@ def test_sequences_struck_at_random_moments_lose_no_token(target, states, expect
                         steps = engine.step()
             except KeyboardInterrupt:
                 struck += 1
-            for number, step in (steps or engine.step()).items():
-                found[number].append(step)
+            note(steps or engine.step(), found)
+        del steps  # an error holds the cache
         for number, answer in zip(numbers, [*expected, *expected], strict=True):
             ids = [token for step in found[number] for token in step.token_ids]
             assert ids == answer[: len(ids)]

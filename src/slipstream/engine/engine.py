@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import traceback
 from collections.abc import Iterator
 
 from slipstream.drafting.base import Drafter
@@ -109,7 +108,6 @@ class Engine:
         try:
             return self._pass(number, sequence, budget)
         except BaseException as error:
-            traceback.clear_frames(error.__traceback__)  # they hold the cache, and the error may be kept for long
             self._steps[number] = Step.failed(error)
             self._leave(number)
             if not isinstance(error, Exception):

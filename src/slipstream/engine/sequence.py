@@ -71,7 +71,8 @@ class Step:
     """One for each of `token_ids` where the request asks for them. They are the model's own: of its logits before
     temperature, truncation and penalties."""
     error: BaseException | None = None
-    """What ended the sequence, where `finish_reason` is "error"."""
+    """What ended the sequence, where `finish_reason` is "error". Its traceback keeps the cache in memory: do not keep
+    the step for long."""
 
     @classmethod
     def timed(
