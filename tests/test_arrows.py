@@ -161,7 +161,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 def test_a_method_imports_no_other_method_but_what_it_builds_on() -> None:
-    """Hydra's heads are EAGLE's in shape, lookahead keeps its n-grams as prompt-lookup does. `auto` chooses among all."""
+    """Hydra's heads are EAGLE's in shape, lookahead keeps n-grams as prompt-lookup does, `auto` chooses among all."""
     shared = {"method", "registry", "auto"}
     builds_on = {("hydra", "eagle"), ("lookahead", "prompt_lookup")}
     for one in IMPORTS:
