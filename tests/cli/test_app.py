@@ -82,6 +82,9 @@ def test_options_are_these_and_adding_one_is_deliberate():
         "bench merge": {"runs", "out"} | always,
         "bench costs": {"model", "drafter", "draft", "fresh", "plot", "dtype", "device", "attention", "threads"}
         | {"option", "as_json"} | always,
+        "heads check": {"model", "draft", "drafter", "temperature", "seconds", "dtype", "device", "threads", "as_json"}
+        | always,
+        "heads vocabulary": {"model", "data", "out", "size"} | always,
         "skip show": {"file", "as_json"} | always,
         "skip search": {"model", "task", "prompts", "trials", "objective", "out", "sampler", "study", "warm_start"}
         | {"num_prompts", "max_new_tokens", "temperature", "rows", "repeats", "seed", "plot", "starting_points"}

@@ -205,7 +205,7 @@ def test_empty_prompt(refused):
 )
 def test_setting_out_of_range(refused, option, value):
     arguments = (option, value) if option != "--top-p" else (option, value, "-t", 1)
-    assert str(value) in refused(*arguments)
+    assert str(value) in refused("-d", "layer-skip", *arguments)
 
 
 def test_budget_of_no_tokens(refused):
@@ -252,6 +252,7 @@ WRITING = {
     "bench report": ("file", ["RUN"]),
     "bench run": ("folder", ["-m", "tiny"]),
     "certify": ("file", ["-m", "tiny"]),
+    "heads vocabulary": ("folder", ["-m", "tiny", "--data", "FILE"]),
     "skip search": ("file", ["-m", "tiny", "--task", "code"]),
     "train answers": ("file", ["-m", "tiny", "--data", "FILE"]),
     "train draft": ("folder", ["-m", "tiny", "--data", "FILE"]),

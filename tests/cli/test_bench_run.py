@@ -65,7 +65,7 @@ def test_without_methods_all_that_can_run_do(cli, model: Path, questions: Path, 
     )
     assert found.exit_code == 0, found.stderr
     names = [one["name"] for one in json.loads(found.stdout)["run"]["entrants"]]
-    assert names == ["plain", "layer-skip", "prompt-lookup", "lookahead", "hf-plain", "hf-prompt-lookup"]
+    assert names == ["plain", "auto", "layer-skip", "prompt-lookup", "lookahead", "hf-plain", "hf-prompt-lookup"]
 
 
 def test_a_peer_that_does_not_apply_is_left_out_with_its_reason(cli, model, questions, tmp_path: Path) -> None:

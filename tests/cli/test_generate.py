@@ -13,7 +13,7 @@ def test_answer_goes_to_stdout_and_figures_to_stderr(cli, loader, how):
     assert done.exit_code == 0
     assert done.stdout == ANSWER + "\n"
     assert done.stderr.count("\n") == 1
-    for figure in ("6 tokens", "tau 3.00", "accept rate 50%", "target passes saved 67%", "seed 7", "layer-skip"):
+    for figure in ("6 tokens", "tau 3.00", "accept rate 50%", "target passes saved 67%", "seed 7", "auto"):
         assert figure in done.stderr
 
 
@@ -21,7 +21,7 @@ def test_json_holds_token_ids_and_statistics_and_nothing_else_is_printed(cli, lo
     done = cli("generate", "-p", "Write a haiku", "--seed", "3", "-t", "1", "--json")
     record = json.loads(done.stdout)
     assert done.stderr == ""
-    assert (record["text"], record["seed"], record["method"]) == (ANSWER, 3, "layer-skip")
+    assert (record["text"], record["seed"], record["method"]) == (ANSWER, 3, "auto")
     assert len(record["token_ids"]) == 6
     assert record["stats"]["accept_lengths"] == [0, 0, 0, 2]
     assert {"draft_s", "build_s", "verify_s", "sample_s", "host_s", "prefill_s", "tau"} <= set(record["stats"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from slipstream.cli import train
+from slipstream.cli import train, train_demo
 from slipstream.errors import InputError
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.target.loading import load_model
@@ -37,8 +37,10 @@ def packed(data: Path, mix: dict[str, Source], tmp_path_factory: pytest.TempPath
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch, settings: TargetSettings) -> None:
     """The commands train the demo's sizes only; here two narrow layers take their place."""
-    monkeypatch.setattr(train, "_settings", lambda seed: replace(settings, seed=seed))
-    monkeypatch.setattr(train, "_demo_settings", lambda seed: tiny_demo(replace(settings, seed=seed, context=4096)))
+    monkeypatch.setattr(train_demo, "_settings", lambda seed: replace(settings, seed=seed))
+    monkeypatch.setattr(
+        train_demo, "_demo_settings", lambda seed: tiny_demo(replace(settings, seed=seed, context=4096))
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from slipstream.cli import options
+from slipstream.cli.outputs import check_out_folder
 from slipstream.cli.training_data import Data, load_target
 
 app = typer.Typer(
@@ -65,7 +66,10 @@ def vocabulary(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", metavar="PATH", help="A file, or the head's folder, from which its drafter then takes it."
+            "--out",
+            callback=check_out_folder,
+            metavar="FOLDER",
+            help="The head's folder, from which its drafter then takes it, or another.",
         ),
     ],
     size: Annotated[int, typer.Option("--size", min=1, help="Tokens at most, the most frequent.")] = 8192,
@@ -84,7 +88,7 @@ def vocabulary(
     target, tokenizer = load_target(model, None, None)
     counted = [answer for path in data for answer in answers_of(path, target, tokenizer)]
     found = count_vocabulary(counted, size, target)
-    file = out / VOCABULARY_FILE if out.is_dir() else out
+    file = out / VOCABULARY_FILE
     found.save(file)
     known = set(found.ids.tolist())
     num_tokens = sum(map(len, counted))

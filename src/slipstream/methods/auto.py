@@ -1,6 +1,8 @@
 """The method for those who name none: a trained head where there is one for the target, else prompt lookup.
 
-Both size their drafts by what passes cost, and decode plainly where no draft pays.
+A skip set that is given asks for layer-skip.
+
+All size their drafts by what passes cost, and decode plainly where no draft pays.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from slipstream.methods import prompt_lookup
 from slipstream.methods.draft_model.method import METHOD as DRAFT_MODEL
 from slipstream.methods.eagle.method import EAGLE2
 from slipstream.methods.hydra.method import METHOD as HYDRA
+from slipstream.methods.layer_skip.method import METHOD as LAYER_SKIP
 from slipstream.methods.medusa.method import METHOD as MEDUSA
 from slipstream.methods.method import Method
 from slipstream.target.target import Target
@@ -26,11 +29,13 @@ _FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt")
 
 
 def chosen(target: Target, options: Mapping[str, Any]) -> Method:
-    """The method of the artefact that was given; else EAGLE-2 if a head for the target ships, or prompt lookup.
+    """The method of the artefact or skip set that was given; else EAGLE-2 if a head ships, or prompt lookup.
 
     Raises ArtifactError for an artefact that is not known.
     """
     draft = options.get("draft")
+    if "skip_set" in options:
+        return LAYER_SKIP
     if draft is None:
         return prompt_lookup.METHOD if EAGLE2.packaged(target.hash) is None else EAGLE2
     if not isinstance(draft, str | Path):
@@ -53,7 +58,7 @@ METHOD = Method(
     summary="a trained head where one is given or ships for the model, else prompt lookup; plainly where neither pays",
     needs="nothing",
     paper="-",
-    options=tuple(dict.fromkeys(name for one in (*TRAINED, prompt_lookup.METHOD) for name in one.options)),
+    options=tuple(dict.fromkeys(name for one in (*TRAINED, LAYER_SKIP, prompt_lookup.METHOD) for name in one.options)),
     build=_build,
     reads_tokenizer=True,
     chosen=chosen,

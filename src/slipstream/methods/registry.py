@@ -21,8 +21,8 @@ from slipstream.target.target import Target
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        auto.METHOD,
         plain.METHOD,
+        auto.METHOD,
         LAYER_SKIP,
         EAGLE2,
         EAGLE,

@@ -23,14 +23,14 @@ INSTALL = "pip install 'slipstream-llm[plots]'"
 
 BLUE, SKY, GREEN, YELLOW = "#0072B2", "#56B4E9", "#009E73", "#F0E442"
 ORANGE, VERMILLION, PURPLE, BLACK = "#E69F00", "#D55E00", "#CC79A7", "#15181C"
-GREY = "#6F7680"
+GREY, BROWN = "#6F7680", "#8C510A"
 
 INK, FAINT, GRID, PAPER = "#24292F", "#667080", "#E1E4E8", "#FEFEFE"
 """Text, text of less weight, lines behind the data, background. The page replaces them by its own, light or dark."""
 
 METHOD_COLOURS = {
     "plain": GREY,
-    "auto": INK,
+    "auto": BROWN,
     "layer-skip": GREEN,
     "eagle2": BLUE,
     "eagle": ORANGE,

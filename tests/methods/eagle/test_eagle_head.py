@@ -282,7 +282,8 @@ def test_a_hub_id_is_fetched(target, tmp_path, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     assert load_head("somebody/EAGLE-head", target).sizes.hidden_size == H
-    assert asked == [("somebody/EAGLE-head", ["config.json", "model.safetensors", "pytorch_model.bin"])]
+    files = ["config.json", "model.safetensors", "pytorch_model.bin", "draft_vocabulary.safetensors"]
+    assert asked == [("somebody/EAGLE-head", files)]
 
 
 def test_a_hub_id_that_is_not_there_is_one_clear_line(target, monkeypatch):

@@ -356,7 +356,7 @@ def test_adaptive_is_a_value_of_skip_set_and_costs_are_measured(target: Target) 
 )
 def test_wrong_options_are_refused(target: Target, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        slipstream.load(target.model, **options)
+        slipstream.load(target.model, "layer-skip", **options)
 
 
 def test_costs_of_drafting_follow_the_set_that_is_drafted_with(target: Target) -> None:
