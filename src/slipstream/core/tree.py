@@ -102,6 +102,8 @@ def ancestor_mask(parents: Tensor) -> Tensor:
     log2(n + 1) squarings of the one-step relation, so its shape and its number of steps depend on n alone.
     """
     rows = parents.shape[-1] + 1
+    if rows == 1:  # plain decoding, whose steps are short
+        return torch.ones(*parents.shape[:-1], 1, 1, dtype=torch.bool, device=parents.device)
     reach = torch.eye(rows, device=parents.device).repeat(*parents.shape[:-1], 1, 1)  # float: no matmul takes bools
     reach[..., 1:, :].scatter_(-1, parents[..., None] + 1, 1.0)
     for _ in range((rows - 1).bit_length()):

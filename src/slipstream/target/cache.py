@@ -39,6 +39,7 @@ class KVCache(Cache):
         self.capacity = 0
         self.limit = limit
         self.slots = torch.empty(batch, 0, dtype=torch.int64, device=device)  # [batch, n] where its rows go
+        self.places = _short(self.slots)
         self.positions = torch.empty(batch, 0, dtype=torch.int64, device=device)
         """[batch, capacity] int64, the text position of each slot."""
         self._lengths = [0] * batch
@@ -63,6 +64,7 @@ class KVCache(Cache):
             self._reserve(self.context)
         behind = torch.arange(start - self.length, self.end - self.length, device=self.lengths.device)  # [n]
         self.slots = self.lengths[:, None] + behind
+        self.places = _short(self.slots)
         self.positions.scatter_(1, self.slots, positions)
 
     def commit(self, slots: Tensor | None, count: int | Sequence[int]) -> None:
@@ -129,16 +131,16 @@ class SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
-        slots, context = self._cache.slots.to(key_states.device), self._cache.context
-        _write(self.keys, slots, key_states)
-        _write(self.values, slots, value_states)
+        places, context = self._cache.places.to(key_states.device), self._cache.context
+        _write(self.keys, places, key_states)
+        _write(self.values, places, value_states)
         return self.keys[:, :, :context], self.values[:, :, :context]
 
     def move(self, slots: Tensor, places: Tensor) -> None:
         """Copy the rows of `slots` [batch, n] to `places` [batch, n]."""
         for rows in (self.keys, self.values):
             if rows is not None:  # reading copies, so overlapping source and destination are safe
-                _write(rows, places.to(rows.device), _read(rows, slots.to(rows.device)))
+                _write(rows, _short(places).to(rows.device), _read(rows, slots.to(rows.device)))
 
     def resize(self, capacity: int) -> None:
         for name in ("keys", "values"):
@@ -165,10 +167,15 @@ def _read(rows: Tensor, slots: Tensor) -> Tensor:
     return rows[_sequences(slots), :, slots].transpose(1, 2)
 
 
+def _short(slots: Tensor) -> Tensor:
+    """[n] for the slots [1, n] of a single sequence, which are written in half the time; others as they are."""
+    return slots[0] if slots.shape[0] == 1 else slots
+
+
 def _write(rows: Tensor, slots: Tensor, states: Tensor) -> None:
-    """Put `states` [batch, heads, n, d] into `slots` [batch, n] of rows [batch, heads, capacity, d]."""
-    if slots.shape[0] == 1:  # half the time of what follows
-        rows.index_copy_(2, slots[0], states)
+    """Put `states` [batch, heads, n, d] into `slots` [batch, n] or [n] of rows [batch, heads, capacity, d]."""
+    if slots.dim() == 1:
+        rows.index_copy_(2, slots, states)
     else:
         rows[_sequences(slots), :, slots] = states.transpose(1, 2)
 

@@ -69,10 +69,10 @@ class Executor:
     - `PassKey` tells apart what compilers do not guard: for another skip set, or other features, another module is run.
       So hooks and patched forwards need no guards.
     - From pass to pass only numbers in tensors change: those of `PassInputs`, and keys and values in the cache. Rows
-      are written where `KVCache.slots` says, which is the tensor of the inputs; an executor with buffers of its own
-      sets it. How far rows read is `PassKey.context`. Two families are exceptions, and are to be run eagerly:
-      Llama 4 scales queries by `KVCache.get_seq_length` (`Family.query_step`), and a rolling RoPE compares positions on
-      the host (`Family.rolling_rope`).
+      are written where `KVCache.places` says, a view of the inputs' slots; an executor with buffers of its own sets it.
+      How far rows read is `PassKey.context`. Two families are exceptions, and are to be run eagerly: Llama 4 scales
+      queries by `KVCache.get_seq_length` (`Family.query_step`), and a rolling RoPE compares positions on the host
+      (`Family.rolling_rope`).
     - Slots that were never written hold zeros. Rows that fill up a bucket are copies of the last row, in slots behind
       it that no row reads. What they yield is cut off.
     - Keys and values stay where they are until `KVCache.capacity` grows: a captured pass belongs to one cache and one
