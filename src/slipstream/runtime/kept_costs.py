@@ -58,6 +58,10 @@ class KeptCosts:
         """What the target's passes cost."""
         return self.get("passes", PassCosts, lambda: measure_passes(self.target))
 
+    def known_passes(self) -> PassCosts | None:
+        """The same if it was measured before; never measures."""
+        return self._read("passes", PassCosts)
+
     def levels(self, name: str, measure: Callable[[], Measured]) -> LevelCosts:
         """What a drafter's levels cost. name: tells it from others for this target, by what its costs hang on."""
         return self.get(f"levels of {name}", LevelCosts, measure)

@@ -131,5 +131,16 @@ def _time(weights: Sequence[Tensor]) -> float:
     return time.perf_counter() - began
 
 
+def rounding_note(dtype: torch.dtype) -> str | None:
+    """What to expect of 16-bit dtypes, in one line; None for others."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return None
+    return (
+        f"{_name(dtype)} rounds coarsely: now and then two tokens are equally good to its last digit, and an answer "
+        "goes on with the other one than plain decoding. Rare in float32; docs/losslessness.md says why, and "
+        "`slipstream certify` tests it"
+    )
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
