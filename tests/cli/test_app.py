@@ -62,12 +62,13 @@ def test_options_are_these_and_adding_one_is_deliberate():
     found = {" ".join(path): {p.name for p in command.params} for path, command in commands() if path[0] != "train"}
     sampling = {"temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty", "max_new_tokens"}
     loading = {"model", "drafter", "draft", "skip_set", "verification", "dtype", "device", "attention", "threads"}
-    drafting = {"tree", "width", "depth", "total", "option"}
+    drafting = {"tree", "width", "depth", "total", "option", "draft_vocabulary"}
+    asking = {"system", "messages", "template"}
     always = {"verbose"}
     assert found == {
-        "generate": sampling | loading | drafting | always
-        | {"prompt", "prompt_file", "raw", "stop", "stream", "as_json"},
-        "chat": sampling | loading | drafting | always,
+        "generate": sampling | loading | drafting | asking | always
+        | {"prompt", "prompt_file", "raw", "tools", "stop", "stream", "as_json"},
+        "chat": sampling | loading | drafting | asking | always,
         "demo": {"methods", "num_prompts", "max_new_tokens", "temperature", "seed", "time_limit", "dtype", "device"}
         | {"model", "threads", "as_json"} | always,
         "methods": {"as_json"} | always,
@@ -82,6 +83,9 @@ def test_options_are_these_and_adding_one_is_deliberate():
         "bench merge": {"runs", "out"} | always,
         "bench costs": {"model", "drafter", "draft", "fresh", "plot", "dtype", "device", "attention", "threads"}
         | {"option", "as_json"} | always,
+        "heads check": {"model", "draft", "drafter", "temperature", "seconds", "dtype", "device", "threads", "as_json"}
+        | always,
+        "heads vocabulary": {"model", "data", "out", "size"} | always,
         "skip show": {"file", "as_json"} | always,
         "skip search": {"model", "task", "prompts", "trials", "objective", "out", "sampler", "study", "warm_start"}
         | {"num_prompts", "max_new_tokens", "temperature", "rows", "repeats", "seed", "plot", "starting_points"}

@@ -44,7 +44,7 @@ def questions(tmp_path):
 
 @pytest.fixture
 def certify(cli, loads, questions):
-    return lambda *arguments: cli("certify", "-m", "tiny", "--data", questions, *arguments)
+    return lambda *arguments: cli("certify", "-m", "tiny", "-d", "layer-skip", "--data", questions, *arguments)
 
 
 def test_a_lossless_method_passes_with_a_summary(certify):

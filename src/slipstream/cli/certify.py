@@ -105,6 +105,7 @@ def certify(
     top_k: options.TopK = None,
     min_p: options.MinP = None,
     skip_set: options.SkipSet = None,
+    draft_vocabulary: options.DraftVocabulary = None,
     tree: options.Tree = None,
     width: options.Width = None,
     depth: options.Depth = None,
@@ -141,7 +142,15 @@ def certify(
         rules=None if verification is None else (verification,),
         warping={"temperature": temperature, **given(top_p=top_p, top_k=top_k, min_p=min_p)},
     )
-    drafting = {"draft": draft, "skip_set": skip_set, "tree": tree, "width": width, "depth": depth, "total": total}
+    drafting = {
+        "draft": draft,
+        "skip_set": skip_set,
+        "draft_vocabulary": draft_vocabulary,
+        "tree": tree,
+        "width": width,
+        "depth": depth,
+        "total": total,
+    }
     place: dict[str, Any] = {"device": device, "attention": attention, "threads": threads}
 
     def load_in(wanted: str | None) -> Model:
