@@ -129,6 +129,7 @@ class HeadRun:
             accuracy=_accuracy(losses.score),
             held_out=() if score is None else _accuracy(score),
             tau={} if score is None or score.paths is None else score.paths.tau(),
+            right={} if score is None or score.paths is None else score.paths.shares(),
             num_tokens=self.num_tokens,
             tokens_per_s=sum(tokens for tokens, _ in self._recent) / sum(took for _, took in self._recent),
         )
