@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
@@ -144,3 +145,12 @@ def test_a_warning_of_the_library_is_one_line_on_stderr(cli, monkeypatch, loader
 
 def test_an_unknown_option_is_a_usage_error(cli):
     assert cli("generate", "--nonsense").exit_code == 2
+
+
+def test_shells_can_complete_commands_and_options():
+    words = {"_SLIPSTREAM_COMPLETE": "complete_bash", "COMP_WORDS": "slipstream generate --draft-v", "COMP_CWORD": "2"}
+    code = "import sys; sys.argv[0] = 'slipstream'; from slipstream.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **words}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["--draft-vocabulary"]

@@ -293,7 +293,7 @@ def _accelerator(target: Target, precision: str) -> Any:
     try:
         from accelerate import Accelerator
     except ImportError as error:
-        raise InputError("training a draft head needs accelerate: pip install 'slipstream-llm[train]'") from error
+        raise InputError("training a draft head needs accelerate: pip install accelerate") from error
     accelerator = Accelerator(mixed_precision=PRECISIONS[precision], cpu=target.device.type == "cpu")
     if accelerator.device.type != target.device.type:
         raise InputError(
