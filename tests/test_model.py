@@ -340,7 +340,7 @@ def test_arguments_that_ask_for_nothing_are_accepted(plain: slipstream.Model) ->
         ({"enable_thinking": False}, "does not read 'enable_thinking'"),
         ({"tools": [{"type": "function"}]}, "no place for tools"),
         ({"chat_template_kwargs": {"messages": []}}, "no argument of the template's own"),
-        ({"chat_template_kwargs": 3}, "give a dictionary"),
+        ({"chat_template_kwargs": 3}, "is of type int; give a dictionary"),
         ({"continue_final_message": True}, "give the prompt as a list of messages"),
     ],
 )

@@ -88,8 +88,8 @@ def check_streamer(streamer: Any) -> None:
     """Raises InputError for what is no streamer of transformers'."""
     if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
         raise InputError(
-            f"streamer is a {type(streamer).__name__}; give one of transformers' with put and end, or iterate over "
-            "model.stream(...)"
+            f"streamer is of type {type(streamer).__name__}; give one of transformers' with put and end, or iterate "
+            "over model.stream(...)"
         )
 
 
@@ -97,14 +97,14 @@ def template_arguments(settings: dict[str, Any]) -> TemplateArguments:
     """What the chat template is given beside the messages. Takes it out of the settings."""
     more = settings.pop("chat_template_kwargs", None)
     if more is not None and not isinstance(more, Mapping):
-        raise InputError(f"chat_template_kwargs is a {type(more).__name__}; give a dictionary of names and values")
+        raise InputError(f"chat_template_kwargs is of type {type(more).__name__}; give a dictionary")
     template = dict(more or {})
     thinking = settings.pop("enable_thinking", None)
     if thinking is not None and template.setdefault("enable_thinking", thinking) != thinking:
         raise InputError("enable_thinking was given twice, with different values; give it once")
     tools = settings.pop("tools", None)
     if tools is not None and (not isinstance(tools, Sequence) or isinstance(tools, str | bytes)):
-        raise InputError(f"tools is a {type(tools).__name__}; give a list of functions or of JSON schemas")
+        raise InputError(f"tools is of type {type(tools).__name__}; give a list of functions or of JSON schemas")
     return TemplateArguments(
         tools=tools,
         continue_final_message=settings.pop("continue_final_message", None),

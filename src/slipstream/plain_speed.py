@@ -27,7 +27,7 @@ class PlainSpeed:
 
     def seconds(self, steps: Sequence[Step], prompt_length: int) -> float | None:
         """For the tokens of an answer, the prompt left out; None where too little is known."""
-        if self._passes is None:
+        if self._passes is None and any(step.num_drafted or step.num_scouts for step in steps):
             self._passes = KeptCosts(self._target).known_passes()
         return plain_seconds(steps, prompt_length, self._passes)
 

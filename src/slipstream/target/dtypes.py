@@ -136,9 +136,8 @@ def rounding_note(dtype: torch.dtype) -> str | None:
     if dtype not in (torch.bfloat16, torch.float16):
         return None
     return (
-        f"{_name(dtype)} rounds coarsely: now and then two tokens are equally good to its last digit, and an answer "
-        "goes on with the other one than plain decoding. Rare in float32; docs/losslessness.md says why, and "
-        "`slipstream certify` tests it"
+        f"in {_name(dtype)} an answer may part from plain decoding's where two tokens are equally good to the last "
+        "digit, and goes on as well; in float32 that is rare. See docs/losslessness.md; `slipstream certify` tests it"
     )
 
 
