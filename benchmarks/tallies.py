@@ -74,7 +74,8 @@ def _little(num_answers: int = 0, num_tokens: int = 0, num_cycles: int = 0) -> d
 
 
 def _stats(row: Mapping[str, Any]) -> slipstream.Stats:
-    return slipstream.Stats(**{one.name: row[one.name] for one in fields(slipstream.Stats)})
+    """Records made before `plain_s` was estimated have none."""
+    return slipstream.Stats(**{one.name: row[one.name] for one in fields(slipstream.Stats) if one.name in row})
 
 
 def _rounded(stats: slipstream.Stats) -> dict[str, Any]:

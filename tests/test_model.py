@@ -278,3 +278,192 @@ def test_a_checkpoint_without_some_tensors_is_refused_by_name(folder: Path, tmp_
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
     with pytest.raises(ArtifactError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
         slipstream.load(tmp_path, "plain")
+
+
+class Streamer:
+    """What a streamer of transformers' is told."""
+
+    def __init__(self) -> None:
+        self.told: list[list[int]] = []
+        self.ended = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        self.told.append((value[0] if value.dim() > 1 else value).tolist())
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+def test_names_of_transformers_mean_the_same(plain: slipstream.Model) -> None:
+    settings = {"max_new_tokens": 40, "temperature": 1.0, "seed": 3}
+    free = plain.generate("Hello", **settings)
+    stop = next(character for character in free.text[4:] if character.isprintable() and character != "�")
+    stopped = plain.generate("Hello", stop_strings=[stop], tokenizer=plain.tokenizer, **settings)
+    assert stopped.token_ids == plain.generate("Hello", stop=stop, **settings).token_ids != free.token_ids
+    length = len(free.prompt_ids)
+    short = plain.generate("Hello", max_length=length + 5, temperature=1.0, seed=3)
+    assert short.token_ids == free.token_ids[:5]
+    config = GenerationConfig(max_new_tokens=5, do_sample=True, temperature=1.0)
+    assert plain.generate("Hello", config, seed=3).token_ids == free.token_ids[:5]
+    encoded = plain.tokenizer("Hello", return_tensors="pt")
+    spread = plain.generate(**encoded, max_new_tokens=5, temperature=0.0)
+    assert spread.prompt_ids == encoded["input_ids"][0].tolist()
+
+
+def test_arguments_that_ask_for_nothing_are_accepted(plain: slipstream.Model) -> None:
+    from transformers import LogitsProcessorList, StoppingCriteriaList
+
+    harmless = {
+        **{"pad_token_id": 0, "bos_token_id": 1, "use_cache": True, "return_dict_in_generate": True},
+        **{"output_scores": False, "synced_gpus": False, "early_stopping": False, "streamer": None},
+        **{"logits_processor": LogitsProcessorList(), "stopping_criteria": StoppingCriteriaList()},
+    }
+    settings = {"max_new_tokens": 6, "temperature": 0.0}
+    assert plain.generate("Hi", **harmless, **settings).token_ids == plain.generate("Hi", **settings).token_ids
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"use_cache": False}, "use_cache=False is not served: drafts are verified on cached keys"),
+        ({"output_scores": True}, "logprobs=N reports"),
+        ({"output_hidden_states": True}, "hidden states are not kept"),
+        ({"logits_processor": [len]}, "bad_words_ids, sequence_bias"),
+        ({"stopping_criteria": [len]}, "use stop, eos_token_id or max_new_tokens"),
+        ({"stop": "a", "stop_strings": "b"}, "stop and stop_strings are one setting"),
+        ({"max_length": 9, "max_new_tokens": 9}, "max_new_tokens and max_length both limit the answer"),
+        ({"max_length": 1}, "but max_length of prompt and answer is 1"),
+        ({"max_length": 2.5}, "max_length is 2.5"),
+        ({"streamer": print}, r"model\.stream\(\.\.\.\)"),
+        ({"input_ids": [1, 2]}, "the prompt was given twice"),
+        ({"max_tokens": 3}, "max_new_tokens, .*stop, seed, .*temperature.*Did you mean"),
+        ({"enable_thinking": False}, "does not read 'enable_thinking'"),
+        ({"tools": [{"type": "function"}]}, "no place for tools"),
+        ({"chat_template_kwargs": {"messages": []}}, "no argument of the template's own"),
+        ({"chat_template_kwargs": 3}, "is of type int; give a dictionary"),
+        ({"continue_final_message": True}, "give the prompt as a list of messages"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_with_the_name_to_use(
+    plain: slipstream.Model, settings: dict[str, object], line: str
+) -> None:
+    with pytest.raises(InputError, match=line) as caught:
+        plain.generate("Hi", **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_streamer_is_told_the_prompt_the_tokens_and_the_end(skipping: slipstream.Model) -> None:
+    streamer = Streamer()
+    answer = skipping.generate("Hello", max_new_tokens=20, temperature=1.0, seed=3, streamer=streamer)
+    assert streamer.told[0] == answer.prompt_ids
+    assert [token for told in streamer.told[1:] for token in told] == answer.token_ids
+    assert streamer.ended == 1
+    stream = skipping.stream("Hello", max_new_tokens=20, temperature=1.0, seed=3, streamer=streamer)
+    next(stream)
+    stream.close()
+    assert streamer.ended == 2
+
+
+def test_help_describes_every_argument(plain: slipstream.Model) -> None:
+    from slipstream.arguments import OWN_NAMES
+
+    described = slipstream.Model.generate.__doc__ or ""
+    assert [name for name in (*OWN_NAMES, "temperature", "stop_strings") if name not in described] == []
+
+
+def test_a_trailing_assistant_message_is_continued(plain: slipstream.Model) -> None:
+    asked = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well"}]
+    decode = plain.tokenizer.decode
+    assert decode(plain.encode(asked)) == "<|user|>Hi<|end|><|assistant|>Well"
+    assert plain.encode(asked, continue_final_message=True) == plain.encode(asked)
+    own = plain.encode(asked, continue_final_message=False)
+    assert decode(own) == "<|user|>Hi<|end|><|assistant|>Well<|end|><|assistant|>"
+    again = plain.generate(asked, max_new_tokens=5, temperature=0.0)
+    assert again.prompt_ids == plain.encode(asked)
+    with pytest.raises(InputError, match="which this prompt does not go through"):
+        plain.encode([1, 2], continue_final_message=True)
+    with pytest.raises(InputError, match="unknown argument 'toolz'"):
+        plain.encode("Hi", toolz=[])
+
+
+CALLING = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|{{ m['role'] }}|>"
+    "{% if m['tool_calls'] %}{{ m['tool_calls'] | tojson }}{% else %}{{ '' + m['content'] }}{% endif %}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% if enable_thinking is false %}!{% endif %}{% endif %}"
+)
+CALL = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
+
+
+def test_tools_calls_and_a_templates_own_arguments_are_rendered(
+    plain: slipstream.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add(a: int) -> int:
+        """Add one.
+
+        Args:
+            a: a number
+        """
+        return a + 1
+
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": CALL}]
+    with pytest.raises(InputError, match="no place for tool_calls"):
+        plain.encode(messages)
+    monkeypatch.setattr(plain.tokenizer, "chat_template", CALLING)
+    text = plain.tokenizer.decode(plain.encode(messages, tools=[add], enable_thinking=False))
+    assert '"name": "add"' in text.partition("<|user|>")[0]
+    assert text.partition("<|user|>")[2].startswith("Hi<|end|><|assistant|>[{")
+    assert text.endswith("<|end|><|assistant|>!")
+    assert plain.tokenizer.decode(plain.encode("Hi", chat_template_kwargs={"enable_thinking": True})).endswith("|>")
+
+
+def test_a_call_without_content_is_an_empty_text_where_the_template_wants_one(
+    plain: slipstream.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = CALLING.replace("{% else %}{{ '' + m['content'] }}{% endif %}", "{% endif %}{{ '' + m['content'] }}")
+    monkeypatch.setattr(plain.tokenizer, "chat_template", template)
+    for message in (
+        {"role": "assistant", "tool_calls": CALL},
+        {"role": "assistant", "tool_calls": CALL, "content": None},
+    ):
+        assert plain.tokenizer.decode(plain.encode([message])).endswith("}}]<|end|><|assistant|>")
+
+
+def test_speed_against_plain_is_estimated_from_the_answers_own_cycles(skipping: slipstream.Model) -> None:
+    from slipstream.plain_speed import plain_seconds
+    from slipstream.runtime.costs import PassCosts
+
+    def step(tokens: int, drafted: int, verify_s: float, scouts: int = 0) -> Step:
+        return Step(
+            token_ids=(7,) * tokens,
+            num_drafted=drafted,
+            num_accepted=tokens - 1,
+            num_scouts=scouts,
+            draft_s=0.5,
+            verify_s=verify_s,
+            host_s=0.1,
+        )
+
+    costs = PassCosts(((1, ((1, 1.0), (3, 2.0))), (101, ((1, 2.0), (3, 3.0)))))
+    assert plain_seconds([step(3, 2, 4.0)], 1, costs) == pytest.approx(3 * (4.0 / 2 + 0.1))
+    assert plain_seconds([step(3, 1, 4.0, scouts=1)], 1, costs) == pytest.approx(3 * (4.0 / 2 + 0.1))
+    assert plain_seconds([step(3, 2, 3.0)], 101, costs) == pytest.approx(3 * (2.0 + 0.1))
+    drafted = [step(3, 2, 4.0), step(1, 0, 0.9), step(1, 0, 1.1), step(1, 0, 1.0)]
+    assert plain_seconds(drafted, 1, None) == pytest.approx(6 * 1.1)
+    assert plain_seconds(drafted[:3], 1, None) is None
+    stats = Stats.of(drafted, 9.0, plain_s=6.6)
+    assert stats.speedup == pytest.approx(6.6 / (4 * 0.6 + 7.0))
+    assert (stats + stats).plain_s == pytest.approx(13.2)
+    assert (stats + Stats.of(drafted, 9.0)).speedup is None
+    assert (Stats() + stats).speedup == stats.speedup
+    assert stats.to_dict()["speedup"] == stats.speedup
+
+
+def test_16_bit_dtypes_are_noted_once_when_loading(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="slipstream"):
+        slipstream.load(folder, "prompt-lookup", dtype="bfloat16", device="cpu")
+    assert caplog.text.count("docs/losslessness.md") == 1
+    caplog.clear()
+    with caplog.at_level("INFO", logger="slipstream"):
+        slipstream.load(folder, "prompt-lookup", dtype="float32", device="cpu")
+        slipstream.load(folder, "plain", dtype="bfloat16", device="cpu")
+    assert "docs/losslessness.md" not in caplog.text

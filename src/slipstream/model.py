@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
 import operator
 import threading
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,17 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from slipstream.arguments import (
+    TEMPLATE_NAMES,
+    check_names,
+    check_streamer,
+    check_tokenizer,
+    drop_harmless,
+    stop_strings,
+    template_arguments,
+    with_inputs,
+)
+from slipstream.chat_template import TemplateArguments, encode_chat
 from slipstream.core.logits import resolve
 from slipstream.core.sampling import VERIFICATIONS, SamplingSettings, draw_seed
 from slipstream.drafting.base import Drafter
@@ -23,21 +35,24 @@ from slipstream.engine.sequence import Request, Step
 from slipstream.errors import InputError, unknown_choice
 from slipstream.methods.registry import build_drafter, find_method
 from slipstream.output import Output, Stats
+from slipstream.plain_speed import PlainSpeed
 from slipstream.prompt_ids import given_ids
 from slipstream.runtime.executor import make_executor
 from slipstream.runtime.threads import check_threads, check_waiting, settle_threads
 from slipstream.skipping.library import is_name
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.target.adapters import unwrapped
-from slipstream.target.dtypes import resolve_dtype
+from slipstream.target.dtypes import resolve_dtype, rounding_note
 from slipstream.target.loading import find_tokenizer, load_model, load_tokenizer, resolve_device
 from slipstream.target.probe import probe
 from slipstream.target.target import Target
-from slipstream.text import TEMPLATE_ERRORS, AnswerText, decode
+from slipstream.text import AnswerText, decode
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | Mapping[str, Any] | torch.Tensor
 """Text (one user turn where the tokenizer has a chat template), chat messages, or token ids taken as they are: a list,
 an array or tensor of one row, or what a tokenizer returns for one text."""
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_NEW_TOKENS = 256
 
@@ -109,6 +124,8 @@ def load(
     probe(target)
     built = build_drafter(drafter, target, given, tokenizer)
     target.check_features(built.features)
+    if (rounds := rounding_note(target.dtype)) and built.name != "plain":
+        logger.info("%s", rounds)
     return Model(target, built, tokenizer, verification, prefill_chunk, keep)
 
 
@@ -146,6 +163,7 @@ class Model:
     ) -> None:
         self.target, self.drafter, self.tokenizer, self.verification = target, drafter, tokenizer, verification
         self.engine = Engine(target, drafter, prefill_chunk=prefill_chunk, keep=keep)
+        self._plain_speed = PlainSpeed(target)
 
     @property
     def method(self) -> str:
@@ -160,9 +178,46 @@ class Model:
         """
         self.engine.forget()
 
-    def generate(self, prompt: Prompt, **settings: Any) -> Output:
-        """The whole answer. Takes the arguments of `stream`."""
-        steps = self._steps(prompt, streaming=False, **settings)
+    def generate(
+        self, prompt: Prompt | None = None, generation_config: GenerationConfig | None = None, **settings: Any
+    ) -> Output:
+        """Answer a prompt, and return the whole answer with its token ids and statistics.
+
+        prompt: text (one user turn where the tokenizer has a chat template), a list of messages of the form
+        {"role": ..., "content": ...}, token ids as a list, array or tensor of one row, or what a tokenizer returned,
+        also spread over arguments as `generate(**tokenizer(text, return_tensors="pt"))`.
+        generation_config: a `transformers.GenerationConfig` instead of the model's own, which fills its gaps.
+
+        Settings, all of them optional, by the names of `transformers`:
+
+        max_new_tokens: tokens of the answer at most; by default the model's own setting, else 256.
+        max_length: the same, the prompt counted too.
+        temperature, top_k, top_p, min_p: by default the model's `generation_config`; temperature 0 is greedy.
+        do_sample: False is greedy, True samples at the model's temperature; where a temperature is given, that decides.
+        seed: same seed, same text (with verification="rejection" only where the drafts are the same too); drawn and
+        reported if not given. stream_id: separates samples of one seed.
+        stop, stop_strings: one or several strings before which the text ends.
+        eos_token_id: one or several tokens that end the answer, instead of the model's.
+        repetition_penalty, presence_penalty, frequency_penalty, min_new_tokens, no_repeat_ngram_size, bad_words_ids
+        and the others that `slipstream.core.logits.SETTING_NAMES` lists.
+        verification: "coupled" or "rejection", instead of the one that was loaded with.
+        logprobs: report each token's log-probability and those of so many of the likeliest tokens, all under the
+        model's own distribution, before temperature, truncation and penalties.
+        streamer: a streamer of transformers', whose `put` is given the prompt and then the tokens of every cycle.
+
+        For chat templates, with a prompt of text or messages:
+
+        continue_final_message: True lets the answer continue the last message, False makes it one of its own; by
+        default a last message of the assistant's is continued.
+        tools: a list of functions or JSON schemas that the model may call.
+        enable_thinking, and others as chat_template_kwargs={...}: arguments of the model's template.
+
+        What transformers' `generate` takes beside these is accepted where it asks for nothing (pad_token_id,
+        use_cache=True, an empty logits_processor), and else refused with the name to use.
+
+        Raises InputError for a bad prompt or setting, UnsupportedSettingError for one without a lossless form.
+        """
+        steps = self._steps(prompt, generation_config, settings, streaming=False)
         while True:
             try:
                 next(steps)
@@ -170,54 +225,41 @@ class Model:
                 output: Output = end.value
                 return output
 
-    def stream(self, prompt: Prompt, **settings: Any) -> Generator[Step, None, Output]:
+    def stream(
+        self, prompt: Prompt | None = None, generation_config: GenerationConfig | None = None, **settings: Any
+    ) -> Generator[Step, None, Output]:
         """Yield a `Step` per draft-verify cycle, with the text that became final in it; the generator returns `Output`.
 
-        Closing it early leaves the model usable. All settings are optional:
-
-        max_new_tokens: at most so many; by default the model's own setting, else 256.
-        temperature, top_k, top_p, min_p: by default the model's `generation_config`; temperature 0 is greedy.
-        seed: same seed, same text (with verification="rejection" only where the drafts are the same too); drawn and
-        reported if not given. stream_id: separates samples of one seed.
-        stop: strings before which the text ends. eos_token_id: one or several, instead of the model's.
-        generation_config: instead of the model's own. verification: instead of the one that was loaded with.
-        logprobs: report each token's log-probability and those of so many of the likeliest tokens, all under the
-        model's own distribution, before temperature, truncation and penalties.
-        Further: repetition_penalty, presence_penalty, frequency_penalty, min_new_tokens, no_repeat_ngram_size and the
-        other settings that `slipstream.core.logits.SETTING_NAMES` lists.
-
-        Raises InputError for a bad prompt or setting, UnsupportedSettingError for one without a lossless form.
+        Closing it early leaves the model usable. Takes the arguments of `generate`, and raises the same errors when the
+        first step is asked for.
         """
-        return self._steps(prompt, streaming=True, **settings)
+        return self._steps(prompt, generation_config, settings, streaming=True)
 
     def _steps(
-        self,
-        prompt: Prompt,
-        *,
-        streaming: bool,
-        seed: int | None = None,
-        stream_id: int = 0,
-        stop: str | Sequence[str] | None = None,
-        logprobs: int | None = None,
-        **settings: Any,
+        self, prompt: Any, generation_config: Any, settings: dict[str, Any], *, streaming: bool
     ) -> Generator[Step, None, Output]:
         began = time.perf_counter()
-        seed, stream_id = _own_number(seed), _own_number(stream_id)
-        settings = {name: _own_number(value) for name, value in settings.items()}
-        config = self._generation_config(settings.pop("generation_config", None))
-        prompt_ids = self.encode(prompt)
-        stop = config.stop_strings if stop is None else stop
+        prompt = with_inputs(prompt, settings)
+        check_names(settings)
+        settings = {name: _own_number(value) for name, value in settings.items() if value is not None}
+        drop_harmless(settings)
+        check_tokenizer(settings.pop("tokenizer", None), self.tokenizer)
+        check_streamer(streamer := settings.pop("streamer", None))
+        config = self._generation_config(generation_config)
+        prompt_ids = self._encode(prompt, template_arguments(settings))
+        stop, logprobs = stop_strings(settings, config.stop_strings), settings.pop("logprobs", None)
         text = self._answer_text(stop)
-        request = self._request(prompt_ids, config, seed, stream_id, text if stop else None, logprobs, settings)
+        request = self._request(prompt_ids, config, text if stop else None, logprobs, settings)
         steps: list[Step] = []
         waited_s = 0.0  # for the consumer of the stream
-        for step in self.engine.generate(request):
+        for step in _told(streamer, prompt_ids, self.engine.generate(request)):
             if streaming and text is not None:
                 step = self._with_text(step, text, counted=bool(stop))
             steps.append(step)
             yielded = time.perf_counter()
             yield step
             waited_s += time.perf_counter() - yielded
+        total_s = time.perf_counter() - began - waited_s
         token_ids = [token for step in steps for token in step.token_ids]
         assert steps[-1].finish_reason is not None
         return Output(
@@ -226,41 +268,44 @@ class Model:
             prompt_ids=prompt_ids,
             finish_reason=steps[-1].finish_reason,
             seed=None if request.processing.is_greedy else request.sampling.seed,
-            stats=Stats.of(steps, time.perf_counter() - began - waited_s),
+            stats=Stats.of(steps, total_s, self._plain_speed.seconds(steps, len(prompt_ids))),
             logprobs=None if logprobs is None else [one for step in steps for one in step.logprobs],
         )
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt, the chat template applied to text and messages. Raises InputError if it is empty."""
+    def encode(self, prompt: Prompt, **template: Any) -> list[int]:
+        """Token ids of a prompt, the chat template applied to text and messages.
+
+        template: `continue_final_message`, `tools`, `enable_thinking`, `chat_template_kwargs` as for `generate`. Raises
+        InputError for an empty prompt, and for what the template refuses or does not read.
+        """
+        arguments = template_arguments(template)
+        if template:
+            raise unknown_choice("argument", next(iter(template)), TEMPLATE_NAMES)
+        return self._encode(prompt, arguments)
+
+    def _encode(self, prompt: Any, template: TemplateArguments) -> list[int]:
         given = given_ids(prompt)
         if not (prompt if given is None else given):
             raise InputError("the prompt is empty; give some text, a message or at least one token id")
+        has_template = getattr(self.tokenizer, "chat_template", None) is not None
+        is_chat = given is None and (has_template or not isinstance(prompt, str))
+        if template.given and not is_chat:
+            raise InputError(f"{template.given[0]} is for a chat template, which this prompt does not go through")
         if given is not None:
             return given
         if self.tokenizer is None:
             raise InputError(
                 "text prompts need a tokenizer, and none is at hand; pass tokenizer=... to load, or token ids"
             )
-        if isinstance(prompt, str) and getattr(self.tokenizer, "chat_template", None) is None:
+        if not is_chat:
             with _ENCODING:
                 ids: list[int] = self.tokenizer.encode(prompt)
             return ids
+        if isinstance(prompt, str) and template.continue_final_message:
+            raise InputError("continue_final_message continues a message; give the prompt as a list of messages")
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        return self._encode_chat(messages)
-
-    def _encode_chat(self, messages: Sequence[Any]) -> list[int]:
-        if not all(isinstance(message, Mapping) and {"role", "content"} <= set(message) for message in messages):
-            raise InputError('a prompt is text, token ids, or messages of the form {"role": ..., "content": ...}')
-        if getattr(self.tokenizer, "chat_template", None) is None:
-            raise InputError("this tokenizer has no chat template; give the prompt as one text")
-        try:
-            with _ENCODING:
-                encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        except TEMPLATE_ERRORS as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"the chat template refuses these messages: {reason}") from error
-        ids: list[int] = list(encoded["input_ids"])
-        return ids
+        with _ENCODING:
+            return encode_chat(self.tokenizer, messages, template)
 
     def _answer_text(self, stop: str | Sequence[str] | None) -> AnswerText | None:
         strings = [stop] if isinstance(stop, str) else list(stop or ())
@@ -289,23 +334,24 @@ class Model:
         self,
         prompt_ids: list[int],
         generation_config: GenerationConfig,
-        seed: int | None,
-        stream_id: int,
         text: AnswerText | None,
         logprobs: int | None,
         settings: dict[str, Any],
     ) -> Request:
-        verification = settings.pop("verification", None) or self.verification
-        eos = settings.pop("eos_token_id", None)
+        seed = settings.pop("seed", None)
+        sampling = SamplingSettings(
+            seed=draw_seed() if seed is None else seed,
+            stream=settings.pop("stream_id", 0),
+            verification=settings.pop("verification", self.verification),
+        )
+        eos = settings.pop("eos_token_id", generation_config.eos_token_id)
+        budget = _budget(settings, generation_config, len(prompt_ids))
         processing = resolve(
             generation_config,
-            {name: value for name, value in settings.items() if name != "max_new_tokens"},
+            settings,
             prompt_length=len(prompt_ids),
-            max_new_tokens=_budget(settings.get("max_new_tokens"), generation_config, len(prompt_ids)),
-            eos_token_ids=_token_ids(generation_config.eos_token_id if eos is None else eos, self.target.vocab_size),
-        )
-        sampling = SamplingSettings(
-            seed=draw_seed() if seed is None else seed, stream=stream_id, verification=verification
+            max_new_tokens=budget,
+            eos_token_ids=_token_ids(eos, self.target.vocab_size),
         )
         return Request(prompt_ids=prompt_ids, processing=processing, sampling=sampling, stopper=text, logprobs=logprobs)
 
@@ -331,21 +377,46 @@ def _own_number(value: Any) -> Any:
     return value.item() if getattr(value, "shape", None) == () else value
 
 
-def _budget(asked: int | None, generation_config: GenerationConfig, prompt_length: int) -> int:
-    if asked is not None:
-        if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
-            raise InputError(f"max_new_tokens is {asked!r}; it must be a whole number of at least 1")
-        return asked
+def _told(streamer: Any, prompt_ids: list[int], steps: Iterable[Step]) -> Iterator[Step]:
+    """The steps, of which a streamer of transformers' is told as `generate` tells it: the prompt, tokens, the end."""
+    if streamer is None:
+        yield from steps
+        return
+    try:
+        streamer.put(torch.tensor([prompt_ids]))
+        for step in steps:
+            streamer.put(torch.tensor(step.token_ids))
+            yield step
+    finally:
+        streamer.end()
+
+
+def _budget(settings: dict[str, Any], generation_config: GenerationConfig, prompt_length: int) -> int:
+    """Tokens of the answer at most. Takes max_new_tokens and max_length out of the settings."""
+    given = {name: settings.pop(name) for name in ("max_new_tokens", "max_length") if name in settings}
+    if len(given) > 1:
+        raise InputError("max_new_tokens and max_length both limit the answer; give one of them")
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} is {value!r}; it must be a whole number of at least 1")
+    if "max_new_tokens" in given:
+        return int(given["max_new_tokens"])
+    if "max_length" in given:
+        return _after_prompt(given["max_length"], prompt_length, "max_length")
     if generation_config.max_new_tokens is not None:
         return int(generation_config.max_new_tokens)
     if generation_config.max_length is None:
         return DEFAULT_MAX_NEW_TOKENS
-    if generation_config.max_length <= prompt_length:
+    return _after_prompt(generation_config.max_length, prompt_length, "the generation_config's max_length")
+
+
+def _after_prompt(max_length: int, prompt_length: int, what: str) -> int:
+    if max_length <= prompt_length:
         raise InputError(
-            f"the prompt has {prompt_length} tokens, but the generation_config's max_length of prompt and answer is "
-            f"{generation_config.max_length}; give max_new_tokens"
+            f"the prompt has {prompt_length} tokens, but {what} of prompt and answer is {max_length}; give "
+            "max_new_tokens"
         )
-    return int(generation_config.max_length) - prompt_length
+    return int(max_length) - prompt_length
 
 
 def _token_ids(value: Any, vocab_size: int) -> tuple[int, ...]:

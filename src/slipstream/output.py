@@ -11,6 +11,7 @@ from slipstream.engine.sequence import FinishReason, Step
 from slipstream.runtime.clock import PARTS
 
 _PART_NAMES = tuple(f"{part}_s" for part in PARTS)
+_SUMMED_APART = ("accept_lengths", "plain_s")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,11 +36,14 @@ class Stats:
     host_s: float = 0.0
     total_s: float = 0.0
     """Wall time, prefill included; not the time that the consumer of a stream took between steps."""
+    plain_s: float | None = None
+    """Estimate of the seconds that plain decoding would have taken instead of the cycles; None where too little is
+    known."""
 
     @classmethod
-    def of(cls, steps: Iterable[Step], total_s: float) -> Stats:
+    def of(cls, steps: Iterable[Step], total_s: float, plain_s: float | None = None) -> Stats:
         """The statistics of a generation's steps."""
-        stats = cls(total_s=total_s)
+        stats = cls(total_s=total_s, plain_s=plain_s)
         for step in steps:
             stats.count(step)
         return stats
@@ -60,8 +64,10 @@ class Stats:
     def __add__(self, other: Stats) -> Stats:
         longer, shorter = sorted((self.accept_lengths, other.accept_lengths), key=len, reverse=True)
         summed = [count + (shorter[k] if k < len(shorter) else 0) for k, count in enumerate(longer)]
-        plain = {name: getattr(self, name) + getattr(other, name) for name in asdict(self) if name != "accept_lengths"}
-        return Stats(accept_lengths=summed, **plain)
+        plain = {name: getattr(self, name) + getattr(other, name) for name in asdict(self) if name not in _SUMMED_APART}
+        estimates = [one.plain_s for one in (self, other) if one.num_cycles]
+        plain_s = None if None in estimates or not estimates else sum(filter(None, estimates))
+        return Stats(accept_lengths=summed, plain_s=plain_s, **plain)
 
     @property
     def tau(self) -> float:
@@ -83,6 +89,11 @@ class Stats:
         """Seconds of all cycles, prefill left out."""
         return self.draft_s + self.build_s + self.verify_s + self.sample_s + self.host_s
 
+    @property
+    def speedup(self) -> float | None:
+        """Estimate of the cycles' speed over plain decoding's, prefill left out: below 1 is a loss. None: not known."""
+        return None if self.plain_s is None or not self.cycles_s else self.plain_s / self.cycles_s
+
     def cycle_ms(self) -> dict[str, float]:
         """Milliseconds of a mean cycle, by part (`slipstream.runtime.clock`)."""
         return {part: 1000 * getattr(self, f"{part}_s") / max(1, self.num_cycles) for part in PARTS}
@@ -94,7 +105,7 @@ class Stats:
 
     def to_dict(self) -> dict[str, Any]:
         """All counts, times and figures, for JSON."""
-        figures = ("tau", "acceptance_rate", "passes_saved", "tokens_per_second", "cycles_s")
+        figures = ("tau", "acceptance_rate", "passes_saved", "tokens_per_second", "cycles_s", "speedup")
         return asdict(self) | {name: getattr(self, name) for name in figures}
 
 

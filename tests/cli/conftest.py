@@ -54,7 +54,7 @@ class FakeModel:
         count = 1 if self.method == "plain" else TOKENS_A_CYCLE
         steps = []
         for start in range(0, len(words), count):
-            if self.loader.interrupt:
+            if self.loader.interrupt and start >= self.loader.tokens_before_interrupt:
                 self.loader.interrupt = False
                 raise KeyboardInterrupt
             piece = words[start : start + count]
@@ -99,7 +99,9 @@ class FakeLoader:
     """Whether a model's answer to a prompt begins with another word."""
     num_parameters: int = 10_000_000
     interrupt: bool = False
-    """Press Ctrl-C in the next generation."""
+    """Press Ctrl-C in the next generation, ..."""
+    tokens_before_interrupt: int = 0
+    """... after so many tokens."""
 
     def __call__(self, model: Any, drafter: str, **settings: Any) -> FakeModel:
         if drafter not in METHODS:

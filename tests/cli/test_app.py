@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
@@ -62,12 +63,13 @@ def test_options_are_these_and_adding_one_is_deliberate():
     found = {" ".join(path): {p.name for p in command.params} for path, command in commands() if path[0] != "train"}
     sampling = {"temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty", "max_new_tokens"}
     loading = {"model", "drafter", "draft", "skip_set", "verification", "dtype", "device", "attention", "threads"}
-    drafting = {"tree", "width", "depth", "total", "option"}
+    drafting = {"tree", "width", "depth", "total", "option", "draft_vocabulary"}
+    asking = {"system", "messages", "template"}
     always = {"verbose"}
     assert found == {
-        "generate": sampling | loading | drafting | always
-        | {"prompt", "prompt_file", "raw", "stop", "stream", "as_json"},
-        "chat": sampling | loading | drafting | always,
+        "generate": sampling | loading | drafting | asking | always
+        | {"prompt", "prompt_file", "raw", "tools", "stop", "stream", "as_json"},
+        "chat": sampling | loading | drafting | asking | always,
         "demo": {"methods", "num_prompts", "max_new_tokens", "temperature", "seed", "time_limit", "dtype", "device"}
         | {"model", "threads", "as_json"} | always,
         "methods": {"as_json"} | always,
@@ -143,3 +145,12 @@ def test_a_warning_of_the_library_is_one_line_on_stderr(cli, monkeypatch, loader
 
 def test_an_unknown_option_is_a_usage_error(cli):
     assert cli("generate", "--nonsense").exit_code == 2
+
+
+def test_shells_can_complete_commands_and_options():
+    words = {"_SLIPSTREAM_COMPLETE": "complete_bash", "COMP_WORDS": "slipstream generate --draft-v", "COMP_CWORD": "2"}
+    code = "import sys; sys.argv[0] = 'slipstream'; from slipstream.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **words}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["--draft-vocabulary"]

@@ -55,7 +55,21 @@ def test_a_lossless_method_passes_with_a_summary(certify):
         assert reference in done.stdout
     assert "no bit of a row depended on the rows beside it" in " ".join(done.stdout.split())
     assert "Verdict: lossless" in done.stdout
-    assert "4 of 4 answers, about 0 s left" in done.stderr
+    assert "4 of 4 answers" in done.stderr
+
+
+def test_every_part_tells_how_far_it_is_and_when_it_ends(certify, monkeypatch):
+    monkeypatch.setattr(command, "_NOTE_EVERY_S", 0.0)
+    done = certify("--prompts", 2, *TREE, "--seeds", 1, "-n", 4, "--samples", 100)
+    for part, total in {"answers": 4, "rulings": 4, "laws": 2, "samples": 200}.items():
+        assert f"1 of {total} {part}, about " in done.stderr
+        assert f"{total} of {total} {part}\n" in done.stderr
+
+
+def test_too_few_samples_are_refused_before_loading(certify, loads):
+    done = certify("--samples", 20)
+    assert (done.exit_code, loads) == (2, [])
+    assert done.stderr.startswith("error: num_samples (--samples) is 20; give at least 100")
 
 
 def test_the_certificate_says_what_was_run(certify, tmp_path, loads):
@@ -121,8 +135,8 @@ def test_a_difference_in_doubt_is_put_to_float64_where_wanted(certify, loads, mo
     assert done.exit_code == (0 if asked else 1)
 
 
-def test_six_shipped_prompts_are_the_default():
-    assert [prompt.id for prompt in command._chosen_prompts(None, None)] == [1, 2, 3, 4, 5, 6]
+def test_four_shipped_prompts_are_the_default():
+    assert [prompt.id for prompt in command._chosen_prompts(None, None)] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +145,7 @@ def test_six_shipped_prompts_are_the_default():
         (("--prompts", 0), "--prompts is 0; it must lie from 1 to 3"),
         (("--judge", "maybe"), "unknown judge 'maybe'"),
         (("--verification", "typical"), "unknown verification 'typical'"),
-        (("--samples", 5), "num_samples is 5; give at least 100"),
+        (("--samples", 5), "num_samples (--samples) is 5; give at least 100"),
         (("--seeds", -1), "num_seeds is -1"),
         (("-n", 0), "max_new_tokens is 0"),
         (("-t", 0), "temperature is 0"),

@@ -13,7 +13,7 @@ def test_answer_goes_to_stdout_and_figures_to_stderr(cli, loader, how):
     assert done.exit_code == 0
     assert done.stdout == ANSWER + "\n"
     assert done.stderr.count("\n") == 1
-    for figure in ("6 tokens", "tau 3.00", "accept rate 50%", "target passes saved 67%", "seed 7", "auto"):
+    for figure in ("6 tokens", "tau 3.00", "accept rate 50%", "target passes saved 67%", "seed 7", "auto: "):
         assert figure in done.stderr
 
 
@@ -135,3 +135,90 @@ def test_a_malformed_option_is_one_line(cli, loader, text, line):
     assert done.exit_code == 2
     assert done.stderr.count("\n") == 1
     assert line in done.stderr
+
+
+def test_the_method_that_auto_chose_is_named():
+    from slipstream.cli.answering import chosen
+
+    assert chosen("prompt-lookup", "auto") == "prompt-lookup (chosen by auto)"
+    assert chosen("prompt-lookup", "prompt-lookup") == "prompt-lookup"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [(2.04, "2.0 times plain's speed"), (0.5, "0.50 times plain's speed, a loss"), (1.02, "plain's speed")],
+)
+def test_the_speed_against_plain_is_told_and_a_loss_is_called_one(ratio, words):
+    from slipstream.cli.answering import statistics_line
+    from slipstream.output import Output, Stats
+
+    def line(method: str, **more: float) -> str:
+        stats = Stats(num_tokens=6, num_cycles=3, total_s=3.0, verify_s=2.0, **more)
+        output = Output(text="", token_ids=[1], prompt_ids=[1], finish_reason="eos", seed=None, stats=stats)
+        return statistics_line(output, method)
+
+    told = line("eagle2", num_drafted=8, num_accepted=3, plain_s=2.0 * ratio)
+    assert f"target passes saved 50% | about {words} | ended by eos" in told
+    assert "plain's speed" not in line("eagle2", num_drafted=8, num_accepted=3)
+    assert line("eagle2", plain_s=2.0) == "6 tokens in 3.00 s (2.0 tokens/s) | eagle2: nothing drafted | " + (
+        "about plain's speed | ended by eos"
+    )
+    assert line("plain", plain_s=2.0) == "6 tokens in 3.00 s (2.0 tokens/s) | plain | ended by eos"
+
+
+def test_a_line_break_at_the_end_is_no_part_of_the_prompt(cli, loader, tmp_path):
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(b"from a file\r\n")
+    cli("generate", stdin="from a pipe\n")
+    cli("generate", stdin="two\n\n")
+    cli("generate", "--prompt-file", file)
+    asked = [prompt for model in loader.models for prompt in model.prompts]
+    assert asked == ["from a pipe", "two\n", "from a file"]
+
+
+def test_system_message_conversation_and_tools_reach_the_model(cli, loader, tmp_path):
+    talk, tools = tmp_path / "talk.json", tmp_path / "tools.json"
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Well"}]
+    talk.write_text(json.dumps(messages))
+    tools.write_text('[{"type": "function"}]')
+    cli("generate", "-p", "x", "--system", "Be kind.", "--tools", tools, "--template", "enable_thinking=false")
+    cli("generate", "--messages", talk)
+    cli("generate", "--messages", talk, "-p", "And?", "--system", "Be kind.")
+    system, more = {"role": "system", "content": "Be kind."}, {"role": "user", "content": "And?"}
+    assert [model.prompts for model in loader.models] == [
+        [[system, {"role": "user", "content": "x"}]],
+        [messages],
+        [[system, *messages, more]],
+    ]
+    assert loader.models[0].requests == [
+        {"tools": [{"type": "function"}], "chat_template_kwargs": {"enable_thinking": False}}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--raw", "--system", "x"), "--raw has no chat template; leave out --system"),
+        (("--tools", "missing.json"), "cannot read"),
+        (("--template", "x"), "is not of the form NAME=VALUE, such as enable_thinking=false"),
+    ],
+)
+def test_what_a_template_is_given_is_checked_before_loading(cli, loader, arguments, line):
+    done = cli("generate", "-p", "x", *arguments)
+    assert (done.exit_code, loader.models) == (2, [])
+    assert line in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("4096", 4096), ("all", "all"), ("words.safetensors", "words.safetensors")]
+)
+def test_a_draft_vocabulary_is_a_number_a_file_or_all(cli, loader, text, value):
+    cli("generate", "-p", "x", "-d", "eagle2", "--draft-vocabulary", text)
+    assert loader.models[0].settings["draft_vocabulary"] == value
+
+
+def test_16_bit_dtypes_are_noted_once_and_not_in_json(cli):
+    arguments = ("generate", "-p", "Hi", "-n", 2, "-d", "prompt-lookup", "--dtype")
+    assert cli(*arguments, "bfloat16").stderr.count("docs/losslessness.md") == 1
+    assert cli(*arguments, "float32").stderr.count("\n") == 1
+    assert cli(*arguments, "bfloat16", "--json").stderr == ""

@@ -170,7 +170,7 @@ def test_ids_of_a_figure_get_its_name_in_front():
 
 def test_without_matplotlib_the_error_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(InputError, match=r"pip install 'slipstream-llm\[plots\]'"):
+    with pytest.raises(InputError, match=r"pip install matplotlib"):
         write_report(parse_record(make_record()), tmp_path / "report.html")
 
 

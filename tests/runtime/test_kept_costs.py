@@ -125,3 +125,18 @@ def test_processes_that_share_a_target_go_by_what_they_agree_on(target: Target, 
     monkeypatch.setattr(kept_costs, "agree", lambda own: FOUND)
     assert KeptCosts(target).passes() == FOUND
     assert meter.times == 0
+
+
+def test_what_is_known_is_told_without_measuring_kept_or_not(meter: Meter) -> None:
+    target = Target(build("llama"))
+    assert KeptCosts(target).known_passes() in (None, FOUND)  # another test may have kept them
+    meter.spread, meter.costs = 9.0, PassCosts(((64, ((1, 5.0),)),))  # too unquiet to keep
+    KeptCosts(target, fresh=True).passes()
+    assert (KeptCosts(target).known_passes(), meter.times) == (meter.costs, 1)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 3)
+        assert KeptCosts(target).known_passes() is None
+    finally:
+        torch.set_num_threads(before)
+    assert meter.times == 1

@@ -221,7 +221,7 @@ def test_without_optuna_the_install_command_is_given(
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match=r"needs optuna.*pip install 'slipstream-llm\[search\]'"):
+    with pytest.raises(InputError, match=r"needs optuna.*pip install optuna scipy"):
         small_search(tmp_path / "a.study", 1, model)
 
 

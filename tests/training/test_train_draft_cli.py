@@ -48,6 +48,7 @@ def test_a_draft_model_is_trained_used_and_resumed(folder, tmp_path):
     assert done.exit_code == 0, done.output
     assert f"-d draft-model --draft {tmp_path}" in done.stdout
     assert re.search(r"step 10 loss .* top-1 .* min left; held-out top-1 by depth: ", done.stderr)
+    assert re.search(r"it would (not )?pay here.* times plain's speed with a (chain|tree) of \d", done.stderr)
     assert "shared tensor" not in done.stderr
     assert (tmp_path / "tokenizer.json").is_file()
     plain = slipstream.load(folder, "plain", dtype="float64", device="cpu")

@@ -58,6 +58,7 @@ def test_a_head_is_trained_used_and_resumed(answers, folder, tmp_path):
     assert done.exit_code == 0, done.output
     assert f"--draft {tmp_path}" in done.stdout
     assert re.search(r"step 10 loss .* top-1 .* min left; held-out top-1 by depth: ", done.stderr)
+    assert re.search(r"it would (not )?pay here.* times plain's speed with a (chain|tree) of \d", done.stderr)
     assert json.loads((tmp_path / "training.json").read_text())["step"] == 10
     model = slipstream.load(folder, "eagle2", draft=tmp_path, dtype="float64", device="cpu", width=3, depth=3, total=8)
     plain = slipstream.load(folder, "plain", dtype="float64", device="cpu")

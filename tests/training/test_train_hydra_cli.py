@@ -57,6 +57,7 @@ def test_heads_are_trained_used_and_resumed(form, file, folder, tmp_path):
     assert done.exit_code == 0, done.output
     assert f"-d hydra --draft {tmp_path}" in done.stdout
     assert re.search(r"step 10 loss .*head_0 .* top-1 .* min left; held-out top-1 by depth: ", done.stderr)
+    assert re.search(r"it would (not )?pay here.* times plain's speed with a (chain|tree) of \d", done.stderr)
     assert (tmp_path / file).is_file()
     model = slipstream.load(folder, "hydra", draft=tmp_path, dtype="float64", device="cpu", width=3, depth=2, total=8)
     plain = slipstream.load(folder, "plain", dtype="float64", device="cpu")

@@ -53,6 +53,7 @@ def test_heads_are_trained_used_and_resumed(form, folder, tmp_path):
     assert done.exit_code == 0, done.output
     assert f"-d medusa --draft {tmp_path}" in done.stdout
     assert re.search(r"step 10 loss .*head_0 .* top-1 .* min left; held-out top-1 by depth: ", done.stderr)
+    assert re.search(r"it would (not )?pay here.* times plain's speed with a (chain|tree) of \d", done.stderr)
     assert (tmp_path / "medusa_lm_head.pt").is_file()
     plain = slipstream.load(folder, "plain", dtype="float64", device="cpu")
     expected = plain.generate(TALK[0], max_new_tokens=20, temperature=0).token_ids

@@ -23,7 +23,7 @@ QUESTIONS_FOLDER = "questions"
 """Where a run keeps the questions that came from the hub."""
 DEFAULT_ROWS = 80
 """Questions a data set if no number is asked for: as many as EAGLE's question files hold."""
-INSTALL = "pip install 'slipstream-llm[data]'"
+INSTALL = "pip install datasets"
 _FORM = "NAME=OWNER/DATASET[/CONFIG][@REVISION]:SPLIT:COLUMN[:REFERENCE_COLUMN]"
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from slipstream import Model
 
 Advance = Callable[[str], None]
-"""Told "answers" or "samples" after each of them."""
+"""Told the name of a part (`Certification.parts`) after each step of it."""
 
 LEAST_SAMPLES = 100
 LAW_CANDIDATES = 6
@@ -32,13 +32,13 @@ LAW_CANDIDATES = 6
 class CertifySettings:
     """How much is tested."""
 
-    max_new_tokens: int = 64
+    max_new_tokens: int = 48
     """Tokens at most, per answer."""
-    num_seeds: int = 2
+    num_seeds: int = 1
     """Seeded answers to each prompt, beside the greedy one."""
     first_seed: int = 1
     """Seeds count up from here."""
-    num_samples: int = 1000
+    num_samples: int = 300
     """Samples of each verification rule; 0 leaves the distribution out."""
     rules: tuple[str, ...] = VERIFICATIONS
     """Verification rules whose distribution is tested."""
@@ -51,7 +51,8 @@ class CertifySettings:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if 0 < self.num_samples < LEAST_SAMPLES:
             raise InputError(
-                f"num_samples is {self.num_samples}; give at least {LEAST_SAMPLES}, or 0 to leave the distribution out"
+                f"num_samples (--samples) is {self.num_samples}; give at least {LEAST_SAMPLES}, or 0 to leave the "
+                "distribution out"
             )
         for rule in self.rules:
             if rule not in VERIFICATIONS:
@@ -70,14 +71,23 @@ class Certification:
     """The same model and method in float64, asked for only where a difference needs it; None: there is none."""
 
     @property
-    def num_answers(self) -> int:
-        return len(self.prompts) * (1 + self.settings.num_seeds)
-
-    @property
     def num_samples(self) -> int:
         return len(self.settings.rules) * self.settings.num_samples
 
-    def run(self, provenance: Mapping[str, Any], advance: Advance = lambda stage: None) -> Certificate:
+    @property
+    def parts(self) -> dict[str, int]:
+        """The parts of the test in their order, by the number of their steps.
+
+        answers: each compared with its references; rulings: each judged, in float64 where in doubt; laws: prompts whose
+        continuations are spread out, to choose one; samples: of that prompt.
+        """
+        num_answers = len(self.prompts) * (1 + self.settings.num_seeds)
+        parts = {"answers": num_answers, "rulings": num_answers}
+        if self.num_samples:
+            parts |= {"laws": len(self.prompts[:LAW_CANDIDATES]), "samples": self.num_samples}
+        return parts
+
+    def run(self, provenance: Mapping[str, Any], advance: Advance = lambda part: None) -> Certificate:
         """Test everything."""
         began = time.perf_counter()
         compared = []
@@ -86,8 +96,11 @@ class Certification:
                 compared.append((prompt, seed, self._compare(self.model, prompt, seed)))
                 advance("answers")
         yardstick = max((found.yardstick for _, _, found in compared), default=0.0)
-        answers = [self._judged(prompt, seed, found, yardstick) for prompt, seed, found in compared]
-        tests = self._law_tests(partial(advance, "samples")) if self.num_samples else []
+        answers = []
+        for prompt, seed, found in compared:
+            answers.append(self._judged(prompt, seed, found, yardstick))
+            advance("rulings")
+        tests = self._law_tests(advance) if self.num_samples else []
         return Certificate(
             provenance={**provenance, "settings": asdict(self.settings)},
             method=self.model.method,
@@ -114,10 +127,12 @@ class Certification:
 
         return ComparedAnswer(prompt_id=prompt.id, seed=seed, found=found, judged=judge(found, yardstick, in_float64))
 
-    def _law_tests(self, advance: Callable[[], None]) -> list[LawTest]:
+    def _law_tests(self, advance: Advance) -> list[LawTest]:
         model, settings = self.model, self.settings
         prompts = [(prompt.id, model.encode(prompt.turns[0])) for prompt in self.prompts[:LAW_CANDIDATES]]
-        subject = choose_subject(model.target, prompts, settings.warping, settings.num_samples)
+        subject = choose_subject(
+            model.target, prompts, settings.warping, settings.num_samples, partial(advance, "laws")
+        )
         return [
             run_law_test(
                 model.target,
@@ -128,7 +143,7 @@ class Certification:
                 num_samples=settings.num_samples,
                 num_tests=len(settings.rules),
                 prefill_chunk=model.engine.prefill_chunk,
-                advance=advance,
+                advance=partial(advance, "samples"),
             )
             for rule in settings.rules
         ]

@@ -49,13 +49,18 @@ class LawSubject:
 
 
 def choose_subject(
-    target: Target, prompts: Sequence[tuple[int | str, Sequence[int]]], warping: Warping, num_samples: int
+    target: Target,
+    prompts: Sequence[tuple[int | str, Sequence[int]]],
+    warping: Warping,
+    num_samples: int,
+    advance: Callable[[], None] = lambda: None,
 ) -> LawSubject:
     """Of (id, token ids) the prompt whose continuations are spread over most cells: there a bias shows best."""
     subjects = []
     for number, ids in prompts:
         request = make_request(target, ids, NUM_TOKENS, warping.settings())
         subjects.append(LawSubject(number, request, target_cells(target, request, num_samples)))
+        advance()
     return max(subjects, key=lambda subject: len(subject.cells.probabilities))
 
 

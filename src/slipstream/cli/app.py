@@ -78,7 +78,6 @@ app = typer.Typer(
     name="slipstream",
     cls=ErrorLines,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

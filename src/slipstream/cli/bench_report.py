@@ -32,7 +32,7 @@ def report(
 ) -> None:
     """Write the report of a benchmark run: one HTML page with tables and figures that needs no network.
 
-    Prints the page's path on stdout. Needs matplotlib: pip install 'slipstream-llm[plots]'.
+    Prints the page's path on stdout. Needs matplotlib: pip install matplotlib.
 
     Example: slipstream bench report runs/demo --out report.html --figures figures
     """

@@ -241,9 +241,7 @@ def _check_plots() -> None:
     from importlib.util import find_spec
 
     if find_spec("matplotlib") is None:
-        raise InputError(
-            "the report needs matplotlib: pip install 'slipstream-llm[plots]', or leave it out with --no-report"
-        )
+        raise InputError("the report needs matplotlib: pip install matplotlib, or leave it out with --no-report")
 
 
 @contextmanager

@@ -21,14 +21,14 @@ from slipstream.errors import InputError, LosslessnessError, unknown_choice
 
 if TYPE_CHECKING:
     from slipstream import Model
-    from slipstream.certify import Certificate, Certification, CertifySettings
+    from slipstream.certify import Certificate, CertifySettings
     from slipstream.prompts import Prompt
 
 TEST = "Test"
-DEFAULT_PROMPTS = 6
+DEFAULT_PROMPTS = 4
 JUDGES = ("auto", "float64", "none")
 JUDGED_PARAMETERS = 1e9
-_NOTES_A_STAGE = 6  # lines of progress where there is no bar
+_NOTE_EVERY_S = 10.0  # where there is no bar
 
 
 def certify(
@@ -46,17 +46,17 @@ def certify(
     ] = None,
     num_prompts: Annotated[
         int | None,
-        typer.Option("--prompts", metavar="N", rich_help_panel=TEST, help="The first N prompts.", show_default="6"),
+        typer.Option("--prompts", metavar="N", rich_help_panel=TEST, help="The first N prompts.", show_default="4"),
     ] = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", "-n", rich_help_panel=TEST, help="Tokens at most, per answer.")
-    ] = 64,
+    ] = 48,
     seeds: Annotated[
         int,
         typer.Option(
             "--seeds", metavar="N", rich_help_panel=TEST, help="Seeded answers to each prompt, beside the greedy one."
         ),
-    ] = 2,
+    ] = 1,
     seed: Annotated[int, typer.Option("--seed", rich_help_panel=TEST, help="The first seed; others count up.")] = 1,
     samples: Annotated[
         int,
@@ -64,9 +64,10 @@ def certify(
             "--samples",
             metavar="N",
             rich_help_panel=TEST,
-            help="Samples of three tokens, for each verification rule; 0 leaves the distribution out.",
+            help="Samples of three tokens, for each verification rule, 100 at least; more find smaller faults; 0 "
+            "leaves the distribution out.",
         ),
-    ] = 1000,
+    ] = 300,
     verification: Annotated[
         str | None,
         typer.Option(
@@ -105,6 +106,7 @@ def certify(
     top_k: options.TopK = None,
     min_p: options.MinP = None,
     skip_set: options.SkipSet = None,
+    draft_vocabulary: options.DraftVocabulary = None,
     tree: options.Tree = None,
     width: options.Width = None,
     depth: options.Depth = None,
@@ -123,8 +125,8 @@ def certify(
     decoding in passes of the very shape that the method used (there not one bit may differ), and with transformers'
     own `generate`. Then many samples of three tokens are compared with the model's own probabilities.
 
-    The verdict is lossless, lossless up to rounding, FAULT or inconclusive; the exit code is 0 for the first two, else
-    1. docs/certificate.md says how a difference is judged.
+    The verdict is lossless, lossless up to rounding, FAULT or inconclusive. The exit code is 0 for the first two and 1
+    for the others. How a difference is judged stands in docs/certificate.md.
 
     Example: slipstream certify -m tiny -d eagle2 --dtype bfloat16 --out certificate.json
     """
@@ -141,7 +143,15 @@ def certify(
         rules=None if verification is None else (verification,),
         warping={"temperature": temperature, **given(top_p=top_p, top_k=top_k, min_p=min_p)},
     )
-    drafting = {"draft": draft, "skip_set": skip_set, "tree": tree, "width": width, "depth": depth, "total": total}
+    drafting = {
+        "draft": draft,
+        "skip_set": skip_set,
+        "draft_vocabulary": draft_vocabulary,
+        "tree": tree,
+        "width": width,
+        "depth": depth,
+        "total": total,
+    }
     place: dict[str, Any] = {"device": device, "attention": attention, "threads": threads}
 
     def load_in(wanted: str | None) -> Model:
@@ -215,7 +225,7 @@ def _certify(
         "num_threads": torch.get_num_threads(),
         "options": {name: _shown(value) for name, value in {**given(**drafting), **parse_further(option)}.items()},
     }
-    with _progress(certification) as advance:
+    with _progress(certification.parts) as advance:
         return certification.run(about, advance)
 
 
@@ -237,32 +247,44 @@ def write_certificate(certificate: Certificate, path: Path) -> None:
 
 
 @contextmanager
-def _progress(certification: Certification) -> Iterator[Callable[[str], None]]:
-    """Bars on stderr with the time left, one for each stage; a line now and then where stderr is no terminal."""
+def _progress(parts: dict[str, int]) -> Iterator[Callable[[str], None]]:
+    """Bars on stderr with the time left, one for each part; a line now and then where stderr is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    totals = {"answers": certification.num_answers, "samples": certification.num_samples}
     columns = (TextColumn("{task.description:<8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        tasks = {stage: bars.add_task(stage, total=total, start=False) for stage, total in totals.items() if total}
+        tasks = {part: bars.add_task(part, total=total, start=False) for part, total in parts.items()}
         began, last = dict[str, float](), time.perf_counter()
-        done = dict.fromkeys(totals, 0)
+        noted = last
+        done = dict.fromkeys(parts, 0)
+        bars.start_task(tasks[next(iter(parts))])
 
-        def advance(stage: str) -> None:
-            nonlocal last
-            if stage not in began:
-                began[stage] = last  # when the stage before it ended
-                bars.start_task(tasks[stage])
+        def advance(part: str) -> None:
+            nonlocal last, noted
+            began.setdefault(part, last)  # when the part before it ended
             last = time.perf_counter()
-            bars.advance(tasks[stage])
-            done[stage] += 1
-            if not console.is_terminal and done[stage] % max(1, totals[stage] // _NOTES_A_STAGE) == 0:
-                left_s = (last - began[stage]) / done[stage] * (totals[stage] - done[stage])
-                note(f"{done[stage]} of {totals[stage]} {stage}, about {left_s:.0f} s left for the rest")
+            done[part] += 1
+            bars.advance(tasks[part])
+            if done[part] == parts[part]:
+                if (following := _after(part, parts)) is not None:
+                    bars.start_task(tasks[following])
+            elif last - noted < _NOTE_EVERY_S:
+                return
+            if not console.is_terminal:
+                noted = last
+                left_s = (last - began[part]) / done[part] * (parts[part] - done[part])
+                left = f", about {left_s:.0f} s left for the rest of them" if left_s else ""
+                note(f"{done[part]} of {parts[part]} {part}{left}")
 
         yield advance
+
+
+def _after(part: str, parts: dict[str, int]) -> str | None:
+    names = list(parts)
+    place = names.index(part) + 1
+    return names[place] if place < len(names) else None
 
 
 def _raise_unless_passed(certificate: Certificate) -> None:

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from slipstream.cli import options
-from slipstream.cli.answering import note, statistics_line, stdin_is_terminal, stream_answer
-from slipstream.cli.loading import load
-from slipstream.cli.options import given
+from slipstream.cli.answering import chosen, note, statistics_line, stdin_is_terminal
+from slipstream.cli.conversation import Conversation, read_messages, system_message, write_messages
+from slipstream.cli.loading import load, note_rounding
+from slipstream.cli.options import given, parse_template
+from slipstream.cli.wrapping import Screen
 from slipstream.errors import InputError
 
-if TYPE_CHECKING:
-    from slipstream import Model, Output
-
-COMMANDS = "/reset forgets the conversation, /stats shows figures, /quit leaves; Ctrl-C stops an answer"
+QUOTES = '"""'
+"""Opens and ends a message of several lines."""
 
 
 def chat(
     model: options.Model = "tiny",
     drafter: options.Method = "auto",
     draft: options.Draft = None,
+    system: options.System = None,
+    messages: options.Messages = None,
+    template: options.Template = None,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -32,6 +37,7 @@ def chat(
     repetition_penalty: options.RepetitionPenalty = None,
     verification: options.Verification = "coupled",
     skip_set: options.SkipSet = None,
+    draft_vocabulary: options.DraftVocabulary = None,
     tree: options.Tree = None,
     width: options.Width = None,
     depth: options.Depth = None,
@@ -45,13 +51,24 @@ def chat(
 ) -> None:
     """Talk with a model.
 
-    /reset forgets the conversation, /stats shows figures, /quit or Ctrl-D leaves. Ctrl-C stops the answer under way and
-    drops it; the chat goes on.
+    /help lists what can be typed beside messages. Ctrl-C stops an answer, of which /continue then goes on with what is
+    there; Ctrl-D leaves. Pasted lines are one message, and so is what stands between lines of three quotes.
 
-    Example: slipstream chat -m tiny -t 0.7
+    Example: slipstream chat -m tiny -t 0.7 --system "Answer in one sentence."
 
     Lines may also come through a pipe: echo "Hello!" | slipstream chat
     """
+    settings = given(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        seed=seed,
+        repetition_penalty=repetition_penalty,
+        chat_template_kwargs=parse_template(template) or None,
+    )
+    begun = system_message(system) if messages is None else read_messages(messages, system)
     loaded = load(
         model,
         drafter,
@@ -59,6 +76,7 @@ def chat(
         draft=draft,
         verification=verification,
         skip_set=skip_set,
+        draft_vocabulary=draft_vocabulary,
         tree=tree,
         width=width,
         depth=depth,
@@ -68,88 +86,158 @@ def chat(
         attention=attention,
         threads=threads,
     )
-    settings = given(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        seed=seed,
-        repetition_penalty=repetition_penalty,
-    )
-    note(f"{model}, {loaded.method}")
-    note(COMMANDS)
-    _converse(Conversation(loaded, settings))
+    method = chosen(loaded.method, drafter)
+    note(f"{model}, {method}")
+    note_rounding(loaded)
+    note("/help lists commands; Ctrl-C stops an answer, Ctrl-D leaves")
+    Chat(Conversation(loaded, settings, begun), method).run()
 
 
-@dataclass
-class Conversation:
-    """What has been said so far, and what it cost."""
+class Command(NamedTuple):
+    """What can be typed beside messages."""
 
-    model: Model
-    settings: dict[str, Any]
-    messages: list[dict[str, str]] = field(default_factory=list)
-    outputs: list[Output] = field(default_factory=list)
-
-    def answer(self, text: str) -> None:
-        """Answer one message on stdout. A refused or interrupted message leaves the conversation consistent."""
-        self.messages.append({"role": "user", "content": text})
-        try:
-            output = stream_answer(self.model, self.messages, self.settings)
-        except (InputError, KeyboardInterrupt):
-            self.messages.pop()
-            raise
-        self.messages.append({"role": "assistant", "content": output.text})
-        self.outputs.append(output)
-
-    def statistics(self) -> str:
-        """Figures of the last answer, and sums over all."""
-        if not self.outputs:
-            return "no answers yet"
-        tokens = sum(output.stats.num_tokens for output in self.outputs)
-        cycles = sum(output.stats.num_cycles for output in self.outputs)
-        return (
-            f"last: {statistics_line(self.outputs[-1], self.model.method)}\n"
-            f"in all: {tokens} tokens in {cycles} target passes, tau {tokens / cycles:.2f}"
-        )
+    usage: str
+    does: str
+    run: Callable[[Chat, str], None]
 
 
-def _converse(conversation: Conversation) -> None:
-    """Read lines until the end of the input or /quit."""
-    while (line := _read_line()) is not None:
-        text = line.strip()
-        if text == "/quit":
+class Chat:
+    """A person's side of a conversation."""
+
+    def __init__(self, conversation: Conversation, method: str) -> None:
+        self.conversation, self.method = conversation, method
+        self.is_over = False
+
+    def run(self) -> None:
+        """Read messages and commands until the end of the input or /quit."""
+        while not self.is_over and (text := read_message()) is not None:
+            if text.startswith("/"):
+                self._obey(text)
+            elif text:
+                self._show(partial(self.conversation.answer, text))
+
+    def _obey(self, text: str) -> None:
+        name, _, rest = text.partition(" ")
+        command = COMMANDS.get(name.lower())
+        if command is None:
+            note(f"unknown command {name}; /help lists them")
             return
-        if text == "/reset":
-            conversation.messages.clear()
-            note("conversation forgotten")
-        elif text == "/stats":
-            note(conversation.statistics())
-        elif text.startswith("/"):
-            note(f"unknown command {text.split()[0]}; {COMMANDS}")
-        elif text:
-            _answer(conversation, text)
+        try:
+            command.run(self, rest.strip())
+        except InputError as error:
+            note(f"error: {error}")
+
+    def _show(self, answer: Callable[[Callable[[str], None]], Any]) -> None:
+        """Show an answer as it is said."""
+        screen, before = Screen(), list(self.conversation.messages)
+        try:
+            output = answer(screen.write)
+        except KeyboardInterrupt:
+            screen.end()
+            note(_INTERRUPTED if self.conversation.messages != before else _NOTHING_SAID)
+        except InputError as error:
+            note(f"error: {error} (/reset starts over)")
+        else:
+            screen.end()
+            if not output.text:
+                note("nothing was said: the model ends the answer here")
+            if output.finish_reason == "length":
+                note("cut off at the limit of --max-new-tokens; /continue goes on")
+
+    # -- commands ----------------------------------------------------------------------------------------------------
+
+    def go_on(self, rest: str) -> None:
+        """/continue."""
+        if not self.conversation.messages or self.conversation.messages[-1]["role"] == "system":
+            note("there is nothing to continue yet")
+            return
+        self._show(self.conversation.go_on)
+
+    def reset(self, rest: str) -> None:
+        """/reset."""
+        self.conversation.forget()
+        note("conversation forgotten")
+
+    def show_statistics(self, rest: str) -> None:
+        """/stats: figures of the last answer, and sums over all."""
+        outputs = self.conversation.outputs
+        if not outputs:
+            note("no answers yet")
+            return
+        tokens, cycles = (sum(getattr(one.stats, name) for one in outputs) for name in ("num_tokens", "num_cycles"))
+        note(f"last: {statistics_line(outputs[-1], self.method)}")
+        note(f"in all: {tokens} tokens in {cycles} target passes, tau {tokens / cycles:.2f}")
+
+    def save(self, rest: str) -> None:
+        """/save FILE."""
+        write_messages(self.conversation.messages, _named(rest, "/save"))
+        note(f"saved {len(self.conversation.messages)} messages in {rest}; /load {rest} goes on with them")
+
+    def load(self, rest: str) -> None:
+        """/load FILE."""
+        self.conversation.messages = read_messages(_named(rest, "/load"))
+        note(f"{len(self.conversation.messages)} messages; what was said before them is forgotten")
+
+    def help(self, rest: str) -> None:
+        """/help."""
+        for command in dict.fromkeys(COMMANDS.values()):
+            note(f"{command.usage:<12} {command.does}")
+        note(f"{QUOTES:<12} begins and ends a message of several lines; pasted lines are one message anyway")
+        note("Ctrl-C       stops an answer; what was said of it stays")
+
+    def quit(self, rest: str) -> None:
+        """/quit."""
+        self.is_over = True
 
 
-def _answer(conversation: Conversation, text: str) -> None:
-    try:
-        conversation.answer(text)
-    except KeyboardInterrupt:
-        print()
-        note("interrupted; your message and this answer were dropped from the conversation")
-    except InputError as error:
-        note(f"error: {error} (/reset starts over)")
+_QUIT = Command("/quit", "leaves, as Ctrl-D does", Chat.quit)
+COMMANDS = {
+    "/help": Command("/help", "shows this", Chat.help),
+    "/continue": Command("/continue", "goes on with the last answer", Chat.go_on),
+    "/reset": Command("/reset", "forgets the conversation, but for the system message", Chat.reset),
+    "/stats": Command("/stats", "shows figures of the last answer and of all", Chat.show_statistics),
+    "/save": Command("/save FILE", "keeps the conversation, as JSON messages", Chat.save),
+    "/load": Command("/load FILE", "goes on with one that was kept", Chat.load),
+    "/quit": _QUIT,
+    "/exit": _QUIT,
+}
 
 
-def _read_line() -> str | None:
-    """The next line of the user, None at the end. Ctrl-C at the prompt empties the line, as in a shell."""
+_INTERRUPTED = "interrupted; what was said stays, and /continue goes on with it"
+_NOTHING_SAID = "interrupted before anything was said; the conversation is as it was before"
+
+
+def _named(text: str, command: str) -> Path:
+    if not text:
+        raise InputError(f"name a file: {command} FILE")
+    return Path(text).expanduser()
+
+
+def read_message() -> str | None:
+    """The next message of the user without white space around it, None at the end of the input."""
+    line = _read_line("\n> ")
+    if line is None or not line.strip().startswith(QUOTES):
+        return None if line is None else line.strip()
+    lines = [line.strip().removeprefix(QUOTES)]
+    while not lines[-1].rstrip().endswith(QUOTES) and (line := _read_line("... ")) is not None:
+        lines.append(line.rstrip("\n"))
+    return "\n".join(lines).rstrip().removesuffix(QUOTES).strip()
+
+
+def _read_line(prompt: str) -> str | None:
+    """The next line of the user, or the lines pasted at once; None at the end.
+
+    Ctrl-C at the prompt empties the line, as in a shell.
+    """
     if not stdin_is_terminal():
         return sys.stdin.readline() or None
     with suppress(ImportError):  # where there is none, the line just cannot be edited
-        import readline  # noqa: F401  (its import gives `input` editing and history)
+        import readline  # its import gives `input` editing and history
+
+        readline.parse_and_bind("set enable-bracketed-paste on")  # pasted line breaks do not end the line
     while True:
         try:
-            return input("\n> ")
+            return input(prompt)
         except EOFError:
             print()
             return None

@@ -11,9 +11,10 @@ import typer
 
 import slipstream
 from slipstream.cli import options
-from slipstream.cli.answering import note, statistics_line, stdin_is_terminal, stream_answer
-from slipstream.cli.loading import load
-from slipstream.cli.options import given
+from slipstream.cli.answering import chosen, note, statistics_line, stdin_is_terminal, stream_answer
+from slipstream.cli.conversation import read_messages, system_message
+from slipstream.cli.loading import load, note_rounding
+from slipstream.cli.options import given, parse_template
 from slipstream.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,12 +26,40 @@ def generate(
     drafter: options.Method = "auto",
     draft: options.Draft = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt; '-' reads it from stdin.")
+        str | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            metavar="TEXT",
+            rich_help_panel=options.ASKING,
+            help="The prompt; '-' reads it from stdin.",
+        ),
     ] = None,
     prompt_file: Annotated[
-        Path | None, typer.Option("--prompt-file", metavar="FILE", help="Read the prompt from a UTF-8 text file.")
+        Path | None,
+        typer.Option(
+            "--prompt-file",
+            metavar="FILE",
+            rich_help_panel=options.ASKING,
+            help="Read the prompt from a UTF-8 text file. A line break at the end is no part of it, nor of stdin's.",
+        ),
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text itself: no chat template.")] = False,
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", rich_help_panel=options.ASKING, help="Continue the text itself: no chat template."),
+    ] = False,
+    system: options.System = None,
+    messages: options.Messages = None,
+    tools: Annotated[
+        Path | None,
+        typer.Option(
+            "--tools",
+            metavar="FILE",
+            rich_help_panel=options.ASKING,
+            help="Functions that the model may call: a JSON list of their schemas.",
+        ),
+    ] = None,
+    template: options.Template = None,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -41,6 +70,7 @@ def generate(
     stop: options.Stop = None,
     verification: options.Verification = "coupled",
     skip_set: options.SkipSet = None,
+    draft_vocabulary: options.DraftVocabulary = None,
     tree: options.Tree = None,
     width: options.Width = None,
     depth: options.Depth = None,
@@ -56,27 +86,16 @@ def generate(
 ) -> None:
     """Generate one answer to one prompt.
 
-    The text goes to stdout, a line of statistics to stderr. Without -p and --prompt-file the prompt is read from stdin.
+    The text goes to stdout, a line of statistics to stderr. Without -p, --prompt-file and --messages the prompt is read
+    from stdin.
 
     Example: slipstream generate -m tiny -p "Give three tips for staying healthy." -t 0.7 --seed 1
     """
-    text = read_prompt(prompt, prompt_file)
-    loaded = load(
-        model,
-        drafter,
-        option,
-        draft=draft,
-        verification=verification,
-        skip_set=skip_set,
-        tree=tree,
-        width=width,
-        depth=depth,
-        total=total,
-        dtype=dtype,
-        device=device,
-        attention=attention,
-        threads=threads,
-    )
+    if raw and (system is not None or messages is not None or tools is not None or template):
+        raise InputError("--raw has no chat template; leave out --system, --messages, --tools and --template")
+    begun = system_message(system) if messages is None else read_messages(messages, system)
+    is_asked = messages is None or prompt is not None or prompt_file is not None
+    text = read_prompt(prompt, prompt_file) if is_asked else None
     settings = given(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -86,17 +105,57 @@ def generate(
         seed=seed,
         repetition_penalty=repetition_penalty,
         stop=stop or None,
+        tools=None if tools is None else read_tools(tools),
+        chat_template_kwargs=parse_template(template) or None,
     )
-    tokens_or_text = loaded.tokenizer.encode(text) if raw else text
+    loaded = load(
+        model,
+        drafter,
+        option,
+        draft=draft,
+        verification=verification,
+        skip_set=skip_set,
+        draft_vocabulary=draft_vocabulary,
+        tree=tree,
+        width=width,
+        depth=depth,
+        total=total,
+        dtype=dtype,
+        device=device,
+        attention=attention,
+        threads=threads,
+    )
+    asked: Any = begun if text is None else [*begun, {"role": "user", "content": text}] if begun else text
+    ids_or_asked = loaded.tokenizer.encode(text) if raw else asked
     if as_json:
-        print(json.dumps(_record(loaded, model, text, settings, loaded.generate(tokens_or_text, **settings))))
+        output = loaded.generate(ids_or_asked, **settings)
+        print(json.dumps(_record(loaded, model, asked, settings, output)))
         return
+    note_rounding(loaded)
     if stream:
-        output = stream_answer(loaded, tokens_or_text, settings)
+        output = stream_answer(loaded, ids_or_asked, settings, _print_piece)
+        print(flush=True)
     else:
-        output = loaded.generate(tokens_or_text, **settings)
+        output = loaded.generate(ids_or_asked, **settings)
         print(output.text)
-    note(statistics_line(output, loaded.method))
+    note(statistics_line(output, chosen(loaded.method, drafter)))
+
+
+def _print_piece(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def read_tools(path: Path) -> list[Any]:
+    """The JSON list in a file. Raises InputError for anything else."""
+    try:
+        tools = json.loads(_read_file(path))
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is not valid JSON ({error}); give a list of function schemas") from error
+    if not isinstance(tools, list):
+        raise InputError(f"{path} holds no list; give a list of function schemas")
+    return tools
 
 
 def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
@@ -104,13 +163,13 @@ def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
     if prompt is not None and prompt_file is not None:
         raise InputError("both --prompt and --prompt-file were given; give one of them")
     if prompt_file is not None:
-        text = _read_file(prompt_file)
+        text = _without_last_break(_read_file(prompt_file))
     elif prompt is not None and prompt != "-":
         text = prompt
     elif prompt is None and stdin_is_terminal():
         raise InputError('there is no prompt; give one with -p "...", --prompt-file FILE or on stdin')
     else:
-        text = sys.stdin.read()
+        text = _without_last_break(sys.stdin.read())
     if not text.strip():
         raise InputError("the prompt is empty; give at least one word")
     if any("\ud800" <= character <= "\udfff" for character in text):  # what Python makes of bytes it cannot decode
@@ -118,7 +177,13 @@ def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
     return text
 
 
+def _without_last_break(text: str) -> str:
+    """Editors and `echo` end a text with a line break."""
+    return text.removesuffix("\n").removesuffix("\r")
+
+
 def _read_file(path: Path) -> str:
+    """Raises InputError for a file that cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -128,7 +193,7 @@ def _read_file(path: Path) -> str:
 
 
 def _record(
-    loaded: Model, model: str, prompt: str, settings: dict[str, Any], output: slipstream.Output
+    loaded: Model, model: str, prompt: Any, settings: dict[str, Any], output: slipstream.Output
 ) -> dict[str, Any]:
     return {
         "model": model,

@@ -80,7 +80,7 @@ def vocabulary(
     The text: JSON lines of messages, of which the answers count, or what `slipstream train answers` wrote.
 
     Example: slipstream heads vocabulary -m Qwen/Qwen3-8B --data answers.jsonl --out heads/qwen3, then
-    slipstream generate -m Qwen/Qwen3-8B -d eagle2 --draft heads/qwen3 "Why is the sky blue?"
+    slipstream generate -m Qwen/Qwen3-8B -d eagle2 --draft heads/qwen3 -p "Why is the sky blue?"
     """
     from slipstream.drafting.draft_vocabulary import VOCABULARY_FILE, count_vocabulary
     from slipstream.training.data.answer_text import answers_of

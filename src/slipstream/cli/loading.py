@@ -55,6 +55,15 @@ def _note_faster_dtype(loaded: Model) -> None:
         note(str(faster))
 
 
+def note_rounding(loaded: Model) -> None:
+    """One line on what to expect of a 16-bit dtype, if it is one; with `-v` the log has said so already."""
+    from slipstream.target.dtypes import rounding_note
+
+    rounds = rounding_note(loaded.target.dtype)
+    if rounds and loaded.method != "plain" and not logging.getLogger("slipstream").isEnabledFor(logging.INFO):
+        note(rounds)
+
+
 def hide_progress_bars() -> None:
     """Load without transformers' bars from here on."""
     from transformers.utils.logging import disable_progress_bar

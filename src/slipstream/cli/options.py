@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,7 +22,7 @@ def _set_verbose(ctx: typer.Context, value: bool) -> bool:
     return value
 
 
-LOADING, SAMPLING, DRAFTING = "Model", "Choice of tokens", "Draft"
+ASKING, LOADING, SAMPLING, DRAFTING = "Prompt", "Model", "Choice of tokens", "Draft"
 
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", callback=_set_verbose, help="Show log messages, and tracebacks of errors.")
@@ -86,6 +87,29 @@ Attention = Annotated[
     ),
 ]
 
+System = Annotated[
+    str | None,
+    typer.Option("--system", metavar="TEXT", rich_help_panel=ASKING, help="A system message to begin with."),
+]
+Messages = Annotated[
+    Path | None,
+    typer.Option(
+        "--messages",
+        metavar="FILE",
+        rich_help_panel=ASKING,
+        help="A conversation to go on with: a JSON list of messages, such as `/save` in a chat writes.",
+    ),
+]
+Template = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template",
+        metavar="NAME=VALUE",
+        rich_help_panel=ASKING,
+        help="An argument of the model's chat template, such as enable_thinking=false; repeatable.",
+    ),
+]
+
 Temperature = Annotated[
     float | None,
     typer.Option("--temperature", "-t", rich_help_panel=SAMPLING, help="0 decodes greedily; default: the model's own."),
@@ -109,7 +133,13 @@ RepetitionPenalty = Annotated[
     ),
 ]
 MaxNewTokens = Annotated[
-    int | None, typer.Option("--max-new-tokens", "-n", rich_help_panel=SAMPLING, help="Tokens at most.")
+    int | None,
+    typer.Option(
+        "--max-new-tokens",
+        "-n",
+        rich_help_panel=SAMPLING,
+        help="Tokens of an answer at most; default: the model's own setting, else 256.",
+    ),
 ]
 Stop = Annotated[
     list[str] | None,
@@ -133,6 +163,24 @@ SkipSet = Annotated[
         rich_help_panel=DRAFTING,
         help="layer-skip: the sub-layers to skip; a file, a task that `skip search` found a set for (code), or "
         "'adaptive': refined while generating.",
+    ),
+]
+
+
+def parse_vocabulary(text: str) -> int | str:
+    """A number of tokens, a file, or "all"."""
+    return int(text) if text.isdecimal() else text
+
+
+DraftVocabulary = Annotated[
+    Any,  # int, str or None; typer has no unions
+    typer.Option(
+        "--draft-vocabulary",
+        metavar="N|FILE|all",
+        parser=parse_vocabulary,
+        rich_help_panel=DRAFTING,
+        help="eagle2, eagle: draft from the N most frequent tokens, from those in a file of `slipstream heads "
+        "vocabulary`, or from all; default: those that lie beside the head, else all.",
     ),
 ]
 Tree = Annotated[
@@ -186,13 +234,18 @@ Further = Annotated[
 
 def parse_further(texts: list[str] | None) -> dict[str, Any]:
     """The options given as NAME=VALUE: a JSON value where it is one (8, 0.5, true), else the text itself."""
-    return dict(map(_parse_option, texts or ()))
+    return dict(_parse_pair("--option", text, "length=8") for text in texts or ())
 
 
-def _parse_option(text: str) -> tuple[str, Any]:
+def parse_template(texts: list[str] | None) -> dict[str, Any]:
+    """The arguments of a chat template, given in the same way."""
+    return dict(_parse_pair("--template", text, "enable_thinking=false") for text in texts or ())
+
+
+def _parse_pair(flag: str, text: str, example: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (name and equals and value):
-        raise InputError(f"--option {text!r} is not of the form NAME=VALUE, such as length=8")
+        raise InputError(f"{flag} {text!r} is not of the form NAME=VALUE, such as {example}")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:

@@ -9,6 +9,34 @@ if TYPE_CHECKING:
     from slipstream.skipping.skip_set import SkipSet
 
 
+_MEANINGS = {
+    "method": "how the set was found",
+    "objective": "what sets were compared by: expected tokens over measured costs (modelled), or measured tokens per "
+    "second (throughput)",
+    "sampler": "what proposed the sets to try",
+    "task": "the texts that it was searched on",
+    "trials": "sets that were tried",
+    "best_trial": "the one that was kept",
+    "best_origin": "where that came from: a starting point, or the sampler",
+    "figures": "of the set, by the objective: tokens per second, speedup over plain decoding, tokens a pass (tau), "
+    "drafted tokens a pass, share of first drafted tokens that are right",
+    "starting_points": "tokens per second of the sets that the search began with, by the objective",
+    "skipped_fraction": "share of the layers' weight bytes that is left out",
+    "skipped_cost": "share of a one-row pass's time that is left out",
+    "costs": "passes by rows: the whole, an attention and an MLP on average, and what is outside the layers",
+    "prompts": "how many it was searched on",
+    "answer_tokens": "tokens of their answers",
+    "settings": "those of the search",
+    "device": "what costs were measured on",
+    "threads": "PyTorch's, on that device",
+    "against_plain": "real answers timed beside plain decoding: speed over it, its interval, and the most that the "
+    "costs allow",
+    "confidence_scale": "how far the draft's confidence may be believed, from calibration",
+    "calibration": "choices that this rests on, the best scale by temperature, and nats a choice with and without it",
+}
+"""What the entries of a skip set's provenance say; others explain themselves."""
+
+
 def print_skip_set(skip_set: SkipSet) -> None:
     """Picture and provenance on stdout."""
     from rich.console import Console
@@ -17,6 +45,11 @@ def print_skip_set(skip_set: SkipSet) -> None:
     console.print(_picture(skip_set), markup=False)
     for line in _lines(skip_set.provenance):
         console.print(line, markup=False, style="dim", soft_wrap=True)
+    explained = [name for name in _MEANINGS if name in skip_set.provenance]
+    if explained:
+        console.print("\nwhat these are", style="bold")
+    for name in explained:
+        console.print(f"{name}: {_MEANINGS[name]}", markup=False, style="dim")
 
 
 def _picture(skip_set: SkipSet) -> str:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from slipstream.cli.answering import note
+from slipstream.errors import SlipstreamError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from slipstream.drafting.recipe import Report
+    from slipstream.training.payoff import PayoffEstimate
     from slipstream.training.run import HeadRun
 
 
@@ -36,8 +38,11 @@ def lower_priority(nice: int) -> None:
         os.nice(nice)
 
 
-def follow(run: HeadRun, *, minutes: float | None = None) -> None:
-    """Continue the run in its folder, if there is one, and train to the end, or for so many minutes."""
+def follow(run: HeadRun, *, minutes: float | None = None, payoff: PayoffEstimate | None = None) -> None:
+    """Continue the run in its folder, if there is one, and train to the end, or for so many minutes.
+
+    payoff: says at every measurement whether the head would pay.
+    """
     began = time.monotonic()
     main = run.accelerator.is_main_process
     if main:
@@ -45,7 +50,7 @@ def follow(run: HeadRun, *, minutes: float | None = None) -> None:
         note(f"{len(dialogues)} dialogues of {sum(len(one.token_ids) for one in dialogues):,} tokens")
     if run.resume() and main:
         note(f"resumed at step {run.step}")
-    with progress(shown=main) as show, stopping_at_signals(run):
+    with progress(shown=main, payoff=payoff if main else None) as show, stopping_at_signals(run):
         for report in run.steps():
             show(report)
             if minutes is not None and time.monotonic() - began >= 60 * minutes:
@@ -92,7 +97,9 @@ def finish(run: HeadRun, model: str, method: str, *, depth: int = 5, minutes: fl
     model: the target as the user named it. depth: of the chains that calibration drafts. minutes: end before that after
     so long.
     """
-    follow(run, minutes=minutes)
+    from slipstream.training.payoff import PayoffEstimate
+
+    follow(run, minutes=minutes, payoff=PayoffEstimate(method, run.target, run.out, depth))
     if not run.accelerator.is_main_process:
         return
     if run.step < run.num_steps:
@@ -116,10 +123,10 @@ def _calibrate(run: HeadRun, method: str, depth: int) -> None:
 
 
 @contextmanager
-def progress(*, shown: bool) -> Iterator[Callable[[Report], None]]:
+def progress(*, shown: bool, payoff: PayoffEstimate | None = None) -> Iterator[Callable[[Report], None]]:
     """A bar on stderr with the time left, losses and accuracy; held-out accuracies stay as lines above it.
 
-    shown: false in all processes but the main one, of whose batches the figures are.
+    shown: false in all processes but the main one, of whose batches the figures are. payoff: for a line below those.
     """
     from rich.console import Console
 
@@ -138,8 +145,18 @@ def progress(*, shown: bool) -> Iterator[Callable[[Report], None]]:
             elif console.is_terminal or (report.step % _PLAIN_EVERY and report.step < report.num_steps):
                 return
             console.print(line, markup=False, soft_wrap=True)
+            if report.held_out and payoff is not None:
+                console.print(_pays(payoff, report), markup=False, soft_wrap=True)
 
         yield show
+
+
+def _pays(payoff: PayoffEstimate, report: Report) -> str:
+    """Whether the head would pay; a head that cannot be tried is no reason to end its training."""
+    try:
+        return str(payoff.of(report))
+    except SlipstreamError as error:
+        return f"whether it would pay is not known: {error}"
 
 
 @contextmanager

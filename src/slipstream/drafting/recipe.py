@@ -69,6 +69,11 @@ class Paths:
     num_starts: Tensor  # [depths] paths that reach a depth
     num_right: Tensor  # [tops, depths] those where the target's choice is among the children at every depth
 
+    def shares(self) -> dict[int, tuple[float, ...]]:
+        """By children a node has: the share of paths that are right down to each depth."""
+        shares = self.num_right / self.num_starts.clamp(min=1)  # [tops, depths]
+        return dict(zip(self.tops, map(tuple, shares.tolist()), strict=True))
+
     def tau(self) -> dict[str, float]:
         """Estimates of tau under greedy decoding, for chains and full trees as deep as was measured.
 
@@ -77,10 +82,9 @@ class Paths:
         down to the last level, so it is far larger than trees that are drafted, and its tau an upper bound for trees of
         no more children.
         """
-        shares = self.num_right / self.num_starts.clamp(min=1)  # [tops, depths]
-        depth = shares.shape[1]
+        depth = self.num_right.shape[1]
         names = (f"chain of {depth}" if top == 1 else f"top {top} to depth {depth}" for top in self.tops)
-        return dict(zip(names, (1 + shares.sum(dim=1)).tolist(), strict=True))
+        return dict(zip(names, (1 + sum(shares) for shares in self.shares().values()), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +160,8 @@ class Report:
     """The same on the held-out dialogues, when measured."""
     tau: Mapping[str, float] = field(default_factory=dict)
     """Estimates of tau on the held-out dialogues, by the draft they are for, when measured."""
+    right: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    """What they rest on (`Paths.shares`)."""
     num_tokens: int = 0
     """Tokens of all dialogues trained on so far, counted anew in every epoch, prompts included."""
     tokens_per_s: float = 0.0

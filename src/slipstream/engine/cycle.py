@@ -177,7 +177,8 @@ class Decoding:
         self._commit(pass_, emitted)
         seconds = self.clock.seconds_by_part()
         self.drafting.end_cycle(seconds)
-        counts = tree.num_nodes, min(len(pass_.outcome.path), len(emitted))
+        num_scouts = 0 if scouts is None else scouts.tokens.shape[0]
+        counts = tree.num_nodes, min(len(pass_.outcome.path), len(emitted)), num_scouts
         return Step.timed(seconds, self._prefill_s, emitted, *counts, self.sequence.finish_reason, logprobs)
 
     def _propose(self) -> tuple[DraftTree, Scouts | None]:

@@ -51,6 +51,8 @@ class Step:
     """Nodes that the target verified."""
     num_accepted: int
     """Drafted tokens among those emitted."""
+    num_scouts: int = 0
+    """Rows of the target's pass beside the root and the draft, from which the drafter learns."""
     prefill_s: float = 0.0
     """Seconds spent on the prompt; not 0 only in the first step."""
     draft_s: float = 0.0
@@ -82,6 +84,7 @@ class Step:
         token_ids: Sequence[int],
         num_drafted: int,
         num_accepted: int,
+        num_scouts: int,
         finish_reason: FinishReason | None,
         logprobs: tuple[TokenLogprobs, ...],
     ) -> Step:
@@ -90,6 +93,7 @@ class Step:
             token_ids=tuple(token_ids),
             num_drafted=num_drafted,
             num_accepted=num_accepted,
+            num_scouts=num_scouts,
             prefill_s=prefill_s,
             draft_s=seconds["draft"],
             build_s=seconds["build"],

@@ -12,7 +12,9 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -27,6 +29,10 @@ logger = logging.getLogger(__name__)
 _FORMAT = 1
 _UNQUIET = 0.25
 """Spread of timings from which on they are not kept."""
+
+
+_IN_USE: WeakKeyDictionary[Target, tuple[Path, PassCosts]] = WeakKeyDictionary()
+"""What passes were taken to cost last, and the file of the machine that this holds for. It need not be kept there."""
 
 
 class Kind(Protocol):
@@ -56,7 +62,14 @@ class KeptCosts:
 
     def passes(self) -> PassCosts:
         """What the target's passes cost."""
-        return self.get("passes", PassCosts, lambda: measure_passes(self.target))
+        found = self.get("passes", PassCosts, lambda: measure_passes(self.target))
+        _IN_USE[self.target] = self.path, found
+        return found
+
+    def known_passes(self) -> PassCosts | None:
+        """The same if it is in use in this process, or kept; never measures."""
+        path, found = _IN_USE.get(self.target, (None, None))
+        return found if path == self.path else self._read("passes", PassCosts)
 
     def levels(self, name: str, measure: Callable[[], Measured]) -> LevelCosts:
         """What a drafter's levels cost. name: tells it from others for this target, by what its costs hang on."""

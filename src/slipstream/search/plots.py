@@ -11,7 +11,7 @@ from slipstream.errors import InputError
 from slipstream.skipping.skip_set import SkipSet
 
 FORMATS = ("svg", "png")
-INSTALL = "pip install 'slipstream-llm[plots]'"
+INSTALL = "pip install matplotlib"
 _KEPT, _SKIPPED = "#2f6f8f", "#e8e8e8"
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _NAME = "skip-set"
 _WAIT_S = 60.0  # for a file that another process is writing
-INSTALL = "pip install 'slipstream-llm[search]'"
+INSTALL = "pip install optuna scipy"
 
 
 class Study:

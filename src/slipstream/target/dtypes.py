@@ -131,5 +131,15 @@ def _time(weights: Sequence[Tensor]) -> float:
     return time.perf_counter() - began
 
 
+def rounding_note(dtype: torch.dtype) -> str | None:
+    """What to expect of 16-bit dtypes, in one line; None for others."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return None
+    return (
+        f"in {_name(dtype)} an answer may part from plain decoding's where two tokens are equally good to the last "
+        "digit, and goes on as well; in float32 that is rare. See docs/losslessness.md; `slipstream certify` tests it"
+    )
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

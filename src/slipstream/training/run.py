@@ -129,6 +129,7 @@ class HeadRun:
             accuracy=_accuracy(losses.score),
             held_out=() if score is None else _accuracy(score),
             tau={} if score is None or score.paths is None else score.paths.tau(),
+            right={} if score is None or score.paths is None else score.paths.shares(),
             num_tokens=self.num_tokens,
             tokens_per_s=sum(tokens for tokens, _ in self._recent) / sum(took for _, took in self._recent),
         )
@@ -292,7 +293,7 @@ def _accelerator(target: Target, precision: str) -> Any:
     try:
         from accelerate import Accelerator
     except ImportError as error:
-        raise InputError("training a draft head needs accelerate: pip install 'slipstream-llm[train]'") from error
+        raise InputError("training a draft head needs accelerate: pip install accelerate") from error
     accelerator = Accelerator(mixed_precision=PRECISIONS[precision], cpu=target.device.type == "cpu")
     if accelerator.device.type != target.device.type:
         raise InputError(

@@ -220,3 +220,9 @@ def test_the_lowest_temperature_takes_the_most_probable_token_and_lower_ones_are
             resolved(temperature=temperature)
         with pytest.raises(InputError, match=re.escape(line)):
             resolved({"do_sample": True, "temperature": temperature})
+
+
+@pytest.mark.parametrize("name", ["top_p", "min_p"])
+def test_a_truncation_out_of_range_is_refused_when_decoding_greedily_too(name: str) -> None:
+    with pytest.raises(InputError, match=rf"^{name} is 3"):
+        resolved(temperature=0, **{name: 3})

