@@ -92,6 +92,7 @@ def test_a_run_without_plain_is_scored_without_a_comparison(folders):
     assert (row["plain_scores"], row["num_differing"]) == (None, None)
 
 
+@linux_only
 def test_equal_texts_are_scored_once(folders, monkeypatch):
     run, data = folders
     ran = []
