@@ -78,10 +78,12 @@ def record(scripts: None, bench_folder: Path) -> dict[str, Any]:
     return json.loads((bench_folder / "record.json").read_text())
 
 
+TIMED = ("tokens_per_second", "speedup")
+
+
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
-        {name: value for name, value in row.items() if not name.endswith("_s") and name != "tokens_per_second"}
-        for row in rows
+        {name: value for name, value in row.items() if not name.endswith("_s") and name not in TIMED} for row in rows
     ]
 
 
