@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +20,7 @@ from slipstream.errors import ArtifactError, InputError, SkipSetError, unknown_c
 if TYPE_CHECKING:
     from slipstream.search.prompts import Messages
     from slipstream.search.search import SkipSearch, Trial
-    from slipstream.search.settings import SearchSettings
     from slipstream.skipping.skip_set import SkipSet
-    from slipstream.target.target import Target
 
 DRAFT, SEARCH, LIMITS = "The draft that the set is for", "The search", "What must be kept"
 
@@ -141,7 +138,7 @@ def search(
 
     Example: slipstream skip search -m Qwen/Qwen3-8B --task code --trials 300 --out code.json
     """
-    from slipstream.search.search import SkipSearch
+    from slipstream.search.search import SkipSearch, study_identity
     from slipstream.search.settings import SearchSettings, make_shape
     from slipstream.skipping import library
 
@@ -167,7 +164,7 @@ def search(
     name, messages = _prompts(task, prompts)
     loaded = _load(model, dtype, device, attention, threads)
     folder = library.found_folder(loaded.target.hash)
-    study_file = study or folder / f"{name}.{_digest(loaded.target, settings, messages)}.study"
+    study_file = study or folder / f"{name}.{study_identity(loaded.target, settings, messages)}.study"
     found = SkipSearch(loaded, messages, settings, study_file, task=name, warm_start=warm_start)
     with _progress(settings.trials) as show:
         show.preparing()
@@ -283,18 +280,6 @@ def _load(model: str, dtype: str | None, device: str | None, attention: str | No
 
     import_optuna()  # before minutes may go into loading the target
     return load(model, "plain", dtype=dtype, device=device, attention=attention, threads=threads)
-
-
-def _digest(target: Target, settings: SearchSettings, messages: list[Messages]) -> str:
-    """Names a study by all that its costs and agreements depend on."""
-    import torch
-
-    from slipstream.records.machine import hardware
-    from slipstream.search.search import FORMAT
-
-    machine = [hardware(target.device), torch.get_num_threads(), str(target.dtype)]
-    record = json.dumps([FORMAT, machine, settings.defining(), messages[: settings.num_prompts]], sort_keys=True)
-    return hashlib.sha256(record.encode()).hexdigest()[:8]
 
 
 class _Shown(Protocol):

@@ -10,6 +10,8 @@ study, so that a resumed search and several processes measure by one ruler.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -43,6 +45,7 @@ from slipstream.search.space import Bits, Space, starting_points, uniform
 from slipstream.search.study import Study, best_sets, trial_bits
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.skipping.sublayers import SubLayers
+from slipstream.target.target import Target
 
 FORMAT = 2
 """Of what a study holds; 2: plain decoding by the same costs as the sets."""
@@ -289,3 +292,10 @@ def _plain() -> Any:
     from slipstream.methods.plain import PlainDrafter
 
     return PlainDrafter()
+
+
+def study_identity(target: Target, settings: SearchSettings, messages: Sequence[Messages]) -> str:
+    """Names a study by all that its costs and agreements depend on: 8 hexadecimal digits."""
+    machine = [hardware(target.device), torch.get_num_threads(), str(target.dtype)]
+    record = json.dumps([FORMAT, machine, settings.defining(), list(messages[: settings.num_prompts])], sort_keys=True)
+    return hashlib.sha256(record.encode()).hexdigest()[:8]
