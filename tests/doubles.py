@@ -48,6 +48,7 @@ _NO_ARTEFACT = [name for name, method in METHODS.items() if method.artefact is N
 # Every method that needs no artefact, in shapes small enough for tiny targets: name -> (method, options).
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in _NO_ARTEFACT},
+    "auto": ("auto", {"total": 5}),  # by cost it is "prompt-lookup-auto"
     "prompt-lookup": ("prompt-lookup", {"length": 10, "branches": 4}),
     "prompt-lookup-auto": ("prompt-lookup", {}),
     "prompt-lookup-total": ("prompt-lookup", {"total": 5}),

@@ -43,7 +43,7 @@ def test_every_method_is_bitwise_equal(configuration, dtype, settings):
     target = target_of("llama", DTYPES[dtype])
     found = compared(target, configured(configuration, target), settings=settings)
     assert_bitwise_equal(found)
-    may_draft_nothing = configuration in ("plain", "auto") or configuration.endswith("-auto")  # where nothing pays
+    may_draft_nothing = configuration == "plain" or configuration.endswith("-auto")  # where nothing pays
     assert found.answer.num_drafted > 0 or may_draft_nothing
 
 
