@@ -26,7 +26,7 @@ def target(family_model) -> Target:
 
 
 def test_it_is_the_default():
-    assert slipstream.load("tiny").method == "eagle2"
+    assert slipstream.load("tiny").method == "eagle2+prompt-lookup"
 
 
 def test_a_model_without_a_head_gets_prompt_lookup(target):
@@ -51,7 +51,7 @@ def test_a_head_that_is_given_drafts(pickled, temperature, target, tmp_path):
 @pytest.mark.parametrize(("artefact", "method"), [("medusa", "medusa"), ("hydra", "hydra"), ("draft", "draft-model")])
 def test_other_artefacts_are_known_too(artefact, method):
     folder = slipstream.files.packaged.shipped("tiny", artefact)
-    assert slipstream.load("tiny", draft=folder).method == method
+    assert slipstream.load("tiny", draft=folder).method == f"{method}+prompt-lookup"
 
 
 def test_options_of_another_method_are_refused_by_name(target):
@@ -72,4 +72,4 @@ def test_what_is_no_drafter_is_refused(target, tmp_path):
 def test_a_draft_vocabulary_reaches_the_head(target, tmp_path):
     save_head(random_head(target), tmp_path, target)
     DraftVocabulary(torch.arange(20)).save(tmp_path / "draft_vocabulary.safetensors")
-    assert len(slipstream.load(target.model, draft=tmp_path, draft_vocabulary=9).drafter.ids) == 9
+    assert len(slipstream.load(target.model, draft=tmp_path, draft_vocabulary=9).drafter.model.ids) == 9

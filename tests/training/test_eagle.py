@@ -155,10 +155,10 @@ def test_training_steps_ahead_pays_where_the_head_reads_itself(target, dialogues
 # -- resuming ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop", [7, 16])
-def test_a_resumed_run_continues_identically(stop, target, dialogues, tmp_path):
+@pytest.mark.parametrize(("stop", "optimizer"), [(7, "adamw"), (16, "muon")])
+def test_a_resumed_run_continues_identically(stop, optimizer, target, dialogues, tmp_path):
     """Stopped in the middle of an epoch (13 steps each) and in the second one."""
-    settings = replace(QUICK, steps=22, report_every=stop)
+    settings = replace(QUICK, steps=22, report_every=stop, optimizer=optimizer)
     whole = train_eagle(target, dialogues, tmp_path / "whole", settings)
     for report in EagleRun(target, dialogues, tmp_path / "parts", settings).steps():
         if report.step == stop:

@@ -7,6 +7,7 @@ from typing import Any
 
 from slipstream.drafting.drafter import ModelDrafter
 from slipstream.drafting.shape import Auto, Dynamic
+from slipstream.methods.hybrid import drafting_model
 from slipstream.model import Model
 from slipstream.runtime.costs import ROWS, LevelCosts, PassCosts
 from slipstream.runtime.kept_costs import KeptCosts
@@ -48,10 +49,11 @@ def machine_costs(model: Model, *, fresh: bool = False) -> MachineCosts:
     """Costs of a target and its drafter: read, or measured and kept. fresh: measured in any case."""
     kept = KeptCosts(model.target, fresh=fresh)
     passes, levels = kept.passes(), []
-    if isinstance(model.drafter, ModelDrafter):
-        tree = widest(model.drafter)
+    drafter = drafting_model(model.drafter)
+    if drafter is not None:
+        tree = widest(drafter)
         levels = [
-            model.drafter.level_costs(kept, replace(tree, width=width, total=max(tree.total, width)))
+            drafter.level_costs(kept, replace(tree, width=width, total=max(tree.total, width)))
             for width in sorted({*WIDTHS, tree.width})
         ]
     return MachineCosts(

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import slipstream
+from slipstream.drafting.drafter import ModelDrafter
 from slipstream.errors import InputError
+from slipstream.methods import auto
 from slipstream.prompts import Prompt, load_prompts
 
 if TYPE_CHECKING:
@@ -103,9 +105,14 @@ def check_head(
     Raises InputError where there is no head, ArtifactError where it cannot be loaded.
     """
     given: dict[str, Any] = {} if draft is None else {"draft": draft}
+    if method == auto.METHOD.name:
+        trained = auto.trained_method(plain.target, draft)
+        if trained is None:
+            raise InputError(f"no head ships for {plain.target.name}; give one with --draft")
+        method = trained.name
     sized = slipstream.load(plain.target.model, method, tokenizer=plain.tokenizer, **given)
-    if not hasattr(sized.drafter, "shape"):
-        raise InputError(f"no head ships for {plain.target.name}; give one with --draft")
+    if not isinstance(sized.drafter, ModelDrafter):
+        raise InputError(f"method {method!r} drafts with no model; name one that does, such as eagle2")
     depth = min(5, sized.drafter.shape.depth)
     tree: dict[str, Any] = {"width": 1, "depth": depth, "total": depth}
     chains = slipstream.load(plain.target.model, sized.method, tokenizer=plain.tokenizer, **given, **tree)

@@ -42,7 +42,7 @@ app = typer.Typer(name="train", no_args_is_help=True, help="Train draft heads, a
 MODEL, HEADS, LEARNING, RUN = "The draft model", "The heads", "Learning", "The run"
 PAPER, AHEAD = "As the paper", "Beyond the paper"
 OF_A_RUN = ("precision", "cache_gib", "report_every", "held_out", "seed")
-OF_LEARNING = ("epochs", "steps", "batch_size", "max_length", "learning_rate", "warmup_steps")
+OF_LEARNING = ("epochs", "steps", "batch_size", "max_length", "learning_rate", "optimizer", "warmup_steps")
 OF_HEADS = {"num_heads": "--heads", "num_layers": "--layers", "own_lm_heads": "--own-lm-heads/--shared-lm-head"}
 NEEDLESS = ("tokens_per_step",)  # counts only where there is no batch size
 

@@ -268,10 +268,15 @@ class Sizing:
         self._odds = Odds(habits.odds.of, _GENERATION)
         self._guesses: Guesses | None = None  # of the cycle under way
         self._rows, self._length = 1, 0  # of its pass, and of the text before it
+        self._price: float | None = None
+        self.worth = 0.0
+        """Of the draft chosen last, where sizes follow cost: expected tokens beyond those that its time would bring."""
 
     @property
     def price(self) -> float:
-        """Of the pass run last, in plain ones."""
+        """Of the cycle run last, in plain ones."""
+        if self._price is not None:
+            return self._price
         assert self.prices is not None, "drafts of a fixed size have no price"
         return self.prices.of(self._rows)
 
@@ -298,9 +303,12 @@ class Sizing:
         best_first = sorted(range(count), key=lambda node: -guesses.values[node])  # stable: parents before children
         return sorted(best_first[: self._count([guesses.values[node] for node in best_first], beside)])
 
-    def run(self, guesses: Guesses, text: Sequence[int], rows: int) -> None:
-        """A pass over so many rows is next, whatever part of the guesses is among them."""
-        self._guesses, self._length, self._rows = guesses, len(text), rows
+    def run(self, guesses: Guesses, text: Sequence[int], rows: int, price: float | None = None) -> None:
+        """A pass over so many rows is next, whatever part of the guesses is among them.
+
+        price: of the cycle, in plain ones; None: that of the pass.
+        """
+        self._guesses, self._length, self._rows, self._price = guesses, len(text), rows, price
 
     def _count(self, values: Sequence[float], beside: int) -> int:
         """How many nodes, those of highest value first, are worth most."""
@@ -317,4 +325,5 @@ class Sizing:
             net = worth - _CAUTION * pace * (self.prices.of(1 + beside + size) - alone)
             if net > best_worth:
                 best, best_worth = size, net
+        self.worth = best_worth
         return best

@@ -98,7 +98,7 @@ class StepLosses:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optimisation:
-    """AdamW, its schedule and the clipping of gradients."""
+    """The optimizer's betas and decay, its schedule and the clipping of gradients."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01

@@ -9,6 +9,7 @@ from slipstream.errors import InputError, unknown_choice
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}
 """Our names and those of accelerate."""
+OPTIMIZERS = ("adamw", "muon")
 AUTO = "auto"
 """The precision that suits target and device."""
 
@@ -35,6 +36,9 @@ class RunSettings:
     """Tokens of a dialogue; longer ones are cut."""
     learning_rate: float | None = 1e-3
     """Peak; None, where a method allows it: by the target's width."""
+    optimizer: str = "adamw"
+    """adamw, as published, or muon, which makes updates of matrices orthogonal: fewer tokens bring the same, at three
+    times AdamW's rate."""
     warmup_steps: int = 2000
     """Steps in which the rate rises; at most a tenth of the run."""
     precision: str = "fp32"
@@ -58,5 +62,7 @@ class RunSettings:
                 raise InputError(f"{name} is {value}; it must be at least 0")
         if self.steps is not None and self.steps < 1:
             raise InputError(f"steps is {self.steps}; it must be at least 1")
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown_choice("optimizer", self.optimizer, OPTIMIZERS)
         if self.precision not in (*PRECISIONS, AUTO):
             raise unknown_choice("precision", self.precision, (*PRECISIONS, AUTO))

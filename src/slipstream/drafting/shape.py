@@ -28,7 +28,7 @@ from slipstream.drafting.base import Observed
 from slipstream.drafting.exit_rule import ExitRule
 from slipstream.drafting.growth import rerank
 from slipstream.drafting.published_trees import DEFAULT, TREES, Path, published_tree
-from slipstream.drafting.sizes import CycleTimes, SizeChooser
+from slipstream.drafting.sizes import CycleTimes, Prospect, SizeChooser
 from slipstream.errors import InputError, unknown_choice
 from slipstream.runtime.clock import Part
 from slipstream.runtime.costs import Costs
@@ -44,6 +44,9 @@ class Shape(ABC):
 
     kind: ClassVar[Kind]
     """How it is drafted: a chain is drawn token by token, trees are grown level by level."""
+
+    by_cost: ClassVar[bool] = False
+    """Whether the size follows measured cost, down to none."""
 
     @property
     @abstractmethod
@@ -395,6 +398,7 @@ class Auto(Shape):
     """
 
     kind: ClassVar[Kind] = "dynamic"
+    by_cost: ClassVar[bool] = True
 
     def __init__(self, largest: Dynamic) -> None:
         self.largest = largest
@@ -457,6 +461,14 @@ class ShapeInUse:
         """The tree of the cycle that begins; None: none, since it would not pay."""
         return self._shape
 
+    def prospect(self) -> Prospect | None:
+        """What a draft of the next cycle is expected to bring and take; None: not known."""
+        return None
+
+    def price(self, tree: DraftTree) -> float:
+        """Of a cycle that drafted this tree, in plain ones, where sizes follow cost."""
+        return 1.0
+
     def record_tree(self, observed: Observed) -> None:
         """What became of the cycle's tree."""
 
@@ -490,6 +502,13 @@ class _ChosenShape(ShapeInUse):
             num_kept=size.total,
             show=self._chooser.record_candidates,
         )
+
+    def prospect(self) -> Prospect | None:
+        return None if self._auto.costs is None else self._chooser.prospect()
+
+    def price(self, tree: DraftTree) -> float:
+        costs = self._auto.costs
+        return 1.0 if costs is None else self._chooser.price(costs, tree.max_depth, tree.num_nodes)
 
     def record_tree(self, observed: Observed) -> None:
         if observed.tree is not None and self._is_learning():

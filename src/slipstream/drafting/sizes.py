@@ -72,6 +72,19 @@ class Size(NamedTuple):
     """Grow the largest tree, show all its candidates to `record_candidates`, and keep `total` of them."""
 
 
+class Prospect(NamedTuple):
+    """What a drafting cycle is expected to bring and take."""
+
+    tokens: float
+    """Drafted ones that are accepted."""
+    price: float
+    """Its time in plain cycles."""
+
+    def worth(self, pace: float) -> float:
+        """Tokens beyond those that its time would bring at so many in a plain cycle's; 0 if there is none to draft."""
+        return self.tokens - pace * (self.price - 1)
+
+
 class SizeChooser:
     """Chooses sizes for texts of one kind, cycle by cycle: `next`, then the `record_` methods for what became of it.
 
@@ -87,6 +100,7 @@ class SizeChooser:
         self._good = Size(depth, min(total, first_total))  # the best of all trees
         self._gain = 1.0  # of `_good`, over plain decoding
         self._pays = True  # `_good` is better than plain decoding
+        self._prospect = Prospect(0.0, 1.0)
         self._round: deque[Kind] = deque()
         self._kind: Kind = "best"
         self._tree = 0, 0  # depth and nodes of the cycle under way
@@ -112,6 +126,16 @@ class SizeChooser:
     def in_use(self) -> Size | None:
         """The best size as it is known, for a cycle that is not learnt from; None: decode plainly."""
         return self._good if self._pays else None
+
+    def prospect(self) -> Prospect | None:
+        """Of the best size, or of none; None while a round is due, which shows it."""
+        due = self._round or self._cycle >= self._next_round or not self._gains.known
+        return None if due else self._prospect
+
+    def price(self, costs: Costs, depth: int, num_nodes: int) -> float:
+        """Of a cycle with such a tree, in plain ones."""
+        costs = self._corrections.corrected(costs)
+        return (costs.draft_s[depth] + costs.verify(1 + num_nodes)) / costs.verify(1)
 
     def next(self, costs: Costs) -> Size | None:
         """The size of this cycle; None: decode plainly. costs: as they were measured."""
@@ -177,6 +201,8 @@ class SizeChooser:
         found = agree(self._gains.best(self._corrections.corrected(self._costs)))
         self._gain, self._pays = found.gain, found.gain > 1
         self._good = Size(found.depth, found.total)
+        price = self.price(self._costs, *self._good[:2])
+        self._prospect = Prospect(found.gain * price - 1, price) if self._pays else Prospect(0.0, 1.0)
 
 
 def _nobody() -> None:

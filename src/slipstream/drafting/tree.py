@@ -10,6 +10,7 @@ from slipstream.drafting.base import Drafting, Generation, Observed
 from slipstream.drafting.expander import Expander
 from slipstream.drafting.growth import Frontier, grow
 from slipstream.drafting.shape import ShapeInUse
+from slipstream.drafting.sizes import Prospect
 from slipstream.runtime.clock import Part
 
 
@@ -29,6 +30,14 @@ class TreeDrafting(Drafting):
         shape = shape.cut(self._generation.max_depth)
         shape = shape.cut(self.expander.begin(shape))
         return grow(self._children, self._generation.root, shape)
+
+    def prospect(self) -> Prospect | None:
+        """What a draft of the next cycle is expected to bring and take; None: that is still to be found out."""
+        return self._shape.prospect()
+
+    def price(self, tree: DraftTree) -> float:
+        """Of a cycle that drafted this tree, in plain ones."""
+        return self._shape.price(tree)
 
     def observe(self, observed: Observed) -> None:
         self.expander.catch_up(observed)

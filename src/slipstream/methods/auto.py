@@ -1,6 +1,7 @@
-"""The method for those who name none: a trained head where there is one for the target, else prompt lookup.
+"""The method for those who name none: a trained head beside prompt lookup where there is one for the target, else
+prompt lookup alone.
 
-A skip set that is given asks for layer-skip.
+A skip set that is given asks for layer-skip. A size that is given makes the head draft alone.
 
 All size their drafts by what passes cost, and decode plainly where no draft pays.
 """
@@ -8,6 +9,7 @@ All size their drafts by what passes cost, and decode plainly where no draft pay
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from slipstream.errors import ArtifactError
 from slipstream.methods import prompt_lookup
 from slipstream.methods.draft_model.method import METHOD as DRAFT_MODEL
 from slipstream.methods.eagle.method import EAGLE2
+from slipstream.methods.hybrid import with_lookup
 from slipstream.methods.hydra.method import METHOD as HYDRA
 from slipstream.methods.layer_skip.method import METHOD as LAYER_SKIP
 from slipstream.methods.medusa.method import METHOD as MEDUSA
@@ -31,13 +34,23 @@ _FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt")
 def chosen(target: Target, options: Mapping[str, Any]) -> Method:
     """The method of the artefact or skip set that was given; else EAGLE-2 if a head ships, or prompt lookup.
 
-    Raises ArtifactError for an artefact that is not known.
+    One with an artefact drafts beside prompt lookup. Raises ArtifactError for an artefact that is not known.
     """
-    draft = options.get("draft")
     if "skip_set" in options:
         return LAYER_SKIP
+    method = trained_method(target, options.get("draft"))
+    if method is None:
+        return prompt_lookup.METHOD
+    return replace(method, build=lambda *given: with_lookup(method.build(*given)))
+
+
+def trained_method(target: Target, draft: Any = None) -> Method | None:
+    """The method of an artefact that was given or ships for the target; None: there is none.
+
+    Raises ArtifactError for an artefact that is not known.
+    """
     if draft is None:
-        return prompt_lookup.METHOD if EAGLE2.packaged(target.hash) is None else EAGLE2
+        return None if EAGLE2.packaged(target.hash) is None else EAGLE2
     if not isinstance(draft, str | Path):
         return DRAFT_MODEL  # a model that is loaded already
     kind = artefact_kind(local_folder(draft, _FILES, "a head or a draft model"))
@@ -55,7 +68,7 @@ def _build(target: Target, options: Mapping[str, Any]) -> Drafter:
 
 METHOD = Method(
     name="auto",
-    summary="a trained head where one is given or ships for the model, else prompt lookup; plainly where neither pays",
+    summary="a head that is given or ships and prompt lookup, whichever promises more; plainly where neither pays",
     needs="nothing",
     paper="-",
     options=tuple(dict.fromkeys(name for one in (*TRAINED, LAYER_SKIP, prompt_lookup.METHOD) for name in one.options)),

@@ -16,7 +16,7 @@ from typing import Any
 
 from slipstream.core.tree import DraftTree, empty_tree
 from slipstream.drafting.base import Drafter, Drafting, Generation
-from slipstream.drafting.host_sizes import HostSizes, Total
+from slipstream.drafting.host_sizes import Guesses, HostSizes, Total
 from slipstream.errors import InputError
 from slipstream.methods.method import Method, option_names, pick
 from slipstream.target.target import Target
@@ -60,32 +60,58 @@ class PromptLookupDrafter(Drafter):
         self.branches = given.branches or sizes["branches"]
         self.sizes = HostSizes(total, self.length * self.branches)
 
-    def start(self, generation: Generation) -> Drafting:
-        return _Lookup(generation, self)
+    def start(self, generation: Generation) -> Lookup:
+        return Lookup(generation, self)
 
     @property
     def draft_slots(self) -> int:
         return 1 + self.sizes.most
 
 
-class _Lookup(Drafting):
+class Lookup(Drafting):
+    """Prompt lookup at work on one generation."""
+
     def __init__(self, generation: Generation, drafter: PromptLookupDrafter) -> None:
         self._generation, self._drafter = generation, drafter
         self._index = NgramIndex(drafter.settings.max_ngram)
         self._sizing = drafter.sizes.start(generation.target, generation.rule, generation.prompt_length)
         self._nothing = empty_tree(generation.target.device)
+        self._guesses: Guesses
+        self._kept: list[int] = []
 
     def propose(self) -> DraftTree:
+        self.look_up()
+        return self.draft()
+
+    def look_up(self) -> None:
+        """Learn from what came of the last cycle, and find what could be drafted in this one."""
         text = self._generation.tokens
         self._sizing.catch_up(text)
         self._index.extend(text)
-        guesses = self._sizing.guesses()
+        guesses = self._guesses = self._sizing.guesses()
         length = min(self._drafter.length, self._generation.max_depth)
         for end in islice(self._index.matches(text), self._drafter.branches):
             guesses.add(continuation(text, end, length), match_length(text, end))
-        kept = self._sizing.choose(guesses)
-        self._sizing.run(guesses, text, 1 + len(kept))
-        return guesses.tree(kept, self._generation.target.device) if kept else self._nothing
+        self._kept = self._sizing.choose(guesses)
+
+    @property
+    def worth(self) -> float:
+        """Of what was found: the tokens that it is expected to bring beyond what its time would bring otherwise."""
+        return self._sizing.worth
+
+    @property
+    def pace(self) -> float:
+        """Tokens of late in the time of a plain cycle."""
+        return self._sizing.habits.pace
+
+    def draft(self) -> DraftTree:
+        """What was found, as the tree of this cycle."""
+        self._sizing.run(self._guesses, self._generation.tokens, 1 + len(self._kept))
+        return self._guesses.tree(self._kept, self._generation.target.device) if self._kept else self._nothing
+
+    def leave_to(self, price: float) -> None:
+        """Another drafts this cycle, which takes so many plain ones; the guesses are still compared with what comes."""
+        self._sizing.run(self._guesses, self._generation.tokens, 1, price)
 
 
 class NgramIndex:

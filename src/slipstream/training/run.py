@@ -28,6 +28,7 @@ from slipstream.training.data.batches import Plan, laid_out, split
 from slipstream.training.data.dialogues import Dialogue
 from slipstream.training.data.encoded import write_atomically
 from slipstream.training.data.features import GIB, FeatureSource
+from slipstream.training.optimizers import build_optimizers
 
 LOG, STATE = "training.json", "state"
 
@@ -59,8 +60,8 @@ class HeadRun:
         self._peak_rate = settings.learning_rate
         how = recipe.optimisation
         parameters = [parameter for parameter in recipe.module.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=self._peak_rate, betas=how.betas, weight_decay=how.weight_decay)
-        self._module, self._optimizer = self.accelerator.prepare(recipe.module, optimizer)
+        optimizers = build_optimizers(settings.optimizer, parameters, how, self._peak_rate, target.vocab_size)
+        self._module, *self._optimizers = self.accelerator.prepare(recipe.module, *optimizers)
         limit = int(settings.cache_gib * GIB / self.accelerator.num_processes) if recipe.needs_features else 0
         self.features = FeatureSource(target, self.dialogues, out / "features", limit)
         self._held_out_features = FeatureSource(target, self.held_out, None, 0)
@@ -140,7 +141,7 @@ class HeadRun:
     def train_step(self, batch: Batch) -> tuple[float, StepLosses]:
         """One step of the optimizer. Returns the learning rate and the losses."""
         rate = self._learning_rate()
-        for group in self._optimizer.param_groups:
+        for group in (group for one in self._optimizers for group in one.param_groups):
             group["lr"] = rate
         self._module.train()
         torch.manual_seed(batch.seed)
@@ -152,8 +153,9 @@ class HeadRun:
             )
         self.accelerator.backward(losses.total)
         self._clip()
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        for optimizer in self._optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         return rate, losses
 
     def _clip(self) -> None:

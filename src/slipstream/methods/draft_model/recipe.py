@@ -50,7 +50,7 @@ class DraftRecipe:
         return score
 
     def save(self, out: Path, steps: int) -> None:
-        names = ("learning_rate", "prompt_weight", "embeddings", "seed")
+        names = ("learning_rate", "optimizer", "prompt_weight", "embeddings", "seed")
         made = {"steps": steps, **{name: getattr(self.settings, name) for name in names}}
         save_draft(self.model, out, self.target, self.tokenizer, made)
 

@@ -95,7 +95,7 @@ def _initial_head(target: Target, settings: EagleSettings) -> EagleHead:
 def _summary(settings: EagleSettings) -> dict[str, Any]:
     """What of the settings goes into the head's config.json; all of them stand in training.json."""
     names = (
-        *("steps_ahead", "learning_rate", "feature_weight", "token_weight", "noise", "clip_value", "seed"),
+        *("steps_ahead", "learning_rate", "optimizer", "feature_weight", "token_weight", "noise", "clip_value", "seed"),
         *("loss_vocabulary", "initial_head"),
     )
     return {name: getattr(settings, name) for name in names}

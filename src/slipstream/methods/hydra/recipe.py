@@ -59,7 +59,7 @@ class HydraRecipe:
         return score
 
     def save(self, out: Path, steps: int) -> None:
-        names = ("learning_rate", "dropout", "weight_decay", "seed")
+        names = ("learning_rate", "optimizer", "dropout", "weight_decay", "seed")
         how = {"steps": steps, **{name: getattr(self.settings, name) for name in names}}
         dtype = torch.bfloat16 if self.settings.storage == "bf16" else None
         save_heads(self.heads, out, self.target, how, dtype)

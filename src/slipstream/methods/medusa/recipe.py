@@ -56,7 +56,7 @@ class MedusaRecipe:
         return score
 
     def save(self, out: Path, steps: int) -> None:
-        names = ("learning_rate", "labels", "head_decay", "seed")
+        names = ("learning_rate", "optimizer", "labels", "head_decay", "seed")
         how = {"steps": steps, **{name: getattr(self.settings, name) for name in names}}
         save_heads(self.heads, out, self.target, how)
 
