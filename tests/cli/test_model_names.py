@@ -49,8 +49,17 @@ def test_the_demo_of_a_larger_model_is_brief(cli):
     done = cli("demo", "-m", "smollm2", "--json")
     assert done.exit_code == 0, done.stderr
     record = json.loads(done.stdout)
-    assert (record["model"], record["num_prompts"], record["max_new_tokens"]) == ("smollm2", 2, 24)
-    assert {"plain", "prompt-lookup", "lookahead", "layer-skip"} <= {row["method"] for row in record["methods"]}
+    assert (record["model"], record["num_prompts"], record["max_new_tokens"]) == ("smollm2", 3, 48)
+    assert {row["method"] for row in record["methods"]} == {"plain", "auto", "eagle2", "prompt-lookup", "lookahead"}
+
+
+@pytest.mark.usefixtures("loader", "converted")
+def test_the_demo_of_a_larger_model_shows_a_conversation_a_function_and_a_summary(cli):
+    shown = cli("demo", "-m", "smollm2").stdout
+    places = [shown.index(one) for one in ("chat: I have a free", "code: Write a Python", "articles: Summarize")]
+    assert places == sorted(places)
+    assert shown.count("chat: ") == 2, "both turns"
+    assert " ...\n" in shown, "a long prompt is shortened"
 
 
 @pytest.mark.parametrize(

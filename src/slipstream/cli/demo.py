@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from slipstream import Model
 
 
-_BRIEF_PROMPTS, _BRIEF_TOKENS = 2, 24
-"""For a model that is not tiny: enough to see the methods at work within a minute or two."""
+_BRIEF_KINDS, _BRIEF_TOKENS = ("chat", "code", "articles"), 48
+_BRIEF_METHODS = (PLAIN, "auto", "eagle2", "prompt-lookup", "lookahead")
+"""For a model that is not tiny: a conversation, a function and a summary, by methods that size their drafts by cost."""
 
 
 def demo(
@@ -32,12 +33,12 @@ def demo(
     methods: Annotated[
         str | None,
         typer.Option(
-            "--methods", metavar="A,B", help="Methods to compare with plain; default: all that are available."
+            "--methods", metavar="A,B", help="Methods to compare with plain; default: all; larger models: a few."
         ),
     ] = None,
     num_prompts: Annotated[
         int | None,
-        typer.Option("--prompts", metavar="N", help="The first N prompts; default: all; larger models: 2 of one turn."),
+        typer.Option("--prompts", metavar="N", help="The first N prompts; default: all; larger models: 3."),
     ] = None,
     max_new_tokens: Annotated[
         int | None,
@@ -45,7 +46,7 @@ def demo(
             "--max-new-tokens",
             "-n",
             rich_help_panel=options.SAMPLING,
-            help="Tokens at most, per answer; default: 64; larger models: 24.",
+            help="Tokens at most, per answer; default: 64; larger models: 48.",
         ),
     ] = None,
     temperature: Annotated[
@@ -62,7 +63,7 @@ def demo(
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Run every method that has all it needs on the shipped prompts, beside plain decoding.
+    """Run methods on the shipped prompts, beside plain decoding: on the tiny model every one that has all it needs.
 
     All use one model, by default the tiny one that ships too, greedily and at temperature 1 with a fixed seed, side by
     side in one run. Token ids must equal those of plain decoding; where they differ, both are generated again in
@@ -102,15 +103,17 @@ def _chosen_prompts(number: int | None) -> list[Prompt]:
 
 
 def _brief_prompts() -> list[Prompt]:
-    return [prompt for prompt in load_prompts() if len(prompt.turns) == 1][:_BRIEF_PROMPTS]
+    prompts = load_prompts()
+    return [next(prompt for prompt in prompts if prompt.kind == kind) for kind in _BRIEF_KINDS]
 
 
 def _chosen_methods(text: str | None, model: str) -> list[str]:
-    """Plain first, then as given, or all methods for which the package ships what they need on the model."""
+    """Plain first, then as given, or those for which the package ships what they need on the model."""
     from slipstream.methods.registry import METHODS, find_method
 
     if text is None:
-        names = [name for name, method in METHODS.items() if method.runs_on(model)]
+        wanted = METHODS if model == TINY else _BRIEF_METHODS
+        names = [name for name in wanted if METHODS[name].runs_on(model)]
     else:
         names = [find_method(name.strip()).name for name in text.split(",") if name.strip()]
     return list(dict.fromkeys([PLAIN, *names]))

@@ -14,8 +14,11 @@ from slipstream.report.names import count
 if TYPE_CHECKING:
     from rich.table import Table
 
-SAMPLES = ("code", "maths")
-"""Kinds of which one answer is shown in full."""
+SAMPLES = {TINY: ("code", "maths")}
+"""Kinds of which one answer is shown in full, by model; of others every conversation is shown."""
+
+LONGEST_SHOWN = 240
+"""Characters of a prompt."""
 
 LEGEND = (
     "tau: tokens per target pass. accept rate: share of the drafted tokens that were kept; of a tree, one path at "
@@ -82,8 +85,8 @@ def show(run: DemoRun) -> None:
 
     console = Console(highlight=False)
     console.print(f"Answers of {run.model}, decoded plainly at temperature 0:\n", style="dim")
-    for sample in _samples(run.answers):
-        console.print(f"{sample.prompt.kind}: {sample.prompt.turns[0].strip()}", style="bold", markup=False)
+    for sample in _samples(run.model, run.answers):
+        console.print(f"{sample.prompt.kind}: {_shortened(sample)}", style="bold", markup=False)
         console.print(sample.output.text.strip() + "\n", markup=False)
     console.print(_table(summarise(run.answers)))
     console.print(LEGEND + (OF_TINY if run.model == TINY else ""), style="dim")
@@ -93,13 +96,19 @@ def show(run: DemoRun) -> None:
     console.print(f"\n{size}, {run.dtype} on {place}. Took {run.wall_s:.0f} s in all, loading included.")
 
 
-def _samples(answers: Sequence[Answer]) -> list[Answer]:
-    """Plain decoding's first answer of each kind in SAMPLES."""
-    found: dict[str, Answer] = {}
-    for answer in answers:
-        if answer.method == PLAIN:
-            found.setdefault(answer.prompt.kind, answer)
-    return [found[kind] for kind in SAMPLES if kind in found] or list(found.values())[:1]
+def _samples(model: str, answers: Sequence[Answer]) -> list[Answer]:
+    """Plain decoding's first greedy answer of each kind that is shown of a model; all of them where none is named."""
+    greedy = [one for one in answers if one.method == PLAIN and one.temperature == min(a.temperature for a in answers)]
+    if model not in SAMPLES:
+        return greedy
+    first = {answer.prompt.kind: answer for answer in reversed(greedy)}
+    return [first[kind] for kind in SAMPLES[model] if kind in first] or greedy[:1]
+
+
+def _shortened(answer: Answer) -> str:
+    """The turn that was answered, the beginning of a long one."""
+    turn = answer.prompt.turns[answer.turn].strip()
+    return turn if len(turn) <= LONGEST_SHOWN else turn[:LONGEST_SHOWN].rsplit(" ", 1)[0] + " ..."
 
 
 def _table(rows: Sequence[Totals]) -> Table:
