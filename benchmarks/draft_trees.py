@@ -60,7 +60,7 @@ PUBLISHED = {"width": 10, "depth": 6, "total": 60}
 LIKE_EAGLE = {"width": 10, "depth": 5, "total": 25}  # EAGLE-1's own budget
 METHODS: Methods = {
     PLAIN: (PLAIN, {}),
-    STATIC: ("eagle", {}),
+    STATIC: ("eagle", {"total": "all"}),
     DYNAMIC: ("eagle2", PUBLISHED),
     SAME_BUDGET: ("eagle2", LIKE_EAGLE),
     "eagle2-60-no-value": ("eagle2", {**PUBLISHED, "by_value": False}),

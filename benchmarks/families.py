@@ -48,7 +48,7 @@ _TREE = {"width": 6, "depth": 3, "total": 12}
 DRAFTERS: dict[str, dict[str, Any]] = {
     "layer-skip": _TREE,
     "eagle2": _TREE,
-    "eagle": {},
+    "eagle": {"total": "all"},
     "medusa": _TREE,
     "hydra": _TREE,
     "draft-model": _TREE,

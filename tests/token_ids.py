@@ -30,7 +30,7 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "layer-skip": ("layer-skip", _HEAD_TREE),
     "layer-skip chain": ("layer-skip", {"tree": "chain"}),
     "eagle2": ("eagle2", {"width": 8, "depth": 5, "total": 30}),
-    "eagle": ("eagle", {}),
+    "eagle": ("eagle", {"total": "all"}),
     "draft-model": ("draft-model", _HEAD_TREE),
     "draft-model chain": ("draft-model", {"tree": "chain"}),
     "medusa": ("medusa", _HEAD_TREE),

@@ -23,7 +23,7 @@ from slipstream.core.tree import DraftTree, empty_tree
 from slipstream.drafting import sizes
 from slipstream.drafting.base import Drafting, ForwardingDrafting, Observed
 from slipstream.drafting.growth import Frontier, grow
-from slipstream.drafting.shape import Auto, Dynamic, ShapeInUse
+from slipstream.drafting.shape import Auto, AutoStatic, Dynamic, ShapeInUse, Static
 from slipstream.drafting.sizes import CycleTimes, Size, SizeChooser
 from slipstream.engine.engine import Engine
 from slipstream.methods.draft_model.drafter import DraftModelDrafter
@@ -123,7 +123,7 @@ class World:
         seconds["sample"] = self.fixed_s / speed if tree.num_nodes else 0.0
         return seconds
 
-    def draft(self, shape: Dynamic | None) -> DraftTree:
+    def draft(self, shape: Dynamic | Static | None) -> DraftTree:
         """The tree of this shape; None: none."""
         return empty_tree() if shape is None else grow(self._expand, torch.tensor([0]), shape)
 
@@ -153,7 +153,7 @@ class Plain(ShapeInUse):
         return None
 
 
-def always(shape: Dynamic | None) -> ShapeInUse:
+def always(shape: Dynamic | Static | None) -> ShapeInUse:
     """One size for ever; None: no tree."""
     return Plain(LARGEST) if shape is None else ShapeInUse(shape)
 
@@ -195,6 +195,36 @@ def test_a_machine_that_is_slow_now_and_then_does_not_mislead(true_costs):
     """Half as fast for a third of the time: only neighbours are compared."""
     world = World(true_costs, speed=lambda seconds: 0.5 if seconds % 90 < 30 else 1.0)
     assert world.run(by_cost(true_costs), 1500) > 0.95 * world.run(always(world.best()), 1500)
+
+
+STATIC = Static([(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1), (0, 0, 0, 0)])
+
+
+def levels_by_cost(measured: Costs) -> tuple[AutoStatic, ShapeInUse]:
+    auto = AutoStatic(STATIC)
+    auto.costs = measured
+    return auto, auto.for_generation(GreedyRule())
+
+
+@pytest.mark.parametrize("true_costs", [CHEAP, DEAR, costs(row=0.02, level=0.3)], ids=["cheap", "dear", "levels"])
+@pytest.mark.parametrize("measured", [CHEAP, DEAR], ids=["seems cheap", "seems dear"])
+def test_of_a_static_tree_as_many_levels_are_drafted_as_pay(measured, true_costs):
+    world, cuts = World(true_costs), [None, *(STATIC.cut(depth) for depth in range(1, 5))]
+    best = max(world.run(always(cut), 1000) for cut in cuts)
+    assert world.run(levels_by_cost(measured)[1], 1000) > 0.9 * best
+
+
+def test_levels_of_a_static_tree_are_whole():
+    _, use = levels_by_cost(CHEAP)
+    world, seen = World(CHEAP), set()
+    wholes = {tuple(world.draft(STATIC.cut(depth)).tokens.tolist()) for depth in range(1, 5)}
+    for _ in range(60):
+        tree = world.draft(use.next())
+        seen.add(tuple(tree.tokens.tolist()))
+        use.record_tree(Observed(tokens=[0], features=None, tree=tree, path=[]))
+        use.record_times(world.cycle(tree, 1.0))
+    assert seen - {()} <= wholes
+    assert len(seen) > 1
 
 
 def test_processes_that_share_a_target_go_by_the_size_they_agree_on(monkeypatch):

@@ -29,7 +29,7 @@ _WIDE = {"width": 20, "depth": 3, "total": 60}
 # name -> (method, options)
 LEARNED: dict[str, tuple[str, dict[str, Any]]] = {
     "eagle2": ("eagle2", _WIDE),
-    "eagle": ("eagle", {}),
+    "eagle": ("eagle", {"total": "all"}),
     "medusa-dynamic": ("medusa", _WIDE),
     "medusa-static": ("medusa", {"tree": "static"}),
     "hydra-dynamic": ("hydra", _WIDE),

@@ -69,5 +69,5 @@ def widest(drafter: ModelDrafter) -> Dynamic:
     """The largest dynamic tree of a drafter; for other shapes, one of their depth and width."""
     shape = drafter.shape
     if isinstance(shape, Auto):
-        return shape.largest
+        return shape.largest.as_dynamic()
     return Dynamic(width=shape.level_rows, depth=shape.depth, total=max(shape.most_nodes, shape.level_rows))

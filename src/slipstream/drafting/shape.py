@@ -28,7 +28,7 @@ from slipstream.drafting.base import Observed
 from slipstream.drafting.exit_rule import ExitRule
 from slipstream.drafting.growth import rerank
 from slipstream.drafting.published_trees import DEFAULT, TREES, Path, published_tree
-from slipstream.drafting.sizes import CycleTimes, Prospect, SizeChooser
+from slipstream.drafting.sizes import CycleTimes, Prospect, Size, SizeChooser
 from slipstream.errors import InputError, unknown_choice
 from slipstream.runtime.clock import Part
 from slipstream.runtime.costs import Costs
@@ -269,6 +269,21 @@ class Dynamic(Tree):
     def keep(self, tree: DraftTree, chosen: Tensor) -> DraftTree:
         return rerank(tree, self.total)
 
+    def as_dynamic(self) -> Dynamic:
+        """A dynamic tree whose levels and passes cost as much at most: itself."""
+        return self
+
+    def sizes(self) -> None:
+        """Of the trees that are part of it: all."""
+
+    def sized(self, size: Size) -> Dynamic:
+        """The tree of this size."""
+        return replace(self, depth=size.depth, total=size.total)
+
+    def look(self, size: Size, show: Callable[[DraftTree], None]) -> Dynamic:
+        """The whole tree, of which all candidates are shown and `size.total` nodes kept."""
+        return _DynamicLook(width=self.width, depth=self.depth, total=self.total, num_kept=size.total, show=show)
+
     def options(self) -> dict[str, Any]:
         return {"width": self.width, "depth": self.depth, "total": self.total}
 
@@ -336,6 +351,22 @@ class Static(Tree):
             self._cuts[max_depth] = Static(path for path in self.paths if len(path) <= max_depth)
         return self._cuts[max_depth]
 
+    def as_dynamic(self) -> Dynamic:
+        """A dynamic tree whose levels and passes cost as much at most."""
+        return Dynamic(width=self.level_rows, depth=self.depth, total=max(self.most_nodes, self.level_rows))
+
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(levels, nodes) of the trees that are the first levels of it."""
+        return tuple((depth, self.cut(depth).most_nodes) for depth in range(1, self.depth + 1))
+
+    def sized(self, size: Size) -> Static:
+        """Its first levels."""
+        return self.cut(size.depth)
+
+    def look(self, size: Size, show: Callable[[DraftTree], None]) -> Static:
+        """The whole tree, shown, of which the first levels are kept."""
+        return _StaticLook(self.paths, size.depth, show)
+
     def options(self) -> dict[str, Any]:
         name = next((name for name in TREES if set(published_tree(name)) == set(self.paths)), None)
         return {} if name is None else {"tree": name}  # EAGLE-1 has no other tree than its own
@@ -389,7 +420,7 @@ class _Table:
 
 
 class Auto(Shape):
-    """Dynamic trees none larger than `largest`, each sized by what it costs and brings (`sizes.py`), or none at all.
+    """Trees none larger than `largest`, each sized by what it costs and brings (`sizes.py`), or none at all.
 
     Carried over from prompt to prompt, and shared by generations that take turns: a cycle learns if no other one is
     learning, so no tree is taken for another's, and an estimate is that of all their texts. Cycles that run beside one
@@ -400,7 +431,7 @@ class Auto(Shape):
     kind: ClassVar[Kind] = "dynamic"
     by_cost: ClassVar[bool] = True
 
-    def __init__(self, largest: Dynamic) -> None:
+    def __init__(self, largest: Dynamic | Static) -> None:
         self.largest = largest
         self.costs: Costs | None = None
         """To be measured before the first tree."""
@@ -424,24 +455,25 @@ class Auto(Shape):
         return self.largest.level_rows
 
     def cut(self, max_depth: int) -> Auto:
-        return self if max_depth >= self.depth else Auto(self.largest.cut(max_depth))
+        return self if max_depth >= self.depth else type(self)(self.largest.cut(max_depth))
 
     def options(self) -> dict[str, Any]:
-        return {**self.largest.options(), "total": f"auto:{self.largest.total}"}
+        options = self.largest.options()
+        return {**options, "total": f"auto:{options['total']}"} if "total" in options else {**options, "total": "auto"}
 
     def for_generation(self, rule: DecodingRule) -> ShapeInUse:
         """Temperatures count to the first decimal place."""
         kind = type(rule), round(rule.temperature, 1)
         if kind not in self._choosers:
             largest = self.largest
-            chooser = SizeChooser(largest.depth, largest.total, largest.width + largest.depth)
-            self._choosers.setdefault(kind, chooser)
+            first, among = largest.level_rows + largest.depth, largest.sizes()
+            self._choosers.setdefault(kind, SizeChooser(largest.depth, largest.most_nodes, first, among))
         return _ChosenShape(self, self._choosers[kind])
 
     def need_costs(self, measure: Callable[[Dynamic], Costs]) -> None:
         with self._measuring:  # generations that begin now wait for the costs
             if self.costs is None:
-                self.costs = measure(self.largest)
+                self.costs = measure(self.largest.as_dynamic())
 
     def forget_costs(self) -> None:
         self.costs = None
@@ -449,6 +481,12 @@ class Auto(Shape):
     def scale_draft_costs(self, factor: float) -> None:
         if self.costs is not None:
             self.costs = replace(self.costs, draft_s=tuple(factor * seconds for seconds in self.costs.draft_s))
+
+
+class AutoStatic(Auto):
+    """As many whole levels of a static tree as pay."""
+
+    kind: ClassVar[Kind] = "static"
 
 
 class ShapeInUse:
@@ -493,15 +531,7 @@ class _ChosenShape(ShapeInUse):
         if size is None or costs is None:  # None: forgotten meanwhile
             return None
         largest = self._auto.largest
-        if not size.look:
-            return replace(largest, depth=size.depth, total=size.total)
-        return _Look(
-            width=largest.width,
-            depth=largest.depth,
-            total=largest.total,
-            num_kept=size.total,
-            show=self._chooser.record_candidates,
-        )
+        return largest.look(size, self._chooser.record_candidates) if size.look else largest.sized(size)
 
     def prospect(self) -> Prospect | None:
         return None if self._auto.costs is None else self._chooser.prospect()
@@ -531,7 +561,7 @@ class _ChosenShape(ShapeInUse):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Look(Dynamic):
+class _DynamicLook(Dynamic):
     """Shows all candidates for `total` nodes, and keeps the best few."""
 
     num_kept: int
@@ -540,6 +570,19 @@ class _Look(Dynamic):
     def keep(self, tree: DraftTree, chosen: Tensor) -> DraftTree:
         self.show(tree)
         return rerank(tree, self.num_kept)
+
+
+class _StaticLook(Static):
+    """Shows all nodes, and keeps some levels."""
+
+    def __init__(self, paths: Iterable[Path], num_levels: int, show: Callable[[DraftTree], None]) -> None:
+        super().__init__(paths)
+        self._num_levels, self._show = num_levels, show
+
+    def keep(self, tree: DraftTree, chosen: Tensor) -> DraftTree:
+        whole = super().keep(tree, chosen)
+        self._show(whole)
+        return whole.cut(self._num_levels)
 
 
 def sized(given: Mapping[str, Any], default: Dynamic) -> Dynamic | Auto:

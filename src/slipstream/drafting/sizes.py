@@ -21,7 +21,7 @@ import statistics
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -91,13 +91,17 @@ class SizeChooser:
     One cycle at a time: generations in several threads ask for a turn first.
     """
 
-    def __init__(self, depth: int, total: int, first_total: int) -> None:
-        """depth, total: of the largest tree. first_total: nodes until more is known."""
-        self._largest = Size(depth, total)
+    def __init__(
+        self, depth: int, total: int, first_total: int, among: Sequence[tuple[int, int]] | None = None
+    ) -> None:
+        """depth, total: of the largest tree. first_total: nodes until more is known. among: the depths and totals that
+        there are, the first of them for the beginning; None: all.
+        """
+        self._largest, self._any_size = Size(depth, total), among is None
         self._costs: Costs
-        self._gains = _Gains(self._largest)
+        self._gains = _Gains(self._largest, among)
         self._corrections = _Corrections()
-        self._good = Size(depth, min(total, first_total))  # the best of all trees
+        self._good = Size(depth, min(total, first_total)) if among is None else Size(*among[0])  # the best of all trees
         self._gain = 1.0  # of `_good`, over plain decoding
         self._pays = True  # `_good` is better than plain decoding
         self._prospect = Prospect(0.0, 1.0)
@@ -188,7 +192,7 @@ class SizeChooser:
 
     def _trial(self) -> Size:
         """The best size, and in other rounds half and double of it."""
-        times = self._corrections.num_compared % 4
+        times = self._corrections.num_compared % 4 if self._any_size else 0
         if times == 1:
             return self._good._replace(total=min(2 * self._good.total, self._largest.total))
         if times == 3:
@@ -212,8 +216,8 @@ def _nobody() -> None:
 class _Gains:
     """What trees bring: drafted tokens accepted, by depth and size."""
 
-    def __init__(self, largest: Size) -> None:
-        self._largest = largest
+    def __init__(self, largest: Size, among: Sequence[tuple[int, int]] | None) -> None:
+        self._largest, self._among = largest, among
         self.fresh = False
         """Candidates were recorded that are still to be copied."""
         self._expected: Tensor | None = None  # [depth, total] tokens that a tree so deep and large brings by its values
@@ -257,7 +261,7 @@ class _Gains:
     def best(self, costs: Costs) -> Fastest:
         """The tree with the most tokens per second, by what was copied last."""
         trust = (self._accepted + _PRIOR) / (self._believed + _PRIOR)
-        self._chosen = fastest(costs, [[value * trust for value in row] for row in self._values])
+        self._chosen = fastest(costs, [[value * trust for value in row] for row in self._values], self._among)
         self._promise = self._values[self._chosen.depth - 1][self._chosen.total - 1]
         return self._chosen
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -196,10 +196,13 @@ class Fastest(NamedTuple):
     """Its tokens per second over those of plain decoding; where it is not above 1, no tree pays."""
 
 
-def fastest(costs: Costs, expected: Sequence[Sequence[float]]) -> Fastest:
+def fastest(
+    costs: Costs, expected: Sequence[Sequence[float]], among: Collection[tuple[int, int]] | None = None
+) -> Fastest:
     """The best of all trees by what they bring and cost.
 
-    expected[d][n]: drafted tokens accepted on average in a tree of d + 1 levels and n + 1 nodes.
+    expected[d][n]: drafted tokens accepted on average in a tree of d + 1 levels and n + 1 nodes. among: the (levels,
+    nodes) that there are; None: all.
     """
     plain_s = costs.verify(1)
     verify_s = [costs.verify(1 + total) for total in range(1, len(expected[0]) + 1)]
@@ -207,6 +210,7 @@ def fastest(costs: Costs, expected: Sequence[Sequence[float]]) -> Fastest:
     def choices() -> Iterable[Fastest]:
         for depth, row in enumerate(expected, start=1):
             for total, (accepted, seconds) in enumerate(zip(row, verify_s, strict=True), start=1):
-                yield Fastest(depth, total, (1 + accepted) * plain_s / (costs.draft_s[depth] + seconds))
+                if among is None or (depth, total) in among:
+                    yield Fastest(depth, total, (1 + accepted) * plain_s / (costs.draft_s[depth] + seconds))
 
     return max(choices(), key=lambda one: one.gain)

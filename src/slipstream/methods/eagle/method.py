@@ -24,9 +24,15 @@ def _dynamic(target: Target, options: Mapping[str, Any]) -> Drafter:
 
 def _static(target: Target, options: Mapping[str, Any]) -> Drafter:
     from slipstream.drafting.published_trees import EAGLE_1
-    from slipstream.drafting.shape import Static
+    from slipstream.drafting.shape import AutoStatic, Static
 
-    return _drafter(EAGLE, target, options, Static(EAGLE_1).within)
+    total = options.get("total", "auto")
+    if total not in ("auto", "all"):
+        raise InputError(f"eagle total is {total!r}; it must be 'auto', for as many levels as pay here, or 'all'")
+    tree = Static(EAGLE_1)
+    if total == "all":
+        return _drafter(EAGLE, target, options, tree.within)
+    return _drafter(EAGLE, target, options, lambda columns: AutoStatic(tree.within(columns)))
 
 
 def _drafter(method: Method, target: Target, options: Mapping[str, Any], shape_for: Callable[[int], Shape]) -> Drafter:
@@ -62,10 +68,10 @@ EAGLE2 = Method(
 
 EAGLE = Method(
     name="eagle",
-    summary="the same head fills a tree of fixed shape (EAGLE-1)",
+    summary="the same head fills a tree of fixed shape, as many of its levels as pay (EAGLE-1)",
     needs="an EAGLE head trained for the target",
     paper="arXiv 2401.15077",
-    options=option_names("draft", "draft_vocabulary"),
+    options=option_names("draft", "draft_vocabulary", "total"),
     build=_static,
     artefact="eagle",
 )
