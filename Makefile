@@ -38,8 +38,8 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/slipstream demo
-	$(BIN)/slipstream demo -m smollm2 --dtype float32 --time-limit 90
+	$(BIN)/slipstream demo -m smollm2 --dtype float32 --time-limit 120
+	$(BIN)/slipstream demo --prompts 12
 
 test: $(READY)
 	$(PYTEST_SETTINGS) $(BIN)/python -m pytest $(PYTEST_PROCESSES)
