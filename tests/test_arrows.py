@@ -41,7 +41,8 @@ ALLOWED: dict[str, set[str]] = {
     "certify": {*DOOR, "prompts", "records"},
     "bench": {*DOOR, "prompts", "records"},
     "report": {"errors", "records"},
-    "cli": {*DOOR, "prompts", "records", "search", "training", "certify", "bench", "report"},
+    "jobs": {"door", "errors"},
+    "cli": {*DOOR, "prompts", "records", "search", "training", "certify", "bench", "report", "jobs"},
     "start": {"cli"},
 }
 """Room -> the rooms that it may import, besides itself."""

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import slipstream
-from slipstream.cli import bench, certify, chat, demo, generate, heads, methods, skip, train
+from slipstream.cli import answer, bench, certify, chat, demo, generate, heads, methods, skip, train
 from slipstream.cli.options import VERBOSE, Verbose
 from slipstream.errors import InputError, SlipstreamError
 
@@ -99,6 +99,7 @@ def root(
 
 app.command()(generate.generate)
 app.command()(chat.chat)
+app.command()(answer.answer)
 app.command()(demo.demo)
 app.command()(methods.methods)
 app.command()(certify.certify)

@@ -150,6 +150,11 @@ class Drafter(ABC):
         """Take part in a new generation. Called before the prompt is prefilled."""
 
     @property
+    def varies(self) -> bool:
+        """Whether what is drafted for a text hangs on the clock, or on texts before it. Tokens do not, but rounding."""
+        return False
+
+    @property
     def draft_slots(self) -> int:
         """Cache slots that the drafter itself writes or its trees fill, root included, at most."""
         return 64

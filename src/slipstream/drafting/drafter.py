@@ -52,6 +52,10 @@ class ModelDrafter(Drafter):
         return SKELETONS[self.shape.kind](self.expander(generation), in_use, generation)
 
     @property
+    def varies(self) -> bool:
+        return self.shape.varies
+
+    @property
     def draft_slots(self) -> int:
         return 1 + self.shape.most_nodes
 

@@ -242,6 +242,8 @@ class HostSizes:
         if total not in ("auto", None) and (not isinstance(total, int) or isinstance(total, bool) or total < 1):
             raise InputError(f"total is {total!r}; it must be at least 1, a whole number, or 'auto'")
         self.by_cost = total == "auto"
+        self.varies = total is not None
+        """Whether the guesses that are kept hang on the clock, or on what was right in texts before."""
         self.most = min(most, ROWS[-1] - 1) if self.by_cost else most if total is None else min(most, int(total))
         self._habits: dict[tuple[type[DecodingRule], float], Habits] = {}
         self._costs: WeakKeyDictionary[Target, PassCosts] = WeakKeyDictionary()

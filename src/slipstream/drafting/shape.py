@@ -49,6 +49,11 @@ class Shape(ABC):
     """Whether the size follows measured cost, down to none."""
 
     @property
+    def varies(self) -> bool:
+        """Whether sizes hang on the clock, or on texts before."""
+        return self.by_cost
+
+    @property
     @abstractmethod
     def depth(self) -> int:
         """Levels below the root, at most."""
@@ -151,6 +156,10 @@ class Chain(Shape):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
                 raise InputError(f"chain {name} is {value!r}; it must lie from 0 to 1")
+
+    @property
+    def varies(self) -> bool:
+        return self.adaptive
 
     @property
     def depth(self) -> int:

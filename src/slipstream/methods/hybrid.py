@@ -34,6 +34,10 @@ class HybridDrafter(Drafter):
         return _Hybrid(model, lookup)
 
     @property
+    def varies(self) -> bool:
+        return True  # who drafts is decided by cost
+
+    @property
     def draft_slots(self) -> int:
         return max(self.model.draft_slots, self.lookup.draft_slots)
 

@@ -84,6 +84,10 @@ class LookaheadDrafter(Drafter):
         return _Lookahead(generation, self)
 
     @property
+    def varies(self) -> bool:
+        return self.sizes.varies
+
+    @property
     def draft_slots(self) -> int:
         return self.cells + self.sizes.most  # the root's among the cells
 

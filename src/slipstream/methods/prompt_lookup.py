@@ -64,6 +64,10 @@ class PromptLookupDrafter(Drafter):
         return Lookup(generation, self)
 
     @property
+    def varies(self) -> bool:
+        return self.sizes.varies
+
+    @property
     def draft_slots(self) -> int:
         return 1 + self.sizes.most
 

@@ -105,6 +105,10 @@ class LayerSkipDrafter(ModelDrafter):
         return f"{self.name} without attention {list(self.skip_set.attention)}, MLP {list(self.skip_set.mlp)}"
 
     @property
+    def varies(self) -> bool:
+        return super().varies or self.adaptive is not None
+
+    @property
     def draft_slots(self) -> int:
         drafted = max(self.shape.most_rows, 1 + self.shape.most_nodes)
         return drafted if self.adaptive is None else max(drafted, self.adaptive.settings.trial_rows)

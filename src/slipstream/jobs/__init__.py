@@ -1,0 +1,1 @@
+"""Answers to a file of prompts: resumable, shared among processes, the same bytes whoever answered."""

@@ -1,0 +1,132 @@
+"""The folder of a job while it runs: what was asked for, and one file of finished answers for each process.
+
+    answers.jsonl.parts/job.json        the header: model, method, settings, versions
+    answers.jsonl.parts/0-of-2.jsonl    answers of process 0 of 2, in the order in which it finished them
+
+Whoever finishes last joins the parts in the order of the prompts and removes the folder. A line that was cut off by a
+kill is dropped, so a killed process loses the answer that it was at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from slipstream.errors import InputError
+
+HEADER = "job.json"
+
+
+class Parts:
+    """A job's folder, beside its output file."""
+
+    def __init__(self, out: Path, header: Mapping[str, Any]) -> None:
+        """header: JSON values; two runs with the same are one job."""
+        self.out, self.header = out, dict(header)
+        self.header_file = out.with_name(f"{out.name}.{HEADER}")
+        self._folder = out.with_name(f"{out.name}.parts")
+
+    def begin(self) -> bool:
+        """Make the folder, or find it. Returns whether the whole job is done already.
+
+        Raises InputError where the output or the folder is another job's.
+        """
+        if self.out.exists():
+            self._check(self.header_file, f"{self.out} is there already and is not this job's; choose another --out")
+            return True
+        self._folder.mkdir(parents=True, exist_ok=True)
+        file = self._folder / HEADER
+        with FileLock(self._folder / "lock"):
+            if file.exists():
+                self._check(file, f"{self._folder} is of another job; choose another --out, or delete it to start over")
+            else:
+                _write(file, _text(self.header))
+        return False
+
+    def done(self) -> dict[str | int, str]:
+        """The finished answers by id, as lines."""
+        found: dict[str | int, str] = {}
+        for file in sorted(self._folder.glob("*-of-*.jsonl")):
+            found.update({json.loads(line)["id"]: line for line in _whole_lines(file)})
+        return found
+
+    @contextmanager
+    def writing(self, rank: int, world_size: int) -> Iterator[Part]:
+        """The file of one process. Raises InputError where another process has it."""
+        file = self._folder / f"{rank}-of-{world_size}.jsonl"
+        lock = FileLock(file.with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(f"another process is already process {rank} of {world_size} of this job") from None
+        try:
+            yield Part(file)
+        finally:
+            lock.release()
+
+    def join(self, ids: Sequence[str | int]) -> bool:
+        """Write the output file if all answers are there. Returns whether it is written."""
+        if not self._folder.exists():
+            return self.out.exists()
+        with FileLock(self.out.with_name(f"{self.out.name}.lock")) as lock:
+            if not self.out.exists():
+                done = self.done()
+                if any(one not in done for one in ids):
+                    return False
+                _write(self.header_file, _text(self.header))
+                _write(self.out, "".join(done[one] for one in ids))
+            shutil.rmtree(self._folder, ignore_errors=True)
+        Path(lock.lock_file).unlink(missing_ok=True)
+        return True
+
+    def _check(self, file: Path, otherwise: str) -> None:
+        """Raise InputError unless the file holds this job's header; says in what they differ."""
+        try:
+            there = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise InputError(otherwise) from None
+        ours = json.loads(_text(self.header))
+        if there != ours:
+            differing = sorted(name for name in {*there, *ours} if there.get(name) != ours.get(name))
+            raise InputError(f"{otherwise} (it differs in {', '.join(differing)})")
+
+
+class Part:
+    """The answers of one process, opened to go on: a line that was cut off is dropped."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        if file.exists():
+            size = sum(len(line.encode()) for line in _whole_lines(file))
+            with file.open("r+b") as opened:
+                opened.truncate(size)
+
+    def add(self, answer: Mapping[str, Any]) -> None:
+        """Write one answer, and wait until it is on the disk."""
+        with self._file.open("ab") as opened:
+            opened.write((json.dumps(answer, ensure_ascii=False) + "\n").encode())
+            opened.flush()
+            os.fsync(opened.fileno())
+
+
+def _whole_lines(file: Path) -> list[str]:
+    lines = file.read_bytes().split(b"\n")[:-1]
+    return [line.decode() + "\n" for line in lines]
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+
+
+def _write(file: Path, text: str) -> None:
+    """The whole file or none of it."""
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)
