@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slipstream.errors import InputError
+from slipstream.records.certificate import AdjustedTest, CertificateRecord, CertifiedAnswer, Total
 from slipstream.records.journal import Journal, answer_line, read_answers
 from slipstream.records.record import json_text, load_record, parse_record, record_json
 from slipstream.records.schema import Answer, CycleMs, Picture, Record, Row, Setup, TreeCounts
 from slipstream.records.shapes import read_shape
 
 RECORDS = Path(__file__).parents[2] / "benchmarks" / "records"
-SHAPES = (Answer, Setup, Row, TreeCounts, Picture)
+SHAPES = (Answer, Setup, Row, TreeCounts, Picture, CertifiedAnswer, AdjustedTest, Total)
 
 
 def values(kind: Any) -> st.SearchStrategy[Any]:
@@ -52,7 +53,7 @@ def test_what_is_written_is_read_back_as_it_was(shape: type, data: st.DataObject
     assert read_shape(shape, json.loads(json.dumps(asdict(one))), "here") == one
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, Record])
+@pytest.mark.parametrize("shape", [*SHAPES, Record, CertificateRecord])
 def test_the_first_missing_field_is_named(shape: type) -> None:
     with pytest.raises(InputError, match=f"here has no '{fields(shape)[0].name}'"):
         read_shape(shape, {}, "here")

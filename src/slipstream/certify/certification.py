@@ -9,13 +9,14 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from slipstream.certify.certificate import Certificate, ComparedAnswer
-from slipstream.certify.distribution import LawTest, choose_subject, run_law_test
+from slipstream.certify.distribution import choose_subject, run_law_test
 from slipstream.certify.identity import Comparison, compare
 from slipstream.certify.judgement import judge
 from slipstream.certify.requests import GREEDY, Warping, make_request
 from slipstream.core.sampling import VERIFICATIONS, SamplingSettings
 from slipstream.errors import InputError, unknown_choice
 from slipstream.prompts import Prompt
+from slipstream.records.certificate import LawTest, Tested
 
 if TYPE_CHECKING:
     from slipstream import Model
@@ -102,7 +103,7 @@ class Certification:
             advance("rulings")
         tests = self._law_tests(advance) if self.num_samples else []
         return Certificate(
-            provenance={**provenance, "settings": asdict(self.settings)},
+            provenance={**provenance, "settings": _tested(self.settings)},
             method=self.model.method,
             answers=answers,
             tests=tests,
@@ -147,3 +148,7 @@ class Certification:
             )
             for rule in settings.rules
         ]
+
+
+def _tested(settings: CertifySettings) -> Tested:
+    return Tested(**asdict(settings) | {"rules": list(settings.rules)})

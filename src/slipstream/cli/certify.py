@@ -21,8 +21,9 @@ from slipstream.errors import InputError, LosslessnessError, unknown_choice
 
 if TYPE_CHECKING:
     from slipstream import Model
-    from slipstream.certify import Certificate, CertifySettings
+    from slipstream.certify import CertifySettings
     from slipstream.prompts import Prompt
+    from slipstream.records.certificate import CertificateRecord
 
 TEST = "Test"
 DEFAULT_PROMPTS = 4
@@ -130,6 +131,8 @@ def certify(
 
     Example: slipstream certify -m tiny -d eagle2 --dtype bfloat16 --out certificate.json
     """
+    from slipstream.records.certificate import certificate_json, write_certificate
+
     if judge not in JUDGES:
         raise unknown_choice("judge", judge, JUDGES)
     if out is not None and not out.parent.is_dir():
@@ -163,7 +166,7 @@ def certify(
     if out is not None:
         write_certificate(certificate, out)
     if as_json:
-        print(json.dumps(certificate.to_dict()))
+        print(json.dumps(certificate_json(certificate)))
     else:
         from slipstream.cli.certify_report import show
 
@@ -213,7 +216,7 @@ def _certify(
     in_float64: Callable[[], Model] | None,
     drafting: dict[str, Any],
     option: list[str] | None,
-) -> Certificate:
+) -> CertificateRecord:
     import torch
 
     from slipstream.certify import Certification
@@ -226,24 +229,12 @@ def _certify(
         "options": {name: _shown(value) for name, value in {**given(**drafting), **parse_further(option)}.items()},
     }
     with _progress(certification.parts) as advance:
-        return certification.run(about, advance)
+        return certification.run(about, advance).record()
 
 
 def _shown(value: Any) -> Any:
     """An absolute path by its last part, as in the command."""
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-
-def write_certificate(certificate: Certificate, path: Path) -> None:
-    """Write it as JSON, one answer a line."""
-    record = certificate.to_dict()
-    answers = record.pop("answers")
-    head = json.dumps(record, indent=1).removesuffix("\n}")
-    lines = ",\n".join(f"  {json.dumps(answer)}" for answer in answers)
-    try:
-        path.write_text(f'{head},\n "answers": [\n{lines}\n ]\n}}\n', encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
 @contextmanager
@@ -287,12 +278,14 @@ def _after(part: str, parts: dict[str, int]) -> str | None:
     return names[place] if place < len(names) else None
 
 
-def _raise_unless_passed(certificate: Certificate) -> None:
-    from slipstream.certify.certificate import PASSING
+def _raise_unless_passed(certificate: CertificateRecord) -> None:
+    from slipstream.records.certificate import PASSING
 
     if certificate.verdict in PASSING:
         return
-    faults, doubts = certificate.faults(), certificate.doubts()
-    found, remedy = (faults, "Please report it.") if faults else (doubts, "Nothing was proved.")
+    is_fault = bool(certificate.faults)
+    found, remedy = (
+        (certificate.faults, "Please report it.") if is_fault else (certificate.doubts, "Nothing was proved.")
+    )
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     raise LosslessnessError(f"{certificate.verdict}: {found[0]}{more}. {remedy}")

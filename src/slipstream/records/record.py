@@ -37,11 +37,15 @@ def load_record(path: Path) -> Record:
     if not file.is_file():
         hint = " (`slipstream bench run --resume` writes it)" if path.is_dir() else ""
         raise InputError(f"no record at {file}{hint}; give a run's folder or its {RECORD_FILE}")
+    return parse_record(read_json(file), str(file))
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds. Raises InputError if it is damaged."""
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is damaged: {error}") from error
-    return parse_record(data, str(file))
 
 
 def parse_record(data: Any, place: str = RECORD_FILE) -> Record:
