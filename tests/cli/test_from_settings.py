@@ -11,6 +11,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from slipstream.bench.settings import BenchOptions
+from slipstream.certify.options import CertifyOptions, Warping
 from slipstream.cli.app import app as main
 from slipstream.cli.from_settings import Own, field_docs, options_from_settings
 from slipstream.errors import InputError
@@ -28,6 +29,8 @@ COMMANDS = [
     ("bench run", BenchOptions),
     ("skip search", SearchOptions),
     ("skip search", DraftOptions),
+    ("certify", CertifyOptions),
+    ("certify", Warping),
 ]
 
 

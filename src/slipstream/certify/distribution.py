@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from slipstream.certify.chi_square import p_value, smallest_bias
 from slipstream.certify.law import NUM_TOKENS, Cells, Text, target_cells
-from slipstream.certify.requests import Warping, make_request
+from slipstream.certify.options import Warping
+from slipstream.certify.requests import make_request
 from slipstream.core.sampling import SamplingSettings
 from slipstream.drafting.base import Drafter
 from slipstream.engine.engine import Engine

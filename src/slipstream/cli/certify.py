@@ -7,13 +7,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from slipstream.bench.settings import JUDGES
+from slipstream.certify.options import CertifyOptions, Warping
 from slipstream.cli import options
 from slipstream.cli.answering import note
+from slipstream.cli.from_settings import options_from_settings
 from slipstream.cli.loading import load
 from slipstream.cli.options import given, parse_further
 from slipstream.cli.outputs import check_out_file
@@ -27,12 +31,26 @@ if TYPE_CHECKING:
 
 TEST = "Test"
 DEFAULT_PROMPTS = 4
-JUDGES = ("auto", "float64", "none")
 JUDGED_PARAMETERS = 1e9
 _NOTE_EVERY_S = 10.0  # where there is no bar
 
 
+@options_from_settings(
+    panels={
+        TEST: ("max_new_tokens", "num_seeds", "first_seed", "num_samples"),
+        options.SAMPLING: ("temperature", "top_p", "top_k", "min_p"),
+    },
+    flags={
+        "max_new_tokens": "--max-new-tokens,-n",
+        "num_seeds": "--seeds",
+        "first_seed": "--seed",
+        "num_samples": "--samples",
+        "temperature": "--temperature,-t",
+    },
+    metavars={"num_seeds": "N", "num_samples": "N"},
+)
 def certify(
+    *,
     model: options.Model = "tiny",
     drafter: options.Method = "auto",
     draft: options.Draft = None,
@@ -47,28 +65,15 @@ def certify(
     ] = None,
     num_prompts: Annotated[
         int | None,
-        typer.Option("--prompts", metavar="N", rich_help_panel=TEST, help="The first N prompts.", show_default="4"),
-    ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "-n", rich_help_panel=TEST, help="Tokens at most, per answer.")
-    ] = 48,
-    seeds: Annotated[
-        int,
         typer.Option(
-            "--seeds", metavar="N", rich_help_panel=TEST, help="Seeded answers to each prompt, beside the greedy one."
-        ),
-    ] = 1,
-    seed: Annotated[int, typer.Option("--seed", rich_help_panel=TEST, help="The first seed; others count up.")] = 1,
-    samples: Annotated[
-        int,
-        typer.Option(
-            "--samples",
+            "--prompts",
             metavar="N",
             rich_help_panel=TEST,
-            help="Samples of three tokens, for each verification rule, 100 at least; more find smaller faults; 0 "
-            "leaves the distribution out.",
+            help="The first N prompts.",
+            show_default=str(DEFAULT_PROMPTS),
         ),
-    ] = 300,
+    ] = None,
+    asked: CertifyOptions,
     verification: Annotated[
         str | None,
         typer.Option(
@@ -97,15 +102,7 @@ def certify(
             help="Write the certificate, as JSON.",
         ),
     ] = None,
-    temperature: Annotated[
-        float,
-        typer.Option(
-            "--temperature", "-t", rich_help_panel=options.SAMPLING, help="Of the seeded answers and samples."
-        ),
-    ] = 1.0,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
+    warping: Warping,
     skip_set: options.SkipSet = None,
     draft_vocabulary: options.DraftVocabulary = None,
     tree: options.Tree = None,
@@ -138,14 +135,7 @@ def certify(
     if out is not None and not out.parent.is_dir():
         raise InputError(f"the folder of --out {out} does not exist; make it first")
     prompts = _chosen_prompts(data, num_prompts)
-    settings = _settings(
-        max_new_tokens=max_new_tokens,
-        num_seeds=seeds,
-        first_seed=seed,
-        num_samples=samples,
-        rules=None if verification is None else (verification,),
-        warping={"temperature": temperature, **given(top_p=top_p, top_k=top_k, min_p=min_p)},
-    )
+    settings = _settings(asked, warping, verification)
     drafting = {
         "draft": draft,
         "skip_set": skip_set,
@@ -185,11 +175,10 @@ def _chosen_prompts(data: Path | None, number: int | None) -> list[Prompt]:
     return prompts[: DEFAULT_PROMPTS if number is None else number]
 
 
-def _settings(warping: dict[str, Any], **others: Any) -> CertifySettings:
+def _settings(asked: CertifyOptions, warping: Warping, rule: str | None) -> CertifySettings:
     from slipstream.certify import CertifySettings
-    from slipstream.certify.requests import Warping
 
-    return CertifySettings(warping=Warping(**warping), **given(**others))
+    return CertifySettings(**asdict(asked), warping=warping, **given(rules=None if rule is None else (rule,)))
 
 
 def _arbiter(loaded: Model, judge: str, load_in: Callable[[str], Model]) -> Callable[[], Model] | None:
