@@ -94,10 +94,11 @@ def test_the_certificate_says_what_was_run(certify, tmp_path, loads):
     assert [one["reference"] for one in record["greedy"]] == ["same shape", "row by row", "transformers"]
 
 
-def test_a_certificate_shows_the_same_when_it_is_read_again(certify, tmp_path, capsys):
+def test_a_certificate_shows_the_same_when_it_is_read_again(certify, tmp_path, capsys, monkeypatch):
     out = tmp_path / "certificate.json"
     done = certify("--prompts", 1, *TREE, "--seeds", 1, "-n", 12, "--samples", 100, "--dtype", "bfloat16", "--out", out)
     record = load_certificate(out)
+    monkeypatch.setenv("COLUMNS", "120")  # as the command had it
     show(record, NUMBERS)
     assert capsys.readouterr().out == done.stdout
     write_certificate(record, tmp_path / "again.json")

@@ -9,7 +9,7 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slipstream.errors import InputError
@@ -21,6 +21,7 @@ from slipstream.records.shapes import read_shape
 
 RECORDS = Path(__file__).parents[2] / "benchmarks" / "records"
 SHAPES = (Answer, Setup, Row, TreeCounts, Picture, CertifiedAnswer, AdjustedTest, Total)
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # other work may have the cores
 
 
 def values(kind: Any) -> st.SearchStrategy[Any]:
@@ -47,6 +48,7 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@UNHURRIED
 @given(data=st.data())
 def test_what_is_written_is_read_back_as_it_was(shape: type, data: st.DataObject) -> None:
     one = data.draw(values(shape))
@@ -93,6 +95,7 @@ def test_a_record_of_another_time_or_kind_is_refused_in_one_line(data: Any, says
     assert "\n" not in str(error.value)
 
 
+@UNHURRIED
 @given(answers=st.lists(values(Answer), max_size=3))
 def test_answers_of_the_journal_are_read_as_they_were_written(answers: list[Answer], tmp_path_factory) -> None:
     path = tmp_path_factory.mktemp("journal") / "answers.jsonl"

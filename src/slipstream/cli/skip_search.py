@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from slipstream.skipping.skip_set import SkipSet
 
 DRAFT, SEARCH, LIMITS = "The draft that the set is for", "The search", "What must be kept"
-OF_ANSWERS = ("max_new_tokens", "temperature")
 
 
 @options_from_settings(
