@@ -85,6 +85,7 @@ def lost(old: Any, new: Any, place: str = "record") -> list[str]:
         ({"verdict": "lossless"}, "is older or of another kind; run the benchmark anew"),
         ({"format": 0}, "is older or of another kind"),
         ({"format": 2}, "of format 2, newer than this version reads (1); update slipstream"),
+        ({"format": 1, "verdict": "lossless"}, "is a certificate of `slipstream certify`, not a benchmark's record"),
         ([], "is no benchmark record"),
     ],
 )

@@ -58,6 +58,8 @@ def parse_record(data: Any, place: str = RECORD_FILE) -> Record:
             f"{place} is no benchmark record of format {FORMAT} (its format is {version!r}): it is older or of another "
             "kind; run the benchmark anew"
         )
+    if "run" not in data and "verdict" in data:
+        raise InputError(f"{place} is a certificate of `slipstream certify`, not a benchmark's record")
     record = read_shape(Record, data, place)
     _check_names(record, place)
     return record
