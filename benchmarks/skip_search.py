@@ -1,6 +1,6 @@
 """Searched skip sets against the default, uniform skipping, random search, another task's set and the adaptive set.
 
-    python benchmarks/skip_search.py --threads 1 --out benchmarks/records/skip-search-demo.json
+    python benchmarks/skip_search.py --threads 1 --data FOLDER --out skip-search.json
 
 Sets are searched on questions 11 to 22 of each file and measured on the first ten, all methods side by side. Then sets
 from all over the study are generated with, to see whether the modelled speed ranks them as the clock does.

@@ -7,7 +7,7 @@ import pytest
 from slipstream.certify.identity import Against, Comparison, Divergence
 from slipstream.certify.judgement import TOLERANCE, judge, worst
 from slipstream.certify.recording import RecordedAnswer
-from slipstream.certify.reference import Floor
+from slipstream.records.certificate import Floor
 
 ANSWER = RecordedAnswer((1, 2, 3), "length", ())
 YARDSTICK = 0.1

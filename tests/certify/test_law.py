@@ -12,7 +12,7 @@ from families import build
 from slipstream.certify.certificate import Certificate
 from slipstream.certify.distribution import choose_subject, run_law_test
 from slipstream.certify.law import NUM_TOKENS, cells_of
-from slipstream.certify.requests import Warping
+from slipstream.certify.options import Warping
 from slipstream.errors import InputError
 from slipstream.methods.registry import build_drafter
 from slipstream.target.target import Target

@@ -11,9 +11,10 @@ from certify.certify_doubles import DTYPES, NUM_NEW, plain_text, target_of
 from doubles import CONFIGURATIONS, Scripted, configured, decode, random_tree
 from families import CONTEXT, prompt_ids
 from slipstream.certify.identity import compare
+from slipstream.certify.options import Warping
 from slipstream.certify.recording import ONE_ROW, PassShape, record
 from slipstream.certify.reference import Reference
-from slipstream.certify.requests import GREEDY, Warping, make_request
+from slipstream.certify.requests import GREEDY, make_request
 from slipstream.core.sampling import SamplingSettings
 from slipstream.engine.engine import Engine
 from slipstream.methods.plain import PlainDrafter

@@ -73,11 +73,11 @@ def test_options_are_these_and_adding_one_is_deliberate():
         "demo": {"methods", "num_prompts", "max_new_tokens", "temperature", "seed", "time_limit", "dtype", "device"}
         | {"model", "threads", "as_json"} | always,
         "methods": {"as_json"} | always,
-        "certify": (sampling - {"repetition_penalty"}) | loading | drafting | always
-        | {"data", "num_prompts", "seeds", "samples", "judge", "out", "as_json"},
-        "bench run": {"model", "method", "drafts", "peers", "data", "datasets", "tasks", "prompts", "max_new_tokens"}
-        | {"max_prompt_tokens", "temperature", "top_p", "seed", "samples", "repeats", "verification", "judge", "dtype"}
-        | {"device", "attention", "threads", "out", "resume", "report", "as_json"} | always,
+        "certify": (sampling - {"repetition_penalty", "seed"}) | loading | drafting | always
+        | {"data", "num_prompts", "num_seeds", "first_seed", "num_samples", "judge", "out", "as_json"},
+        "bench run": {"model", "method", "drafts", "peers", "data", "datasets", "tasks", "prompts_per_task"}
+        | {"max_new_tokens", "max_prompt_tokens", "temperatures", "top_p", "seed", "samples", "repeats", "verification"}
+        | {"judge", "dtype", "device", "attention", "threads", "out", "resume", "report", "as_json"} | always,
         "bench show": {"run", "layout", "temperature", "as_markdown", "as_json"} | always,
         "bench report": {"run", "out", "figures"} | always,
         "bench score": {"run", "data", "run_code", "unconfined", "scorer", "as_json"} | always,

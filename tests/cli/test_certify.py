@@ -11,8 +11,10 @@ import slipstream
 from certify.certify_doubles import NUMBERS, target_of
 from families import prompt_ids
 from slipstream.cli import certify as command
+from slipstream.cli.certify_report import show
 from slipstream.methods.registry import build_drafter
 from slipstream.model import Model
+from slipstream.records.certificate import load_certificate, write_certificate
 from slipstream.target.cache import SlotLayer
 
 TREE = ("--width", 3, "--depth", 3, "--total", 6)
@@ -90,6 +92,17 @@ def test_the_certificate_says_what_was_run(certify, tmp_path, loads):
     assert seeded["references"].keys() == {"same shape", "row by row"}
     assert greedy["floor"] == {"logits": 0.0, "hidden": 0.0, "num_passes": greedy["floor"]["num_passes"]}
     assert [one["reference"] for one in record["greedy"]] == ["same shape", "row by row", "transformers"]
+
+
+def test_a_certificate_shows_the_same_when_it_is_read_again(certify, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "certificate.json"
+    done = certify("--prompts", 1, *TREE, "--seeds", 1, "-n", 12, "--samples", 100, "--dtype", "bfloat16", "--out", out)
+    record = load_certificate(out)
+    monkeypatch.setenv("COLUMNS", "120")  # as the command had it
+    show(record, NUMBERS)
+    assert capsys.readouterr().out == done.stdout
+    write_certificate(record, tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_text() == out.read_text()
 
 
 def test_the_distribution_of_both_rules_is_tested(certify):

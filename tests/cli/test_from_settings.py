@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
 import pytest
@@ -10,22 +10,35 @@ import typer
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from slipstream.bench.settings import BenchOptions
+from slipstream.certify.options import CertifyOptions, Warping
+from slipstream.cli.app import app as main
 from slipstream.cli.from_settings import Own, field_docs, options_from_settings
-from slipstream.cli.train import app as train_app
 from slipstream.errors import InputError
 from slipstream.methods.draft_model.settings import DraftSettings
 from slipstream.methods.eagle.settings import EagleSettings
 from slipstream.methods.hydra.settings import HydraSettings
 from slipstream.methods.medusa.settings import MedusaSettings
+from slipstream.search.options import DraftOptions, SearchOptions
 from slipstream.training.data.answer_settings import AnswerSettings
 
-COMMANDS = {
-    "eagle": EagleSettings,
-    "medusa": MedusaSettings,
-    "hydra": HydraSettings,
-    "draft": DraftSettings,
-    "answers": AnswerSettings,
-}
+TRAINED = {"eagle": EagleSettings, "medusa": MedusaSettings, "hydra": HydraSettings, "draft": DraftSettings}
+COMMANDS = [
+    *((f"train {name}", kind) for name, kind in TRAINED.items()),
+    ("train answers", AnswerSettings),
+    ("bench run", BenchOptions),
+    ("skip search", SearchOptions),
+    ("skip search", DraftOptions),
+    ("certify", CertifyOptions),
+    ("certify", Warping),
+]
+
+
+def command_of(path: str) -> Any:
+    found = get_command(main)
+    for name in path.split():
+        found = found.commands[name]
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +67,12 @@ class Settings(Base):
     def __post_init__(self) -> None:
         if self.rate < 0:
             raise InputError(f"rate is {self.rate}; it must be at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Odd:
+    names: list[str] = field(default_factory=list)
+    size: int = 3
 
 
 made: list[tuple[Settings, str]] = []
@@ -115,24 +134,36 @@ def test_panels_come_in_their_order() -> None:
     assert shown.index("Second") < shown.index("Third")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_field_of_what_is_trained_is_an_option_with_a_help_and_the_fields_default(name: str) -> None:
-    command = get_command(train_app).commands[name]
-    options = {one.name: one for one in command.params}
-    for field in fields(COMMANDS[name]):
-        if field.name == "tokens_per_step" and name != "eagle":
-            assert field.name not in options  # it counts only without a batch size
+@pytest.mark.parametrize(("path", "kind"), COMMANDS, ids=lambda one: getattr(one, "__name__", one))
+def test_every_field_of_the_settings_is_an_option_with_a_help_and_the_fields_default(path: str, kind: type) -> None:
+    options = {one.name: one for one in command_of(path).params}
+    for one in fields(kind):
+        if one.name == "tokens_per_step" and kind is not EagleSettings:
+            assert one.name not in options  # it counts only without a batch size
             continue
-        option = options[field.name]
-        assert option.help, field.name
+        option = options[one.name]
+        assert option.help, one.name
         assert "`" not in option.help
-        if field.name != "part":
-            default = list(field.default) if isinstance(field.default, tuple) else field.default
-            assert option.default == default, field.name
+        if one.name != "part":
+            default = list(one.default) if isinstance(one.default, tuple) else one.default
+            assert option.default == default, one.name
 
 
-@pytest.mark.parametrize("name", [one for one in COMMANDS if one != "answers"])
+@pytest.mark.parametrize("name", TRAINED)
 def test_every_field_stands_in_a_panel(name: str) -> None:
-    command = get_command(train_app).commands[name]
-    panels = {one.name: one.rich_help_panel for one in command.params}
-    assert {one.name for one in fields(COMMANDS[name]) if panels.get(one.name, "") is None} == set()
+    panels = {one.name: one.rich_help_panel for one in command_of(f"train {name}").params}
+    assert {one.name for one in fields(TRAINED[name]) if panels.get(one.name, "") is None} == set()
+
+
+def test_what_is_left_out_may_have_any_default_and_settings_may_come_after_options() -> None:
+    taken: list[tuple[Odd, int]] = []
+    odd = typer.Typer()
+
+    @odd.command()
+    @options_from_settings(leave_out=("names",), metavars={"size": "N"})
+    def run(*, number: int = 1, settings: Odd) -> None:
+        taken.append((settings, number))
+
+    assert CliRunner().invoke(odd, ["--size", "4"]).exit_code == 0
+    assert taken == [(Odd(size=4), 1)]
+    assert "--size N" in " ".join(CliRunner().invoke(odd, ["--help"]).stdout.split())

@@ -9,17 +9,19 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slipstream.errors import InputError
+from slipstream.records.certificate import AdjustedTest, CertificateRecord, CertifiedAnswer, Total
 from slipstream.records.journal import Journal, answer_line, read_answers
 from slipstream.records.record import json_text, load_record, parse_record, record_json
 from slipstream.records.schema import Answer, CycleMs, Picture, Record, Row, Setup, TreeCounts
 from slipstream.records.shapes import read_shape
 
 RECORDS = Path(__file__).parents[2] / "benchmarks" / "records"
-SHAPES = (Answer, Setup, Row, TreeCounts, Picture)
+SHAPES = (Answer, Setup, Row, TreeCounts, Picture, CertifiedAnswer, AdjustedTest, Total)
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # other work may have the cores
 
 
 def values(kind: Any) -> st.SearchStrategy[Any]:
@@ -46,13 +48,14 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@UNHURRIED
 @given(data=st.data())
 def test_what_is_written_is_read_back_as_it_was(shape: type, data: st.DataObject) -> None:
     one = data.draw(values(shape))
     assert read_shape(shape, json.loads(json.dumps(asdict(one))), "here") == one
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, Record])
+@pytest.mark.parametrize("shape", [*SHAPES, Record, CertificateRecord])
 def test_the_first_missing_field_is_named(shape: type) -> None:
     with pytest.raises(InputError, match=f"here has no '{fields(shape)[0].name}'"):
         read_shape(shape, {}, "here")
@@ -82,6 +85,7 @@ def lost(old: Any, new: Any, place: str = "record") -> list[str]:
         ({"verdict": "lossless"}, "is older or of another kind; run the benchmark anew"),
         ({"format": 0}, "is older or of another kind"),
         ({"format": 2}, "of format 2, newer than this version reads (1); update slipstream"),
+        ({"format": 1, "verdict": "lossless"}, "is a certificate of `slipstream certify`, not a benchmark's record"),
         ([], "is no benchmark record"),
     ],
 )
@@ -92,6 +96,7 @@ def test_a_record_of_another_time_or_kind_is_refused_in_one_line(data: Any, says
     assert "\n" not in str(error.value)
 
 
+@UNHURRIED
 @given(answers=st.lists(values(Answer), max_size=3))
 def test_answers_of_the_journal_are_read_as_they_were_written(answers: list[Answer], tmp_path_factory) -> None:
     path = tmp_path_factory.mktemp("journal") / "answers.jsonl"

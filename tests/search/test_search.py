@@ -21,6 +21,7 @@ from slipstream.errors import ArtifactError, InputError, LayerSkipUnsupportedErr
 from slipstream.methods.plain import PlainDrafter
 from slipstream.model import Model
 from slipstream.search.modelled import modelled_speed
+from slipstream.search.options import DraftOptions
 from slipstream.search.plots import write_plots
 from slipstream.search.prompts import TASKS, read_prompts, task_prompts
 from slipstream.search.search import SkipSearch
@@ -135,9 +136,9 @@ def test_settings_that_cannot_be_are_refused(
 
 
 def test_sizes_of_the_other_tree_are_refused() -> None:
-    assert make_shape("chain", length=5) == Chain(length=5)
+    assert make_shape(DraftOptions(tree="chain", length=5)) == Chain(length=5)
     with pytest.raises(InputError, match="--length says nothing about a dynamic draft"):
-        make_shape("dynamic", length=5)
+        DraftOptions(tree="dynamic", length=5)
 
 
 def child(study: Path, trials: int) -> subprocess.Popen[str]:

@@ -6,7 +6,7 @@ What the user may have got wrong is found before the model is loaded, as far as 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from slipstream.bench.peers import PEERS
 from slipstream.bench.record import write_record
 from slipstream.bench.run_folder import check_same, holds_run
 from slipstream.bench.runner import BenchRun
-from slipstream.bench.settings import PLAIN, BenchSettings, EntrantSpec
+from slipstream.bench.settings import PLAIN, BenchOptions, BenchSettings, EntrantSpec
 from slipstream.bench.spec_bench import write_answers
 from slipstream.bench.tasks import load_tasks, questions_hash
 from slipstream.errors import InputError, unknown_choice
@@ -53,9 +53,7 @@ class Request:
     resume: bool = False
     loading: Mapping[str, Any] = field(default_factory=dict)
     """What `Load` takes by name; None: its default."""
-    prompts_per_task: int | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of `BenchSettings`."""
+    options: BenchOptions = field(default_factory=BenchOptions)
 
 
 @dataclass(slots=True)
@@ -82,8 +80,7 @@ def assemble(request: Request, load: Load, tell: Callable[[str], None]) -> Assem
         tasks=tuple(tasks),
         data=", ".join(sources),
         questions_hash=questions_hash(tasks),
-        prompts_per_task=request.prompts_per_task,
-        **request.settings,
+        **asdict(request.options),
     )
     if holds_run(request.folder, resume=request.resume):
         check_same(request.folder, _known_before_loading(request, settings, are_named=named is not None))
@@ -162,12 +159,12 @@ def _read_tasks(request: Request) -> tuple[dict[str, list[Prompt]], dict[HubTask
     only_hub = bool(request.datasets) and request.data is None
     if only_hub and names is not None:
         raise InputError("--tasks chooses among the tasks of --data; with --dataset alone leave it out")
-    tasks = {} if only_hub else load_tasks(request.data, names, request.prompts_per_task)
+    tasks = {} if only_hub else load_tasks(request.data, names, request.options.prompts_per_task)
     sources = [] if only_hub else ["shipped prompts" if request.data is None else request.data.name]
     questions: dict[HubTask, str] = {}
     for one in parse_tasks(request.datasets, list(tasks)):
         kept = kept_questions(request.folder, one) if request.resume else None
-        questions[one] = kept or fetch_questions(one, request.prompts_per_task)
+        questions[one] = kept or fetch_questions(one, request.options.prompts_per_task)
         tasks[one.name] = prompts_of(one, questions[one])
         sources.append(one.described)
     return tasks, questions, sources

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from slipstream.core.sampling import VERIFICATIONS
 from slipstream.errors import InputError, unknown_choice
 
 PLAIN = "plain"
-Judge = Literal["auto", "float64", "none"]
-JUDGES: tuple[Judge, ...] = ("auto", "float64", "none")
+JUDGES = ("auto", "float64", "none")
+
+_AT_LEAST_ONE = ("prompts_per_task", "max_new_tokens", "max_prompt_tokens", "samples", "repeats")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,49 @@ def _options(text: str, whole: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BenchSettings:
+class BenchOptions:
+    """How questions are answered, timed and judged, whatever they are and whoever answers."""
+
+    prompts_per_task: int | None = None
+    """The first prompts of each task; None: all, of a data set of the hub 80."""
+    max_new_tokens: int = 128
+    """Tokens of an answer at most."""
+    max_prompt_tokens: int | None = None
+    """Longer prompts lose the end of their longest message; None: what the context leaves beside the answer."""
+    temperatures: tuple[float, ...] = (0.0, 1.0)
+    """0 decodes greedily; may be repeated."""
+    top_p: float | None = None
+    """Nucleus of sampled answers; None: all tokens. top-k is always off, for peers too."""
+    seed: int = 0
+    """Of the sampled answers."""
+    samples: int = 1
+    """Answers to each prompt at temperatures above 0, each with a seed of its own."""
+    repeats: int = 1
+    """How often each answer is timed; the median counts."""
+    verification: str = "coupled"
+    """coupled: token for token plain sampling; rejection: the published rules, the same in distribution."""
+    judge: str = "auto"
+    """Generate answers that differ from plain decoding again in float64: auto (up to 1e9 parameters), float64 (always)
+    or none."""
+
+    def __post_init__(self) -> None:
+        from slipstream.core.sampling import VERIFICATIONS  # here, so that help needs no torch
+
+        for name in _AT_LEAST_ONE:
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 1")
+        if not self.temperatures or min(self.temperatures) < 0:
+            raise InputError(f"temperatures are {list(self.temperatures)}; give one or more, none below 0")
+        if len(set(self.temperatures)) < len(self.temperatures):
+            raise InputError(f"temperatures are {list(self.temperatures)}; each may be given once")
+        if self.verification not in VERIFICATIONS:
+            raise unknown_choice("verification", self.verification, VERIFICATIONS)
+        if self.judge not in JUDGES:
+            raise unknown_choice("judge", self.judge, JUDGES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchSettings(BenchOptions):
     """Everything that decides what a run does; a run is resumed only with the same."""
 
     entrants: tuple[EntrantSpec, ...]
@@ -79,42 +121,14 @@ class BenchSettings:
     """What the questions came from, to be shown."""
     questions_hash: str
     """Of the questions themselves."""
-    prompts_per_task: int | None = None
-    temperatures: tuple[float, ...] = (0.0, 1.0)
-    top_p: float | None = None
-    """Nucleus of sampled answers; None: all tokens. top-k is always off, for peers too."""
-    max_new_tokens: int = 128
-    max_prompt_tokens: int | None = None
-    """Longer prompts lose the end of their longest message; None: what the context leaves beside the answer."""
-    samples: int = 1
-    """Answers to each prompt at temperatures above 0, each with a seed of its own."""
-    repeats: int = 1
-    """How often each answer is timed; the median counts."""
-    seed: int = 0
-    verification: str = "coupled"
-    judge: Judge = "auto"
-    """Whether answers that differ from plain decoding are generated again in float64. auto: up to 1e9 parameters."""
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "samples", "repeats"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("prompts_per_task", "max_prompt_tokens"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.temperatures or min(self.temperatures) < 0:
-            raise InputError(f"temperatures are {list(self.temperatures)}; give one or more, none below 0")
-        if len(set(self.temperatures)) < len(self.temperatures):
-            raise InputError(f"temperatures are {list(self.temperatures)}; each may be given once")
+        BenchOptions.__post_init__(self)
         names = [one.name for one in self.entrants]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise InputError(f"{doubled[0]!r} is entered twice; name one otherwise: NAME=METHOD:OPTION=VALUE")
         if not names or names[0] != PLAIN:
             raise InputError("plain decoding must be the first entrant: all others are compared with it")
-        if self.verification not in VERIFICATIONS:
-            raise unknown_choice("verification", self.verification, VERIFICATIONS)
-        if self.judge not in JUDGES:
-            raise unknown_choice("judge", self.judge, JUDGES)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, as it comes back from it."""

@@ -7,17 +7,28 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from slipstream.certify.chi_square import holm
-from slipstream.certify.distribution import ALPHA, LawTest
+from slipstream.certify.distribution import ALPHA
 from slipstream.certify.identity import Against, Comparison, Divergence
 from slipstream.certify.judgement import RULINGS, Judged, Ruling, worst
-from slipstream.certify.reference import Floor
-
-Verdict = Literal["lossless", "lossless up to rounding", "FAULT", "inconclusive"]
-
-PASSING: tuple[Verdict, ...] = ("lossless", "lossless up to rounding")
+from slipstream.certify.law import NUM_TOKENS
+from slipstream.records.certificate import (
+    FAULT,
+    INCONCLUSIVE,
+    LOSSLESS,
+    ROUNDING,
+    AdjustedTest,
+    CertificateRecord,
+    CertifiedAnswer,
+    Difference,
+    Distribution,
+    Floor,
+    LawTest,
+    RuledAgainst,
+    Total,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,47 +47,25 @@ class ComparedAnswer:
         """The worst of its rulings."""
         return worst([one.ruling for one in self.judged.values()])
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+    def record(self) -> CertifiedAnswer:
+        """As it is written down."""
         found, answer = self.found, self.found.answer
-        return {
-            "prompt_id": self.prompt_id,
-            "seed": self.seed,
-            "ruling": self.ruling,
-            "num_tokens": len(answer.token_ids),
-            "finish_reason": answer.finish_reason,
-            "num_passes": len(answer.passes),
-            "num_drafted": answer.num_drafted,
-            "num_accepted": answer.num_accepted,
-            "rows_of_passes": sorted({one.shape.num_rows for one in answer.passes}),
-            "floor": asdict(found.floor),
-            "yardstick": found.yardstick if found.transformers is not None else None,
-            "num_states_differing": found.num_states_differing,
-            "state_distance": _finite(found.state_distance),
-            "references": {name: _against(against, self.judged[name]) for name, against in found.references.items()},
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Total:
-    """All answers of one way of decoding against one reference."""
-
-    reference: str
-    num_answers: int
-    num_tokens: int
-    """Tokens compared: those up to the first difference, in every answer."""
-    num_diverged: int
-    """Answers that differ somewhere."""
-    rulings: Mapping[Ruling, int]
-
-    @property
-    def rate(self) -> float:
-        """First differences per token compared."""
-        return self.num_diverged / self.num_tokens if self.num_tokens else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"rulings": dict(self.rulings), "divergences_per_token": self.rate}
+        return CertifiedAnswer(
+            prompt_id=self.prompt_id,
+            seed=self.seed,
+            ruling=self.ruling,
+            num_tokens=len(answer.token_ids),
+            finish_reason=answer.finish_reason,
+            num_passes=len(answer.passes),
+            num_drafted=answer.num_drafted,
+            num_accepted=answer.num_accepted,
+            rows_of_passes=sorted({one.shape.num_rows for one in answer.passes}),
+            floor=found.floor,
+            yardstick=found.yardstick if found.transformers is not None else None,
+            num_states_differing=found.num_states_differing,
+            state_distance=_finite(found.state_distance),
+            references={name: _against(against, self.judged[name]) for name, against in found.references.items()},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +73,7 @@ class Certificate:
     """The outcome of a certification."""
 
     provenance: Mapping[str, Any]
-    """Command, commit, versions, hardware, model, settings."""
+    """The fields of `CertificateRecord` up to `settings`: command, commit, versions, hardware, model, ..."""
     method: str
     answers: Sequence[ComparedAnswer]
     tests: Sequence[LawTest]
@@ -138,14 +127,14 @@ class Certificate:
         return lines
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> str:
         """Lossless up to rounding: some answer differs from a reference that runs other shapes, none by a fault."""
         if self.faults():
-            return "FAULT"
+            return FAULT
         if self.doubts():
-            return "inconclusive"
+            return INCONCLUSIVE
         rounding = any(answer.ruling == "rounding" for answer in self.answers)
-        return "lossless up to rounding" if rounding else "lossless"
+        return ROUNDING if rounding else LOSSLESS
 
     def totals(self, *, greedy: bool) -> list[Total]:
         """The greedy or the seeded answers against each reference."""
@@ -153,37 +142,40 @@ class Certificate:
         names = dict.fromkeys(name for answer in chosen for name in answer.judged)
         return [_total(name, chosen) for name in names]
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+    def record(self) -> CertificateRecord:
+        """As it is written down."""
         tests = [
-            test.to_dict() | {"adjusted_p_value": adjusted}
+            AdjustedTest(**asdict(test), adjusted_p_value=adjusted)
             for test, adjusted in zip(self.tests, self.adjusted, strict=True)
         ]
-        return {
+        return CertificateRecord(
             **self.provenance,
-            "method": self.method,
-            "verdict": self.verdict,
-            "faults": self.faults(),
-            "doubts": self.doubts(),
-            "floor": asdict(self.floor),
-            "yardstick": self.yardstick,
-            "greedy": [total.to_dict() for total in self.totals(greedy=True)],
-            "seeded": [total.to_dict() for total in self.totals(greedy=False)],
-            "distribution": {"alpha": ALPHA, "tests": tests},
-            "wall_s": round(self.wall_s, 1),
-            "answers": [answer.to_dict() for answer in self.answers],
-        }
+            method=self.method,
+            verdict=self.verdict,
+            faults=self.faults(),
+            doubts=self.doubts(),
+            floor=self.floor,
+            yardstick=self.yardstick,
+            greedy=self.totals(greedy=True),
+            seeded=self.totals(greedy=False),
+            distribution=Distribution(alpha=ALPHA, tests=tests, num_tokens=NUM_TOKENS),
+            wall_s=round(self.wall_s, 1),
+            answers=[answer.record() for answer in self.answers],
+        )
 
 
 def _total(name: str, answers: Sequence[ComparedAnswer]) -> Total:
     against = [answer.found.references[name] for answer in answers]
     rulings = Counter(answer.judged[name].ruling for answer in answers)
+    num_tokens = sum(one.num_compared for one in against)
+    num_diverged = sum(one.divergence is not None for one in against)
     return Total(
         reference=name,
         num_answers=len(answers),
-        num_tokens=sum(one.num_compared for one in against),
-        num_diverged=sum(one.divergence is not None for one in against),
+        num_tokens=num_tokens,
+        num_diverged=num_diverged,
         rulings={ruling: rulings[ruling] for ruling in RULINGS},
+        divergences_per_token=num_diverged / num_tokens if num_tokens else 0.0,
     )
 
 
@@ -195,18 +187,19 @@ def _place(divergence: Divergence | None) -> str:
     return "" if divergence is None else f", from generated token {divergence.index} on"
 
 
-def _against(against: Against, judged: Judged) -> dict[str, Any]:
+def _against(against: Against, judged: Judged) -> RuledAgainst:
     divergence = against.divergence
-    found = None
-    if divergence is not None:
-        found = asdict(divergence) | {"shortfall": _finite(divergence.shortfall)}
-    return {
-        "ruling": judged.ruling,
-        "reason": judged.reason,
-        "num_compared": against.num_compared,
-        "logit_distance": _finite(against.logit_distance),
-        "divergence": found,
-    }
+    return RuledAgainst(
+        ruling=judged.ruling,
+        reason=judged.reason,
+        num_compared=against.num_compared,
+        logit_distance=_finite(against.logit_distance),
+        divergence=None if divergence is None else _difference(divergence),
+    )
+
+
+def _difference(divergence: Divergence) -> Difference:
+    return Difference(**asdict(divergence) | {"shortfall": _finite(divergence.shortfall)})
 
 
 def _finite(number: float) -> float | None:

@@ -9,13 +9,15 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from slipstream.certify.certificate import Certificate, ComparedAnswer
-from slipstream.certify.distribution import LawTest, choose_subject, run_law_test
+from slipstream.certify.distribution import choose_subject, run_law_test
 from slipstream.certify.identity import Comparison, compare
 from slipstream.certify.judgement import judge
-from slipstream.certify.requests import GREEDY, Warping, make_request
+from slipstream.certify.options import CertifyOptions, Warping
+from slipstream.certify.requests import GREEDY, make_request
 from slipstream.core.sampling import VERIFICATIONS, SamplingSettings
-from slipstream.errors import InputError, unknown_choice
+from slipstream.errors import unknown_choice
 from slipstream.prompts import Prompt
+from slipstream.records.certificate import LawTest, Tested
 
 if TYPE_CHECKING:
     from slipstream import Model
@@ -23,37 +25,21 @@ if TYPE_CHECKING:
 Advance = Callable[[str], None]
 """Told the name of a part (`Certification.parts`) after each step of it."""
 
-LEAST_SAMPLES = 100
 LAW_CANDIDATES = 6
 """Prompts, at most, among which the one for the distribution is chosen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CertifySettings:
-    """How much is tested."""
+class CertifySettings(CertifyOptions):
+    """What is tested."""
 
-    max_new_tokens: int = 48
-    """Tokens at most, per answer."""
-    num_seeds: int = 1
-    """Seeded answers to each prompt, beside the greedy one."""
-    first_seed: int = 1
-    """Seeds count up from here."""
-    num_samples: int = 300
-    """Samples of each verification rule; 0 leaves the distribution out."""
     rules: tuple[str, ...] = VERIFICATIONS
     """Verification rules whose distribution is tested."""
     warping: Warping = field(default_factory=Warping)
     """The distribution that is sampled."""
 
     def __post_init__(self) -> None:
-        for name, least in {"max_new_tokens": 1, "num_seeds": 0, "first_seed": 0, "num_samples": 0}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if 0 < self.num_samples < LEAST_SAMPLES:
-            raise InputError(
-                f"num_samples (--samples) is {self.num_samples}; give at least {LEAST_SAMPLES}, or 0 to leave the "
-                "distribution out"
-            )
+        CertifyOptions.__post_init__(self)
         for rule in self.rules:
             if rule not in VERIFICATIONS:
                 raise unknown_choice("verification", rule, VERIFICATIONS)
@@ -102,7 +88,7 @@ class Certification:
             advance("rulings")
         tests = self._law_tests(advance) if self.num_samples else []
         return Certificate(
-            provenance={**provenance, "settings": asdict(self.settings)},
+            provenance={**provenance, "settings": _tested(self.settings)},
             method=self.model.method,
             answers=answers,
             tests=tests,
@@ -147,3 +133,7 @@ class Certification:
             )
             for rule in settings.rules
         ]
+
+
+def _tested(settings: CertifySettings) -> Tested:
+    return Tested(**asdict(settings) | {"rules": list(settings.rules)})

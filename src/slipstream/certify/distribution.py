@@ -4,39 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from slipstream.certify.chi_square import p_value, smallest_bias
 from slipstream.certify.law import NUM_TOKENS, Cells, Text, target_cells
-from slipstream.certify.requests import Warping, make_request
+from slipstream.certify.options import Warping
+from slipstream.certify.requests import make_request
 from slipstream.core.sampling import SamplingSettings
 from slipstream.drafting.base import Drafter
 from slipstream.engine.engine import Engine
 from slipstream.engine.sequence import Request
+from slipstream.records.certificate import LawTest
 from slipstream.target.target import Target
 
 ALPHA = 1e-3
 """The probability that a certificate of a sound engine calls any of its tests a fault."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LawTest:
-    """One verification rule's samples against the target's law."""
-
-    rule: str
-    prompt_id: int | str
-    num_samples: int
-    num_cells: int
-    p_value: float
-    smallest_bias: float
-    """Total variation distance from the law that would have been found 9 times in 10."""
-    num_cycles: int
-    num_drafted: int
-    num_accepted: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from slipstream.certify.distances import distance
 from slipstream.certify.recording import ONE_ROW, RecordedAnswer, record
-from slipstream.certify.reference import Floor, Picked, Reference
+from slipstream.certify.reference import Picked, Reference
 from slipstream.certify.transformers_reference import TransformersAnswer, transformers_answer
 from slipstream.drafting.base import Drafter
 from slipstream.engine.sequence import Request
+from slipstream.records.certificate import Floor
 from slipstream.target.target import Target
 
 FLOOR_INTERVAL = 16

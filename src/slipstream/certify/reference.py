@@ -30,6 +30,7 @@ from slipstream.certify.recording import PassShape
 from slipstream.core.logits import LogitsPipeline
 from slipstream.core.sampling import gumbel_rows
 from slipstream.engine.sequence import FinishReason, Request
+from slipstream.records.certificate import Floor
 from slipstream.target.features import Features
 from slipstream.target.target import Target, TargetOutput
 
@@ -57,27 +58,6 @@ class Picked:
     def shortfall(self, token: int) -> float:
         """By how much another token's score falls short."""
         return float(self.scores[self.token] - self.scores[token])
-
-
-@dataclass(frozen=True, slots=True)
-class Floor:
-    """The rounding floor: by how much a row changes where nothing but the dummies changes, at most.
-
-    Zero in both means that not one bit of the row depends on what other rows hold, nor on the run.
-    """
-
-    logits: float = 0.0
-    hidden: float = 0.0
-    num_passes: int = 0
-    """Passes that were made again to measure it."""
-
-    @property
-    def is_zero(self) -> bool:
-        return self.logits == 0.0 and self.hidden == 0.0
-
-    def __or__(self, other: Floor) -> Floor:
-        """Both measurements together."""
-        return Floor(max(self.logits, other.logits), max(self.hidden, other.hidden), self.num_passes + other.num_passes)
 
 
 class Reference:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from slipstream.bench.settings import BenchOptions
 from slipstream.cli import options
 from slipstream.cli.answering import note
+from slipstream.cli.from_settings import options_from_settings
 from slipstream.cli.outputs import check_out_folder
 from slipstream.errors import InputError, LosslessnessError
 
@@ -25,7 +27,24 @@ BENCH = "Benchmark"
 _NOTES_A_RUN = 20  # lines of progress where there is no bar
 
 
+@options_from_settings(
+    panels={
+        BENCH: ("prompts_per_task", "max_prompt_tokens", "repeats", "judge"),
+        options.SAMPLING: ("max_new_tokens", "temperatures", "top_p", "seed", "samples", "verification"),
+    },
+    flags={
+        "prompts_per_task": "--prompts",
+        "max_new_tokens": "--max-new-tokens,-n",
+        "temperatures": "--temperature,-t",
+    },
+    metavars={
+        **dict.fromkeys(("prompts_per_task", "max_prompt_tokens", "repeats", "samples"), "N"),
+        "judge": "WHEN",
+        "verification": "RULE",
+    },
+)
 def run(
+    *,
     model: options.Model = "tiny",
     method: Annotated[
         list[str] | None,
@@ -74,54 +93,7 @@ def run(
     tasks: Annotated[
         str | None, typer.Option("--tasks", metavar="A,B", rich_help_panel=BENCH, help="Only these tasks of --data.")
     ] = None,
-    prompts: Annotated[
-        int | None,
-        typer.Option("--prompts", metavar="N", rich_help_panel=BENCH, help="The first N prompts of each task."),
-    ] = None,
-    max_new_tokens: Annotated[
-        int,
-        typer.Option("--max-new-tokens", "-n", rich_help_panel=options.SAMPLING, help="Tokens at most, per answer."),
-    ] = 128,
-    max_prompt_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--max-prompt-tokens",
-            metavar="N",
-            rich_help_panel=BENCH,
-            help="Cut the end of longer prompts' longest message; default: what the context leaves.",
-        ),
-    ] = None,
-    temperature: Annotated[
-        list[float] | None,
-        typer.Option(
-            "--temperature", "-t", rich_help_panel=options.SAMPLING, help="May be repeated; default: 0 (greedy) and 1."
-        ),
-    ] = None,
-    top_p: options.TopP = None,
-    seed: Annotated[int, typer.Option("--seed", rich_help_panel=options.SAMPLING, help="Of the sampled answers.")] = 0,
-    samples: Annotated[
-        int,
-        typer.Option(
-            "--samples", metavar="N", rich_help_panel=options.SAMPLING, help="Sampled answers to each prompt."
-        ),
-    ] = 1,
-    repeats: Annotated[
-        int,
-        typer.Option(
-            "--repeats", metavar="N", rich_help_panel=BENCH, help="Time each answer N times; the median counts."
-        ),
-    ] = 1,
-    verification: options.Verification = "coupled",
-    judge: Annotated[
-        str,
-        typer.Option(
-            "--judge",
-            metavar="WHEN",
-            rich_help_panel=BENCH,
-            help="Generate answers that differ from plain decoding again in float64: auto (up to 1e9 parameters), "
-            "float64 (always) or none.",
-        ),
-    ] = "auto",
+    answering: BenchOptions,
     dtype: options.Dtype = None,
     device: options.Device = None,
     attention: options.Attention = None,
@@ -172,18 +144,7 @@ def run(
         tasks=tasks,
         resume=resume,
         loading={"dtype": dtype, "device": device, "attention": attention, "threads": threads},
-        prompts_per_task=prompts,
-        settings={
-            "max_new_tokens": max_new_tokens,
-            "max_prompt_tokens": max_prompt_tokens,
-            "temperatures": tuple(temperature or (0.0, 1.0)),
-            "top_p": top_p,
-            "seed": seed,
-            "samples": samples,
-            "repeats": repeats,
-            "verification": verification,
-            "judge": judge,
-        },
+        options=answering,
     )
     with hold(folder):
         record = _carry_out(request)

@@ -7,13 +7,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from slipstream.bench.settings import JUDGES
+from slipstream.certify.options import CertifyOptions, Warping
 from slipstream.cli import options
 from slipstream.cli.answering import note
+from slipstream.cli.from_settings import options_from_settings
 from slipstream.cli.loading import load
 from slipstream.cli.options import given, parse_further
 from slipstream.cli.outputs import check_out_file
@@ -21,17 +25,32 @@ from slipstream.errors import InputError, LosslessnessError, unknown_choice
 
 if TYPE_CHECKING:
     from slipstream import Model
-    from slipstream.certify import Certificate, CertifySettings
+    from slipstream.certify import CertifySettings
     from slipstream.prompts import Prompt
+    from slipstream.records.certificate import CertificateRecord
 
 TEST = "Test"
 DEFAULT_PROMPTS = 4
-JUDGES = ("auto", "float64", "none")
 JUDGED_PARAMETERS = 1e9
 _NOTE_EVERY_S = 10.0  # where there is no bar
 
 
+@options_from_settings(
+    panels={
+        TEST: ("max_new_tokens", "num_seeds", "first_seed", "num_samples"),
+        options.SAMPLING: ("temperature", "top_p", "top_k", "min_p"),
+    },
+    flags={
+        "max_new_tokens": "--max-new-tokens,-n",
+        "num_seeds": "--seeds",
+        "first_seed": "--seed",
+        "num_samples": "--samples",
+        "temperature": "--temperature,-t",
+    },
+    metavars={"num_seeds": "N", "num_samples": "N"},
+)
 def certify(
+    *,
     model: options.Model = "tiny",
     drafter: options.Method = "auto",
     draft: options.Draft = None,
@@ -46,28 +65,15 @@ def certify(
     ] = None,
     num_prompts: Annotated[
         int | None,
-        typer.Option("--prompts", metavar="N", rich_help_panel=TEST, help="The first N prompts.", show_default="4"),
-    ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "-n", rich_help_panel=TEST, help="Tokens at most, per answer.")
-    ] = 48,
-    seeds: Annotated[
-        int,
         typer.Option(
-            "--seeds", metavar="N", rich_help_panel=TEST, help="Seeded answers to each prompt, beside the greedy one."
-        ),
-    ] = 1,
-    seed: Annotated[int, typer.Option("--seed", rich_help_panel=TEST, help="The first seed; others count up.")] = 1,
-    samples: Annotated[
-        int,
-        typer.Option(
-            "--samples",
+            "--prompts",
             metavar="N",
             rich_help_panel=TEST,
-            help="Samples of three tokens, for each verification rule, 100 at least; more find smaller faults; 0 "
-            "leaves the distribution out.",
+            help="The first N prompts.",
+            show_default=str(DEFAULT_PROMPTS),
         ),
-    ] = 300,
+    ] = None,
+    asked: CertifyOptions,
     verification: Annotated[
         str | None,
         typer.Option(
@@ -96,15 +102,7 @@ def certify(
             help="Write the certificate, as JSON.",
         ),
     ] = None,
-    temperature: Annotated[
-        float,
-        typer.Option(
-            "--temperature", "-t", rich_help_panel=options.SAMPLING, help="Of the seeded answers and samples."
-        ),
-    ] = 1.0,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
+    warping: Warping,
     skip_set: options.SkipSet = None,
     draft_vocabulary: options.DraftVocabulary = None,
     tree: options.Tree = None,
@@ -130,19 +128,14 @@ def certify(
 
     Example: slipstream certify -m tiny -d eagle2 --dtype bfloat16 --out certificate.json
     """
+    from slipstream.records.certificate import certificate_json, write_certificate
+
     if judge not in JUDGES:
         raise unknown_choice("judge", judge, JUDGES)
     if out is not None and not out.parent.is_dir():
         raise InputError(f"the folder of --out {out} does not exist; make it first")
     prompts = _chosen_prompts(data, num_prompts)
-    settings = _settings(
-        max_new_tokens=max_new_tokens,
-        num_seeds=seeds,
-        first_seed=seed,
-        num_samples=samples,
-        rules=None if verification is None else (verification,),
-        warping={"temperature": temperature, **given(top_p=top_p, top_k=top_k, min_p=min_p)},
-    )
+    settings = _settings(asked, warping, verification)
     drafting = {
         "draft": draft,
         "skip_set": skip_set,
@@ -163,7 +156,7 @@ def certify(
     if out is not None:
         write_certificate(certificate, out)
     if as_json:
-        print(json.dumps(certificate.to_dict()))
+        print(json.dumps(certificate_json(certificate)))
     else:
         from slipstream.cli.certify_report import show
 
@@ -182,11 +175,10 @@ def _chosen_prompts(data: Path | None, number: int | None) -> list[Prompt]:
     return prompts[: DEFAULT_PROMPTS if number is None else number]
 
 
-def _settings(warping: dict[str, Any], **others: Any) -> CertifySettings:
+def _settings(asked: CertifyOptions, warping: Warping, rule: str | None) -> CertifySettings:
     from slipstream.certify import CertifySettings
-    from slipstream.certify.requests import Warping
 
-    return CertifySettings(warping=Warping(**warping), **given(**others))
+    return CertifySettings(**asdict(asked), warping=warping, **given(rules=None if rule is None else (rule,)))
 
 
 def _arbiter(loaded: Model, judge: str, load_in: Callable[[str], Model]) -> Callable[[], Model] | None:
@@ -213,7 +205,7 @@ def _certify(
     in_float64: Callable[[], Model] | None,
     drafting: dict[str, Any],
     option: list[str] | None,
-) -> Certificate:
+) -> CertificateRecord:
     import torch
 
     from slipstream.certify import Certification
@@ -226,24 +218,12 @@ def _certify(
         "options": {name: _shown(value) for name, value in {**given(**drafting), **parse_further(option)}.items()},
     }
     with _progress(certification.parts) as advance:
-        return certification.run(about, advance)
+        return certification.run(about, advance).record()
 
 
 def _shown(value: Any) -> Any:
     """An absolute path by its last part, as in the command."""
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-
-def write_certificate(certificate: Certificate, path: Path) -> None:
-    """Write it as JSON, one answer a line."""
-    record = certificate.to_dict()
-    answers = record.pop("answers")
-    head = json.dumps(record, indent=1).removesuffix("\n}")
-    lines = ",\n".join(f"  {json.dumps(answer)}" for answer in answers)
-    try:
-        path.write_text(f'{head},\n "answers": [\n{lines}\n ]\n}}\n', encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
 @contextmanager
@@ -287,12 +267,14 @@ def _after(part: str, parts: dict[str, int]) -> str | None:
     return names[place] if place < len(names) else None
 
 
-def _raise_unless_passed(certificate: Certificate) -> None:
-    from slipstream.certify.certificate import PASSING
+def _raise_unless_passed(certificate: CertificateRecord) -> None:
+    from slipstream.records.certificate import PASSING
 
     if certificate.verdict in PASSING:
         return
-    faults, doubts = certificate.faults(), certificate.doubts()
-    found, remedy = (faults, "Please report it.") if faults else (doubts, "Nothing was proved.")
+    is_fault = bool(certificate.faults)
+    found, remedy = (
+        (certificate.faults, "Please report it.") if is_fault else (certificate.doubts, "Nothing was proved.")
+    )
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     raise LosslessnessError(f"{certificate.verdict}: {found[0]}{more}. {remedy}")

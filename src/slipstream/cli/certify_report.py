@@ -1,14 +1,24 @@
-"""What `slipstream certify` shows: a certificate in words and tables that a stranger understands."""
+"""What `slipstream certify` shows: a certificate in words and tables that a stranger understands.
+
+It is made of the certificate's record alone, so one that is read from a file looks the same.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from slipstream.certify.certificate import Certificate, ComparedAnswer, Total, Verdict
-from slipstream.certify.distribution import ALPHA
-from slipstream.certify.identity import Divergence
-from slipstream.certify.law import NUM_TOKENS
+from slipstream.records.certificate import (
+    FAULT,
+    INCONCLUSIVE,
+    LOSSLESS,
+    ROUNDING,
+    CertificateRecord,
+    CertifiedAnswer,
+    Difference,
+    Distribution,
+    Total,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,31 +32,31 @@ LEGEND = (
     "where kernels round alike. transformers: its own generate. tokens: compared, up to the first difference."
 )
 
-MEANING: dict[Verdict, str] = {
-    "lossless": "Every answer has the same tokens as plain decoding.",
-    "lossless up to rounding": (
+MEANING: dict[str, str] = {
+    LOSSLESS: "Every answer has the same tokens as plain decoding.",
+    ROUNDING: (
         "Some answers differ from plain decoding one row at a time, because passes over several rows round differently "
         "in this dtype. None differs by anything else."
     ),
-    "FAULT": "The method changes the output in a way that rounding does not explain. Please report it.",
-    "inconclusive": "No fault was found, but what was tested does not prove that there is none.",
+    FAULT: "The method changes the output in a way that rounding does not explain. Please report it.",
+    INCONCLUSIVE: "No fault was found, but what was tested does not prove that there is none.",
 }
-_STYLES: dict[Verdict, str] = {
-    "lossless": "bold green",
-    "lossless up to rounding": "bold green",
-    "FAULT": "bold red",
-    "inconclusive": "bold yellow",
+_STYLES: dict[str, str] = {
+    LOSSLESS: "bold green",
+    ROUNDING: "bold green",
+    FAULT: "bold red",
+    INCONCLUSIVE: "bold yellow",
 }
 
 
-def show(certificate: Certificate, tokenizer: Any = None) -> None:
+def show(certificate: CertificateRecord, tokenizer: Any = None) -> None:
     """Print it. tokenizer: shows differing tokens as text."""
     from rich.console import Console
 
     console = Console(highlight=False)
-    about = certificate.provenance
     console.print(
-        f"{certificate.method} on {about['model']} ({about['dtype']} on {about['device']}, {about['hardware']})\n",
+        f"{certificate.method} on {certificate.model} ({certificate.dtype} on {certificate.device}, "
+        f"{certificate.hardware})\n",
         style="bold",
         markup=False,
     )
@@ -54,28 +64,27 @@ def show(certificate: Certificate, tokenizer: Any = None) -> None:
     console.print(_identity_table(certificate))
     console.print(f"{LEGEND}\n{_floor(certificate)}\n", style="dim", markup=False)
     _show_differences(console, certificate, tokenizer)
-    if certificate.tests:
+    if (law := certificate.distribution).tests:
         console.print(
-            f"Distribution: the first {NUM_TOKENS} tokens of samples against the model's own law", style="bold"
+            f"Distribution: the first {law.num_tokens} tokens of samples against the model's own law", style="bold"
         )
-        console.print(_law_table(certificate))
+        console.print(_law_table(law))
         console.print(
-            f"p: how often a lossless method would look as bad or worse; below {ALPHA:g}, corrected for the number of "
-            "tests, it is a fault. finds: the smallest share of probability in the wrong place that would have been "
+            f"p: how often a lossless method would look as bad or worse; below {law.alpha:g}, corrected for the number "
+            "of tests, it is a fault. finds: the smallest share of probability in the wrong place that would have been "
             "found 9 times in 10.\n",
             style="dim",
         )
     console.print(f"Verdict: {certificate.verdict}", style=_STYLES[certificate.verdict])
     console.print(MEANING[certificate.verdict])
-    for line in [*certificate.faults(), *certificate.doubts()]:
+    for line in [*certificate.faults, *certificate.doubts]:
         console.print(f"- {line}", markup=False)
     console.print(f"Took {certificate.wall_s:.0f} s.", style="dim")
 
 
-def _identity_table(certificate: Certificate) -> Table:
+def _identity_table(certificate: CertificateRecord) -> Table:
     table = _table("decoding", "against", "answers", "tokens", "same", "rounding", "doubt", "FAULT")
-    for name, greedy in (("greedy", True), ("seeded", False)):
-        totals = certificate.totals(greedy=greedy)
+    for name, totals in (("greedy", certificate.greedy), ("seeded", certificate.seeded)):
         for total in totals:
             first = total is totals[0]
             table.add_row(name if first else "", *_identity_cells(total), end_section=total is totals[-1])
@@ -99,7 +108,7 @@ def _identity_cells(total: Total) -> list[str]:
     ]
 
 
-def _floor(certificate: Certificate) -> str:
+def _floor(certificate: CertificateRecord) -> str:
     floor, yardstick = certificate.floor, certificate.yardstick
     known = f"Between its own passes of one row and of many, transformers rounds logits by up to {yardstick:.2g} here."
     if floor.is_zero:
@@ -113,7 +122,7 @@ def _floor(certificate: Certificate) -> str:
     )
 
 
-def _show_differences(console: Console, certificate: Certificate, tokenizer: Any) -> None:
+def _show_differences(console: Console, certificate: CertificateRecord, tokenizer: Any) -> None:
     differences = list(_differences(certificate))
     if not differences:
         return
@@ -127,7 +136,7 @@ def _show_differences(console: Console, certificate: Certificate, tokenizer: Any
             str(divergence.index),
             f"{_shown(divergence.token, tokenizer)} / {_shown(divergence.reference_token, tokenizer)}",
             f"{divergence.margin:.3g}",
-            answer.judged[name].ruling,
+            answer.references[name].ruling,
         )
     console.print(table)
     hidden = len(differences) - MOST_DIFFERENCES
@@ -135,9 +144,9 @@ def _show_differences(console: Console, certificate: Certificate, tokenizer: Any
     console.print(f"margin: by how much the reference's token beats its second best.{more}\n", style="dim")
 
 
-def _differences(certificate: Certificate) -> Iterator[tuple[ComparedAnswer, str, Divergence]]:
+def _differences(certificate: CertificateRecord) -> Iterator[tuple[CertifiedAnswer, str, Difference]]:
     for answer in certificate.answers:
-        for name, against in answer.found.references.items():
+        for name, against in answer.references.items():
             if against.divergence is not None:
                 yield answer, name, against.divergence
 
@@ -150,16 +159,17 @@ def _shown(token: int | None, tokenizer: Any) -> str:
     return str(token) if tokenizer is None else escape(repr(tokenizer.decode([token])))
 
 
-def _law_table(certificate: Certificate) -> Table:
+def _law_table(law: Distribution) -> Table:
     table = _table("verification", "samples", "cells", "accepted", "p", "corrected", "finds")
-    for test, adjusted in zip(certificate.tests, certificate.adjusted, strict=True):
+    for test in law.tests:
+        adjusted = f"{test.adjusted_p_value:.3g}"
         table.add_row(
             test.rule,
             str(test.num_samples),
             str(test.num_cells),
             f"{test.num_accepted} of {test.num_drafted}",
             f"{test.p_value:.3g}",
-            f"[bold red]{adjusted:.3g}[/bold red]" if adjusted < ALPHA else f"{adjusted:.3g}",
+            f"[bold red]{adjusted}[/bold red]" if test.adjusted_p_value < law.alpha else adjusted,
             f"{test.smallest_bias:.0%}",
         )
     return table

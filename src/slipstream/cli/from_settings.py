@@ -29,26 +29,27 @@ def options_from_settings(
     *,
     panels: Mapping[str, Sequence[str]] | None = None,
     flags: Mapping[str, str] | None = None,
+    metavars: Mapping[str, str] | None = None,
     own: Mapping[str, Own] | None = None,
     leave_out: Sequence[str] = (),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a command, whose parameters are settings classes or options of its own.
 
     panels: heading in the help: the fields under it, in the order of the help. flags: field: its flag, where that is
-    not the field's name; several with commas between. own: field: the option to use. leave_out: fields that keep their
-    default. Fields of a class may also be annotated as options themselves.
+    not the field's name; several with commas between. metavars: field: what the help shows in place of its type. own:
+    field: the option to use. leave_out: fields that keep their default. Fields of a class may also be annotated as
+    options themselves.
     """
-    flags, own = flags or {}, own or {}
+    words = _Words(flags or {}, metavars or {}, own or {}, frozenset(leave_out))
     panel_of = {name: panel for panel, names in (panels or {}).items() for name in names}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(command, include_extras=True)
         classes = {name: kind for name, kind in hints.items() if is_dataclass(kind) and isinstance(kind, type)}
-        parameters = []
+        parameters: list[inspect.Parameter] = []
         for parameter in inspect.signature(command).parameters.values():
             if parameter.name in classes:
-                found = _parameters(classes[parameter.name], panel_of, flags, own)
-                parameters += [one for one in found if one.name not in leave_out]
+                parameters += _parameters(classes[parameter.name], panel_of, words)
             else:
                 parameters.append(_parameter(parameter.name, hints[parameter.name], parameter.default))
 
@@ -76,19 +77,32 @@ def field_docs(kind: type) -> dict[str, str]:
     return found
 
 
-def _parameters(
-    kind: type, panel_of: Mapping[str, str], flags: Mapping[str, str], own: Mapping[str, Own]
-) -> Iterator[inspect.Parameter]:
+class _Words(NamedTuple):
+    """What `options_from_settings` is told of the options, by field."""
+
+    flags: Mapping[str, str]
+    metavars: Mapping[str, str]
+    own: Mapping[str, Own]
+    leave_out: frozenset[str]
+
+
+def _parameters(kind: type, panel_of: Mapping[str, str], words: _Words) -> Iterator[inspect.Parameter]:
     hints, docs = get_type_hints(kind, include_extras=True), field_docs(kind)
-    names = {field.name: flags.get(field.name, _flag(field.name, hints[field.name])) for field in fields(kind)}
+    names = {field.name: words.flags.get(field.name, _flag(field.name, hints[field.name])) for field in fields(kind)}
     place = {name: number for number, name in enumerate(panel_of)}
     for field in sorted(fields(kind), key=lambda field: place.get(field.name, -1)):
+        if field.name in words.leave_out:
+            continue
         hint, default = hints[field.name], _default(field)
-        if field.name in own:
-            hint, default = own[field.name]
+        if field.name in words.own:
+            hint, default = words.own[field.name]
         elif get_origin(hint) is not Annotated:
-            text = _help(docs.get(field.name, ""), names)
-            option = typer.Option(*names[field.name].split(","), help=text, rich_help_panel=panel_of.get(field.name))
+            option = typer.Option(
+                *names[field.name].split(","),
+                metavar=words.metavars.get(field.name),
+                help=_help(docs.get(field.name, ""), names),
+                rich_help_panel=panel_of.get(field.name),
+            )
             hint = Annotated[_listed(hint), option]
         yield _parameter(field.name, hint, list(default) if isinstance(default, tuple) else default)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -13,9 +13,11 @@ import typer
 
 from slipstream.cli import options
 from slipstream.cli.answering import note
+from slipstream.cli.from_settings import options_from_settings
 from slipstream.cli.outputs import check_out_file
 from slipstream.cli.skip_picture import print_skip_set
 from slipstream.errors import ArtifactError, InputError, SkipSetError, unknown_choice
+from slipstream.search.options import DraftOptions, SearchOptions
 
 if TYPE_CHECKING:
     from slipstream.search.prompts import Messages
@@ -25,7 +27,26 @@ if TYPE_CHECKING:
 DRAFT, SEARCH, LIMITS = "The draft that the set is for", "The search", "What must be kept"
 
 
+@options_from_settings(
+    panels={
+        SEARCH: (
+            "sampler",
+            "starting_points",
+            "num_prompts",
+            "max_new_tokens",
+            "temperature",
+            "rows",
+            "repeats",
+            "seed",
+        ),
+        LIMITS: ("keep_first", "keep_last", "max_skipped"),
+        DRAFT: ("tree", "width", "depth", "total", "length", "threshold"),
+    },
+    flags={"max_new_tokens": "--max-new-tokens,-n", "temperature": "--temperature,-t"},
+    metavars={"objective": "KIND", "sampler": "KIND", "tree": "SHAPE"},
+)
 def search(
+    *,
     model: options.Model,
     task: Annotated[
         str | None,
@@ -39,11 +60,7 @@ def search(
         Path | None,
         typer.Option("--prompts", metavar="FILE", help="Your prompts: JSON lines with `turns` or `messages`."),
     ] = None,
-    trials: Annotated[int, typer.Option("--trials", help="Sets to try, those of an interrupted run included.")] = 200,
-    objective: Annotated[
-        str,
-        typer.Option("--objective", metavar="KIND", help="modelled: agreement and measured costs; throughput: timed."),
-    ] = "modelled",
+    asked: SearchOptions,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -53,9 +70,6 @@ def search(
             help="Write the best set here too (JSON), and its pictures.",
         ),
     ] = None,
-    sampler: Annotated[
-        str, typer.Option("--sampler", metavar="KIND", rich_help_panel=SEARCH, help="tpe, gp or random.")
-    ] = "tpe",
     study: Annotated[
         Path | None,
         typer.Option(
@@ -71,57 +85,13 @@ def search(
             "--warm-start", metavar="FILE", rich_help_panel=SEARCH, help="An earlier study or a skip set to begin with."
         ),
     ] = None,
-    starting_points: Annotated[
-        bool,
-        typer.Option(
-            "--starting-points/--no-starting-points",
-            rich_help_panel=SEARCH,
-            help="Begin with the default, uniform and greedy sets.",
-        ),
-    ] = True,
-    num_prompts: Annotated[
-        int, typer.Option("--num-prompts", rich_help_panel=SEARCH, help="Prompts to use, at most.")
-    ] = 12,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "-n", rich_help_panel=SEARCH, help="Tokens of an answer, at most.")
-    ] = 64,
-    temperature: Annotated[
-        float, typer.Option("--temperature", "-t", rich_help_panel=SEARCH, help="Of the answers; 0: greedy.")
-    ] = 0.0,
-    rows: Annotated[
-        int, typer.Option("--rows", rich_help_panel=SEARCH, help="modelled: rows of a trial's pass, about.")
-    ] = 1536,
-    repeats: Annotated[
-        int, typer.Option("--repeats", rich_help_panel=SEARCH, help="throughput: time each prompt so often.")
-    ] = 1,
-    seed: Annotated[int, typer.Option("--seed", rich_help_panel=SEARCH, help="Of the sampler and of answers.")] = 0,
     plot: Annotated[
         str | None,
         typer.Option(
             "--plot", metavar="FORMAT", rich_help_panel=SEARCH, help="svg, png or none; default: svg with --out."
         ),
     ] = None,
-    keep_first: Annotated[
-        int | None, typer.Option("--keep-first", rich_help_panel=LIMITS, help="First layers never touched; default: 1.")
-    ] = None,
-    keep_last: Annotated[
-        int | None, typer.Option("--keep-last", rich_help_panel=LIMITS, help="Last layers never touched; default: 1.")
-    ] = None,
-    max_skipped: Annotated[
-        int | None, typer.Option("--max-skipped", rich_help_panel=LIMITS, help="Sub-layers skipped, at most.")
-    ] = None,
-    tree: Annotated[
-        str, typer.Option("--tree", metavar="SHAPE", rich_help_panel=DRAFT, help="dynamic or chain.")
-    ] = "dynamic",
-    width: Annotated[int | None, typer.Option("--width", rich_help_panel=DRAFT, help="As for generate.")] = None,
-    depth: Annotated[int | None, typer.Option("--depth", rich_help_panel=DRAFT, help="As for generate.")] = None,
-    total: Annotated[int | None, typer.Option("--total", rich_help_panel=DRAFT, help="As for generate.")] = None,
-    length: Annotated[
-        int | None, typer.Option("--length", rich_help_panel=DRAFT, help="chain: tokens drafted at most.")
-    ] = None,
-    threshold: Annotated[
-        float | None, typer.Option("--threshold", rich_help_panel=DRAFT, help="chain: stop below this confidence.")
-    ] = None,
+    draft: DraftOptions,
     dtype: options.Dtype = None,
     device: options.Device = None,
     attention: options.Attention = None,
@@ -142,22 +112,7 @@ def search(
     from slipstream.search.settings import SearchSettings, make_shape
     from slipstream.skipping import library
 
-    settings = SearchSettings(
-        objective=objective,
-        sampler=sampler,
-        trials=trials,
-        num_prompts=num_prompts,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        rows=rows,
-        repeats=repeats,
-        keep_first=keep_first,
-        keep_last=keep_last,
-        max_skipped=max_skipped,
-        starting_points=starting_points,
-        shape=make_shape(tree, width=width, depth=depth, total=total, length=length, threshold=threshold),
-        seed=seed,
-    )
+    settings = SearchSettings(**asdict(asked), shape=make_shape(draft))
     kind = _plot_format(plot, out)
     if out is not None and not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent} for --out; make it first")

@@ -37,11 +37,15 @@ def load_record(path: Path) -> Record:
     if not file.is_file():
         hint = " (`slipstream bench run --resume` writes it)" if path.is_dir() else ""
         raise InputError(f"no record at {file}{hint}; give a run's folder or its {RECORD_FILE}")
+    return parse_record(read_json(file), str(file))
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds. Raises InputError if it is damaged."""
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is damaged: {error}") from error
-    return parse_record(data, str(file))
 
 
 def parse_record(data: Any, place: str = RECORD_FILE) -> Record:
@@ -54,6 +58,8 @@ def parse_record(data: Any, place: str = RECORD_FILE) -> Record:
             f"{place} is no benchmark record of format {FORMAT} (its format is {version!r}): it is older or of another "
             "kind; run the benchmark anew"
         )
+    if "run" not in data and "verdict" in data:
+        raise InputError(f"{place} is a certificate of `slipstream certify`, not a benchmark's record")
     record = read_shape(Record, data, place)
     _check_names(record, place)
     return record
