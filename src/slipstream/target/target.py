@@ -328,18 +328,23 @@ class Target:
     def check_features(self, features: Features) -> None:
         """Refuse a model whose passes do not leave features behind that heads can draft from.
 
-        Its last hidden states must have the width that its configuration names, and give its logits through `head`.
+        The hidden states must have the width that its configuration names; the last ones must give its logits through
+        `head`.
         """
-        if not features.last_hidden:
+        if not features:
             return
         rows, hidden = torch.arange(2, device=self.device), int(self.config.hidden_size)
-        unfit = f"{self.name} cannot be drafted for by heads, which read its last hidden states: "
+        read = "last hidden states" if features.last_hidden else "layers' hidden states"
+        unfit = f"{self.name} cannot be drafted for by heads, which read its {read}: "
         try:
-            output = self.forward(rows, rows, self.causal(2), self.new_cache(2), features=Features(last_hidden=True))
+            output = self.forward(rows, rows, self.causal(2), self.new_cache(2), features=features)
             assert output.features is not None
-            if output.features.shape[-1] != hidden:
-                raise UnsupportedTargetError(f"{unfit}they have width {output.features.shape[-1]}, not {hidden}")
-            difference = (self.head(output.features) - output.logits).abs().max()
+            if output.features.shape[1:] != (2, features.width(hidden)):
+                width = output.features.shape[-1] * hidden / features.width(hidden)
+                raise UnsupportedTargetError(f"{unfit}they have width {width:g}, not {hidden}")
+            if not features.last_hidden:
+                return
+            difference = (self.head(output.features[..., :hidden]) - output.logits).abs().max()
         except UnsupportedTargetError:
             raise
         except RUNNING_ERRORS as error:
