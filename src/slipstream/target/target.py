@@ -78,6 +78,7 @@ class Target:
         self._quiet: nn.Module = shadow(model, {})
         """What runs where nothing is watched or left out: the model itself, unless it remembers passes."""
         self._watched: dict[Features, WatchedModel] = {}
+        self._watched_base: dict[Features, WatchedModel] = {}
         self._turn = _turn(model)
         self._masks = MaskPlan.find(self.config, self.dtype, self._takes_mask_dict)
 
@@ -212,6 +213,23 @@ class Target:
         with watched.watching() as seen:
             logits = self._run(watched.model, inputs, cache)
         return TargetOutput(logits, watched.gathered(seen, self.device))
+
+    def hidden_pass(self, features: Features) -> Callable[..., Tensor]:
+        """What runs a pass without LM head, cache or masks of ours, and returns its features [b, n, width].
+
+        It takes what the model before its LM head (`base`) takes, but for `use_cache`.
+        """
+        base = self.base
+        if not features.layers:
+            return lambda **inputs: base(**inputs, use_cache=False)[0].to(self.device)
+        if features not in self._watched_base:
+            self._watched_base[features] = WatchedModel(base, base, self.layers, features)
+        return partial(self._run_watched_base, self._watched_base[features])
+
+    def _run_watched_base(self, watched: WatchedModel, **inputs: Any) -> Tensor:
+        with watched.watching() as seen:
+            watched.model(**inputs, use_cache=False)
+        return watched.gathered(seen, self.device)
 
     def _run(self, model: nn.Module, inputs: PassInputs, cache: KVCache) -> Tensor:
         """The logits of a pass, [b, n or 1, vocab]."""
