@@ -15,12 +15,14 @@ from slipstream.cli.train import app as train_app
 from slipstream.errors import InputError
 from slipstream.methods.draft_model.settings import DraftSettings
 from slipstream.methods.eagle.settings import EagleSettings
+from slipstream.methods.eagle3.settings import Eagle3Settings
 from slipstream.methods.hydra.settings import HydraSettings
 from slipstream.methods.medusa.settings import MedusaSettings
 from slipstream.training.data.answer_settings import AnswerSettings
 
 COMMANDS = {
     "eagle": EagleSettings,
+    "eagle3": Eagle3Settings,
     "medusa": MedusaSettings,
     "hydra": HydraSettings,
     "draft": DraftSettings,

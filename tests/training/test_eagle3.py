@@ -113,12 +113,12 @@ def losses_of(head: Eagle3Head, target: Target, texts: list[Dialogue], steps: in
 @pytest.mark.parametrize("fc_norm", [False, True])
 def test_the_loss_is_that_of_drafting_step_by_step(fc_norm, exact, dialogues):
     """Values and gradients in float64, against the twin drafting every path from the start, row after row."""
-    head = fresh(exact, dialogues, fc_norm=fc_norm, draft_vocabulary=24).double()
+    head = fresh(exact, dialogues, fc_norm=fc_norm, draft_vocabulary=40).double()
     texts = [
-        Dialogue(tuple(prompt_ids(8, seed=5)), (False,) * 3 + (True,) * 5),
+        Dialogue(tuple(prompt_ids(10, seed=5)), (False,) * 3 + (True,) * 7),
         Dialogue(tuple(prompt_ids(6, seed=6)), (False,) * 2 + (True,) * 3 + (False,)),
     ]
-    steps = 4
+    steps = 3
     found = losses_of(head, exact, texts, steps)
     (found.token * 0.8 ** torch.arange(steps)).sum().backward()
     gradients = {name: one.grad.clone() for name, one in head.named_parameters()}
@@ -147,6 +147,7 @@ def test_the_loss_is_that_of_drafting_step_by_step(fc_norm, exact, dialogues):
                 sums[step], counts[step] = sums[step] - (p * log_q).sum(), counts[step] + 1
                 hits[step] += int(log_q.argmax()) == head.ids.tolist().index(first)
     assert outside > 0, "every row teaches: the test shows nothing of those that do not"
+    assert min(counts) > 0, "a step has no row that teaches"
     expected = torch.stack([total / count for total, count in zip(sums, counts, strict=True)])
     assert found.num_rows.tolist() == rows
     assert found.num_hits[0].tolist() == hits

@@ -179,19 +179,21 @@ def test_the_cache_holds_the_accepted_tokens_only(deep, tmp_path):
 
 def test_rows_of_a_tree_see_the_text_and_their_ancestors_alone(deep, tmp_path, monkeypatch):
     """The head's output at every node that was run, against the twin's on the text and the node's own path."""
-    one, frontiers = PUBLISHED["SafeAILab"], []
+    one, frontiers, made = PUBLISHED["SafeAILab"], [], []
     expand = Eagle3Expander.expand
 
     def noting(self: Eagle3Expander, frontier: Frontier) -> DraftLogits:
+        logits = expand(self, frontier)
         frontiers.append(frontier)
-        return expand(self, frontier)
+        made.append(self._outputs)
+        return logits
 
     monkeypatch.setattr(Eagle3Expander, "expand", noting)
     drafter = Watched(deep, load_head(one.write(tmp_path), deep), Dynamic(width=3, depth=3, total=39))
     decode(Engine(deep, drafter), PROMPT, max_new_tokens=4)
-    outputs = drafter.drafting.expander._outputs
+    outputs = made[2]
     paths: list[list[int]] = [[]]
-    for frontier in [one for one in frontiers if one.depth > 0][:2]:  # of the first tree
+    for frontier in frontiers[1:3]:  # of the first tree, without its root
         paths += [
             [*paths[row], token]
             for row, token in zip(frontier.parent_rows.tolist(), frontier.tokens.tolist(), strict=True)
