@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import slipstream
+from slipstream.drafting.drafter import ModelDrafter
 from slipstream.errors import InputError
 from slipstream.prompts import Prompt, load_prompts
 
@@ -141,7 +142,7 @@ def check_head(
     """
     given: dict[str, Any] = {} if draft is None else {"draft": draft}
     sized = slipstream.load(plain.target.model, method, tokenizer=plain.tokenizer, **given)
-    if not hasattr(sized.drafter, "shape"):
+    if not isinstance(sized.drafter, ModelDrafter):
         raise InputError(f"no head ships for {plain.target.name}; give one with --draft")
     depth = min(5, sized.drafter.shape.depth)
     tree: dict[str, Any] = {"width": 1, "depth": depth, "total": depth}
@@ -170,7 +171,7 @@ def check_head(
         return 1 + statistics.fmean(accepted for _, accepted in found)
 
     readings = []
-    for options in getattr(sized.drafter, "other_readings", list)():
+    for options in sized.drafter.other_readings():
         other = slipstream.load(plain.target.model, sized.method, tokenizer=plain.tokenizer, **given, **tree, **options)
         readings.append(OtherReading(options, chain_tau(other)))
         report(f"read with {readings[-1]}: {readings[-1].tau:.2f} tokens a pass with chains")

@@ -84,8 +84,8 @@ def save_head(head: EagleHead, folder: Path, target: Target, provenance: Mapping
 
 
 def _check_names(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    if any(name.startswith("midlayer.") for name in tensors):
-        raise ArtifactError(f"{folder} is an EAGLE-3 head; methods eagle and eagle2 take EAGLE-1 and EAGLE-2 heads")
+    if any(name.startswith("midlayer.") or name.endswith(".hidden_norm.weight") for name in tensors):
+        raise ArtifactError(f"{folder} is an EAGLE-3 head; use it with method 'eagle3'")
     asked = [_BIASES["fc"]] if config.get("bias") is True else []  # left out it means what the tensors say
     check_names(folder, tensors, (*_WEIGHTS, *asked), (*_BIASES.values(), *_IGNORED), _WHAT)
 

@@ -67,14 +67,11 @@ class Eagle3Drafter(ModelDrafter):
         return Eagle3Expander(self, generation)
 
     def other_readings(self) -> list[Mapping[str, Any]]:
-        """Options of the other plausible readings: the layers before and after, the other feedback."""
+        """The layers before and after those that the files name, and the other feedback."""
         sizes = self.head.sizes
-        found: list[Mapping[str, Any]] = []
-        for shift in (0, -1, 1):
-            for feedback in (sizes.norm_feedback, not sizes.norm_feedback):
-                if all(0 <= one + shift < self.target.num_layers for one in sizes.states):
-                    found.append({"layer_shift": shift, "norm_feedback": feedback})
-        return found[1:]
+        shifts = [one for one in (0, -1, 1) if all(0 <= state + one < self.target.num_layers for state in sizes.states)]
+        feedbacks = (sizes.norm_feedback, not sizes.norm_feedback)
+        return [{"layer_shift": shift, "norm_feedback": feedback} for shift in shifts for feedback in feedbacks][1:]
 
 
 class Eagle3Expander(EagleExpander):

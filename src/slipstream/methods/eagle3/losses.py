@@ -49,10 +49,11 @@ class TrainingTimeTest(nn.Module):
         super().__init__()
         self.head = head
         self._target = target  # not a module: its weights are neither trained nor saved with the head
-        score = head.scorer(target)
+        score = targets = head.scorer(target)
+        if head.lm_head is not None:
+            targets = target.head if head.ids is None else PartialHead(target, head.ids).score
         self._logits: Logits = lambda hidden: score(hidden[None])[0]
-        whole = target.head if head.ids is None else PartialHead(target, head.ids).score
-        self._true_logits: Logits = lambda hidden: whole(hidden[None].to(target.dtype))[0]
+        self._true_logits: Logits = lambda hidden: targets(hidden[None].to(target.dtype))[0]
 
     def forward(
         self,
