@@ -165,10 +165,10 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 def test_a_method_imports_no_other_method_but_what_it_builds_on() -> None:
-    """Hydra's heads are EAGLE's in shape, lookahead keeps n-grams as prompt-lookup does, `hybrid` puts prompt lookup
-    beside a drafter with a model, `auto` chooses among all."""
-    shared = {"method", "registry", "auto"}
-    builds_on = {("hydra", "eagle"), ("lookahead", "prompt_lookup"), ("hybrid", "prompt_lookup")}
+    """EAGLE-3's head is run as EAGLE's, Hydra's heads are like it in shape, lookahead keeps n-grams as prompt-lookup
+    does, `hybrid` puts it beside a drafter with a model, `auto` chooses among all and `export` writes two of them."""
+    shared = {"method", "registry", "auto", "export"}
+    builds_on = {("eagle3", "eagle"), ("hydra", "eagle"), ("lookahead", "prompt_lookup"), ("hybrid", "prompt_lookup")}
     for one in IMPORTS:
         if room(one.source) == room(one.target) == "methods":
             source, target = one.source.split(".")[1:2], one.target.split(".")[1:2]

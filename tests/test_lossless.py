@@ -198,18 +198,20 @@ def test_dynamic_rope_does_not_remember_an_earlier_generation(family_model):
 
 
 @both_sizes
+@pytest.mark.parametrize("wanted", [Features(last_hidden=True, layers=(1,)), Features(layers=(1, 0, 1))])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "granite", "mixtral"])
-def test_a_drafter_sees_every_committed_token_once_with_its_features(name, family_model):
+def test_a_drafter_sees_every_committed_token_once_with_its_features(name, wanted, family_model):
     model = family_model(name)
     expected = oracle_generate(model, PROMPT, max_new_tokens=NUM_TOKENS)
     drafter = Scripted(random_tree, expected)
-    drafter.features = Features(last_hidden=True, layers=(1,))
+    drafter.features = wanted
     decode(Engine(Target(model), drafter, prefill_chunk=8), PROMPT, max_new_tokens=NUM_TOKENS)
     committed = [*PROMPT, *expected[:-1]]
     assert [token for observed in drafter.observed for token in observed.tokens] == committed
     states = model(torch.tensor([committed]), use_cache=False, output_hidden_states=True).hidden_states
     seen = torch.cat([observed.features for observed in drafter.observed])
-    torch.testing.assert_close(seen, torch.cat((states[-1], states[1]), dim=-1)[0], rtol=0, atol=1e-9)
+    in_order = [*([states[-1]] if wanted.last_hidden else []), *(states[layer] for layer in wanted.layers)]
+    torch.testing.assert_close(seen, torch.cat(in_order, dim=-1)[0], rtol=0, atol=1e-9)
 
 
 @both_sizes

@@ -17,12 +17,19 @@ from slipstream.cli.from_settings import Own, field_docs, options_from_settings
 from slipstream.errors import InputError
 from slipstream.methods.draft_model.settings import DraftSettings
 from slipstream.methods.eagle.settings import EagleSettings
+from slipstream.methods.eagle3.settings import Eagle3Settings
 from slipstream.methods.hydra.settings import HydraSettings
 from slipstream.methods.medusa.settings import MedusaSettings
 from slipstream.search.options import DraftOptions, SearchOptions
 from slipstream.training.data.answer_settings import AnswerSettings
 
-TRAINED = {"eagle": EagleSettings, "medusa": MedusaSettings, "hydra": HydraSettings, "draft": DraftSettings}
+TRAINED = {
+    "eagle": EagleSettings,
+    "eagle3": Eagle3Settings,
+    "medusa": MedusaSettings,
+    "hydra": HydraSettings,
+    "draft": DraftSettings,
+}
 COMMANDS = [
     *((f"train {name}", kind) for name, kind in TRAINED.items()),
     ("train answers", AnswerSettings),

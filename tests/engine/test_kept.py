@@ -150,10 +150,11 @@ def turns_of(model: Any) -> Conversation:
     return [(FIRST, first, 0), (second, answer, len(FIRST) + len(first) - 1), (FIRST, first, len(FIRST) - 1)]
 
 
-def test_a_drafter_observes_kept_tokens_like_prefilled_ones(target, turns):
+@pytest.mark.parametrize("layers", [(1,), (1, 0, 1)])
+def test_a_drafter_observes_kept_tokens_like_prefilled_ones(layers, target, turns):
     """All tokens once, in order, with the features that it asked for; in chunks, as ever."""
     drafter = Scripted(random_tree)
-    drafter.features = Features(last_hidden=True, layers=(1,))
+    drafter.features = Features(last_hidden=True, layers=layers)
     engine = Engine(target, drafter, prefill_chunk=8)
     for prompt, answer, _ in turns[0.0]:
         drafter.truth = answer
@@ -163,7 +164,8 @@ def test_a_drafter_observes_kept_tokens_like_prefilled_ones(target, turns):
         assert all(len(observed.tokens) <= 8 for observed in drafter.observed)
         states = target.model(torch.tensor([committed]), use_cache=False, output_hidden_states=True).hidden_states
         seen = torch.cat([observed.features for observed in drafter.observed])
-        torch.testing.assert_close(seen, torch.cat((states[-1], states[1]), dim=-1)[0], rtol=0, atol=1e-9)
+        in_order = torch.cat([states[-1], *(states[layer] for layer in layers)], dim=-1)[0]
+        torch.testing.assert_close(seen, in_order, rtol=0, atol=1e-9)
 
 
 def test_a_kept_text_goes_to_one_generation_only(target, turns, prefilled):

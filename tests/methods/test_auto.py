@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 import slipstream
 from families import prompt_ids
 from methods.eagle.test_eagle import random_head
+from methods.eagle3.test_eagle3 import random_head as eagle3_head
 from oracle import oracle_generate
 from slipstream.drafting.draft_vocabulary import DraftVocabulary
 from slipstream.errors import ArtifactError, InputError
 from slipstream.methods.eagle.checkpoint import save_head
+from slipstream.methods.eagle3.checkpoint import save_head as save_eagle3
 from slipstream.target.target import Target
 
 PROMPT = prompt_ids(7, seed=4) * 3
@@ -52,6 +54,17 @@ def test_a_head_that_is_given_drafts(pickled, temperature, target, tmp_path):
 def test_other_artefacts_are_known_too(artefact, method):
     folder = slipstream.files.packaged.shipped("tiny", artefact)
     assert slipstream.load("tiny", draft=folder).method == f"{method}+prompt-lookup"
+
+
+def test_an_eagle3_head_is_known_by_its_files(target, tmp_path):
+    save_eagle3(eagle3_head(target), tmp_path, target)
+    model = slipstream.load(target.model, draft=tmp_path, total=12)
+    assert model.method == "eagle3"
+    answer = model.generate(PROMPT, max_new_tokens=14, temperature=0.0)
+    assert answer.token_ids == oracle_generate(target.model, PROMPT, max_new_tokens=14)
+    assert answer.stats.num_drafted > 0
+    with pytest.raises(InputError, match="'auto' is 'eagle3' for this model and has no option 'draft_vocabulary'"):
+        slipstream.load(target.model, draft=tmp_path, draft_vocabulary=9)
 
 
 def test_options_of_another_method_are_refused_by_name(target):

@@ -23,7 +23,7 @@ from slipstream.errors import InputError
 from slipstream.methods.eagle.checkpoint import load_head
 from slipstream.methods.eagle.drafter import EagleDrafter
 from slipstream.methods.eagle.head import EagleHead, HeadSizes
-from slipstream.methods.eagle.losses import Losses, RolloutLoss, _along_paths
+from slipstream.methods.eagle.losses import Losses, RolloutLoss, along_paths
 from slipstream.methods.eagle.settings import EagleSettings, learning_rate_for
 from slipstream.target.target import Target
 from slipstream.training.data.batches import laid_out
@@ -234,7 +234,7 @@ def test_right_paths_are_those_that_a_drafted_chain_has(trained, target, dialogu
 
 def test_a_path_is_right_while_every_token_of_it_was():
     hits = torch.tensor([[[1, 1, 0, 1, 1], [0, 1, 1, 1, 1], [0, 0, 1, 1, 1]]], dtype=torch.bool)  # [1, steps, rows]
-    assert _along_paths(hits)[0].int().tolist() == [[1, 1, 0, 1, 1], [0, 1, 1, 0, 1], [0, 0, 1, 1, 0]]
+    assert along_paths(hits)[0].int().tolist() == [[1, 1, 0, 1, 1], [0, 1, 1, 0, 1], [0, 0, 1, 1, 0]]
 
 
 def test_tau_is_estimated_for_chains_and_full_trees():

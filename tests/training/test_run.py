@@ -14,6 +14,7 @@ from families import build, prompt_ids
 from slipstream.drafting.recipe import Batch, Optimisation, Report, Score, StepLosses
 from slipstream.drafting.run_settings import RunSettings
 from slipstream.errors import InputError
+from slipstream.target.features import Features
 from slipstream.target.target import Target
 from slipstream.training.data.dialogues import Dialogue
 from slipstream.training.run import LOG, STATE, HeadRun
@@ -30,7 +31,7 @@ def _fresh_accelerate_state():
 class Counting:
     """A recipe of two weights with gradients of 3 and 4, that needs no features and draws from the global generator."""
 
-    needs_features = False
+    features = Features()
     identity: Mapping[str, Any] = {"method": "counting"}
 
     def __init__(self, optimisation: Optimisation) -> None:

@@ -39,6 +39,7 @@ def check(
 
     A head that was made for another model, or is read in a wrong way, drafts badly and says nothing. On the shipped
     prompts this measures how often each drafted position is accepted, and times answers in turns with plain decoding.
+    An EAGLE-3 head is also tried with the layers before and after those that it names, and with the other feedback.
 
     Example: slipstream heads check -m smollm2
     """
@@ -54,9 +55,49 @@ def check(
     positions = " ".join(f"{share:.0%}" for share in found.acceptance)
     print(f"{found.method} on {len(found.ratios)} prompts, temperature {temperature:g}")
     print(f"accepted by position: {positions}; {found.tau:.2f} tokens a pass with drafts sized by measured cost")
+    for reading in found.readings:
+        print(f"read with {reading}: {reading.tau:.2f} tokens a pass with chains, instead of {found.chain_tau:.2f}")
     print(f"{found.identical} of {len(found.ratios)} answers are plain decoding's to the last token")
     print(found.fit)
     print(found.pay)
+
+
+@app.command()
+def export(
+    model: options.Model,
+    out: Annotated[
+        Path, typer.Option("--out", callback=check_out_folder, metavar="FOLDER", help="What the head is written to.")
+    ],
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="eagle: EAGLE-1 and 2 as SafeAILab has them; eagle3: EAGLE-3 as SafeAILab, SpecForge and SGLang have "
+            "it; speculators: EAGLE-3 for vLLM.",
+        ),
+    ],
+    draft: options.Draft = None,
+    verbose: options.Verbose = False,
+) -> None:
+    """Write a head so that other codes read it; its numbers stay as they are stored.
+
+    An EAGLE-3 head that was trained here has no LM head: it drafts with rows of the model's. They are written too.
+
+    Example: slipstream heads export -m Qwen/Qwen3-8B --draft heads/qwen3 --format speculators --out qwen3-vllm
+    """
+    from slipstream.errors import InputError
+    from slipstream.methods.export import FORMATS, export_head
+    from slipstream.methods.registry import packaged_artefact
+
+    target, _ = load_target(model, None, None)
+    kind = FORMATS.get(layout, ("eagle", None))[0]
+    source = draft or packaged_artefact("eagle2" if kind == "eagle" else kind, target.hash)
+    if source is None:
+        raise InputError(f"no such head ships for {target.name}; give one with --draft")
+    export_head(source, out, target, layout)
+    size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    print(f"{out}: the head in layout {layout}, {size / 1e6:.1f} MB")
 
 
 @app.command()

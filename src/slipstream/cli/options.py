@@ -189,7 +189,8 @@ Tree = Annotated[
         "--tree",
         metavar="SHAPE",
         rich_help_panel=DRAFTING,
-        help="layer-skip, draft-model: dynamic or chain. medusa, hydra: dynamic, static or a published tree's name.",
+        help="layer-skip, draft-model: dynamic or chain. eagle3: dynamic, static or chain. medusa, hydra: dynamic, "
+        "static or a published tree's name.",
     ),
 ]
 Width = Annotated[

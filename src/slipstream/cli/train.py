@@ -27,6 +27,7 @@ from slipstream.cli.training_data import (
 from slipstream.cli.training_progress import Minutes, Nice, finish, left, lower_priority, training_bar
 from slipstream.methods.draft_model.settings import DraftSettings
 from slipstream.methods.eagle.settings import EagleSettings
+from slipstream.methods.eagle3.settings import Eagle3Settings
 from slipstream.methods.hydra.settings import HydraSettings
 from slipstream.methods.medusa.settings import MedusaSettings
 from slipstream.training.data.answer_settings import AnswerSettings
@@ -119,6 +120,28 @@ def eagle(job: Job, settings: EagleSettings) -> None:
 
     target, _, dialogues = job.begin(settings)
     job.finish(EagleRun(target, dialogues, job.out, settings), "eagle2")
+
+
+@app.command()
+@options_from_settings(
+    panels={
+        HEADS: ("layers", "draft_vocabulary", "fc_norm", "storage"),
+        LEARNING: (*OF_LEARNING, "steps_ahead", "ahead_decay", "clip_norm"),
+        RUN: ("initial_head", "tokens_per_step", *OF_A_RUN, "measured_depth"),
+    },
+    flags={"initial_head": "--from", "layers": "--layer"},
+)
+def eagle3(job: Job, settings: Eagle3Settings) -> None:
+    """Train an EAGLE-3 head for a target. The same command continues a run that was interrupted.
+
+    On several GPUs: accelerate launch -m slipstream train eagle3 ...
+
+    Example: slipstream train eagle3 -m Qwen/Qwen3-8B --data dialogues.jsonl --out heads/qwen3 --precision bf16
+    """
+    from slipstream.training.runs import Eagle3Run
+
+    target, _, dialogues = job.begin(settings)
+    job.finish(Eagle3Run(target, dialogues, job.out, settings), "eagle3")
 
 
 @app.command()

@@ -10,6 +10,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -50,6 +51,7 @@ def local_folder(source: str | Path, names: Sequence[str], what: str) -> Path:
 
 KINDS = {
     "eagle": ("an EAGLE head", "eagle2"),
+    "eagle3": ("an EAGLE-3 head", "eagle3"),
     "medusa": ("Medusa heads", "medusa"),
     "hydra": ("Hydra heads", "hydra"),
     "draft": ("a language model", "draft-model"),
@@ -71,7 +73,7 @@ def artefact_kind(folder: Path) -> str | None:
     path = folder / SAFETENSORS
     names = _unwrapped(dict.fromkeys(_tensor_names(path) if path.is_file() else _pickled_names(folder / PICKLED)))
     if "fc.weight" in names:
-        return "eagle"
+        return "eagle3" if any(name.endswith(".hidden_norm.weight") for name in names) else "eagle"
     if any(name.startswith("medusa_head.") for name in names):
         return "medusa"
     return "draft" if "model_type" in config and any(name.endswith("layernorm.weight") for name in names) else None
@@ -207,6 +209,11 @@ def _unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
         if tensors and all(name.startswith(wrapper) for name in tensors):
             return _unwrapped({name.removeprefix(wrapper): one for name, one in tensors.items()})
     return dict(tensors)
+
+
+def stored_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype that holds all numbers of an artefact as they are stored."""
+    return reduce(torch.promote_types, (one.dtype for one in tensors.values() if one.is_floating_point()))
 
 
 def check_names(folder: Path, found: Iterable[str], wanted: Iterable[str], ignored: Iterable[str], what: str) -> None:

@@ -119,13 +119,14 @@ class PartialHead:
             rows.weight.copy_(weight[ids.to(weight.device)])
             if bias is not None:
                 rows.bias.copy_(bias[ids.to(bias.device)])
-        self._score = target.head_with(rows.requires_grad_(False))
+        self.score = target.head_with(rows.requires_grad_(False))
+        """As a call, and differentiable."""
         self._check(target, ids, weight)
 
     @torch.inference_mode()
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits of the tokens for last hidden states [batch, n, hidden]: [batch, n, columns]."""
-        return self._score(hidden)
+        return self.score(hidden)
 
     @torch.inference_mode()
     def _check(self, target: Target, ids: Tensor, weight: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -65,6 +65,10 @@ class ModelDrafter(Drafter):
         modules = [one for one in vars(self).values() if isinstance(one, nn.Module)]
         modules += [one.model for one in vars(self).values() if isinstance(one, Target) and one is not self.target]
         return f"{self.name} of {sum(tensor.numel() for one in modules for tensor in one.parameters())} parameters"
+
+    def other_readings(self) -> Sequence[Mapping[str, Any]]:
+        """Options of `load` that read the model's files in other plausible ways; none where they leave no doubt."""
+        return ()
 
     def measure(self, largest: Dynamic) -> Costs:
         """What verifying and drafting cost for trees up to `largest`, as this machine has it or measured now."""

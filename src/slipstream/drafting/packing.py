@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from slipstream.target.features import Features
 from slipstream.target.target import Target
 
 logger = logging.getLogger(__name__)
 
+LAST_HIDDEN = Features(last_hidden=True)
 _NAME = "slipstream_packed"
 _KINDS = ("full_attention", "sliding_attention")
 _UNKNOWN = ("softcap", "s_aux", "position_bias", "cache")  # what would change an attention that is not told of it
@@ -122,13 +124,12 @@ def positions_within(lengths: Sequence[int], device: torch.device) -> Tensor:
     return torch.cat([torch.arange(length) for length in (0, *lengths)]).to(device)
 
 
-def packed_hidden(target: Target, ids: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Last hidden states [n, hidden] of texts laid one after another, ids [n]. The target must take them so."""
-    base = target.base  # found by a pass of one token, which is none of these texts
+def packed_features(target: Target, ids: Tensor, lengths: Sequence[int], wanted: Features = LAST_HIDDEN) -> Tensor:
+    """Hidden states [n, width] of texts laid one after another, ids [n]. The target must take them so."""
+    run = target.hidden_pass(wanted)  # made before: that takes a pass of one token, which is none of these texts
     with attention_within(target.config, lengths):
         positions = positions_within(lengths, ids.device)
-        hidden: Tensor = base(input_ids=ids[None], position_ids=positions[None], use_cache=False)[0]
-    return hidden[0].to(ids.device)
+        return run(input_ids=ids[None], position_ids=positions[None])[0]
 
 
 def padded(values: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -145,7 +146,7 @@ def takes_packed(target: Target) -> bool:
     lengths = (7, 12)
     ids = torch.arange(sum(lengths), device=target.device) * 7919 % target.vocab_size
     try:
-        packed = packed_hidden(target, ids, lengths)
+        packed = packed_features(target, ids, lengths)
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         logger.info("%s takes no packed texts: %s", target.name, error)
         return False

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 
 from slipstream.drafting.packing import padded
+from slipstream.target.features import Features
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Batch:
     answer: Tensor  # [n] bool, whether a token belongs to an answer
     lengths: tuple[int, ...]
     """Tokens of each dialogue."""
-    features: Tensor | None  # [n, hidden] the target's last hidden states; None where the recipe needs none
+    features: Tensor | None  # [n, width] of the target, as the recipe's `features` asks; None where it needs none
     seed: int
     """Of this step in this process: noise drawn from it is the same in a run that was interrupted. The global
     generators are seeded with it too, for dropout."""
@@ -47,7 +48,7 @@ class PaddedBatch:
 
     ids: Tensor  # [b, n] int64
     answer: Tensor  # [b, n] bool, false in the padding
-    features: Tensor | None  # [b, n, hidden]
+    features: Tensor | None  # [b, n, width]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,8 @@ class Recipe(Protocol):
     """The trained weights with their loss: data-parallel training sees one forward pass of it a step. It must not hold
     the target as a sub-module, whose weights would be trained and saved."""
     optimisation: Optimisation
-    needs_features: bool
+    features: Features
+    """What it reads of the target's passes over the training text; nothing where it asks for nothing."""
     identity: Mapping[str, Any]
     """JSON values, besides the settings, that must be equal for a run to be continued."""
 

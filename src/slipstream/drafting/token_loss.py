@@ -32,13 +32,21 @@ class TokenTerms:
     hits: Tensor  # [tops, steps, m] bool: whether the target's first choice is among the head's `tops[i]` best
 
 
-def token_terms(predicted: Tensor, true: Tensor, counted: Tensor, logits: Logits, tops: Sequence[int]) -> TokenTerms:
-    """Cross-entropy of predicted features [steps, m, h] against true ones [m, h], summed over `counted` [steps, m].
+def token_terms(
+    predicted: Tensor,
+    true: Tensor,
+    counted: Tensor,
+    logits: Logits,
+    tops: Sequence[int],
+    true_logits: Logits | None = None,
+) -> TokenTerms:
+    """Cross-entropy of predicted features [steps, m, h] against true ones [m, t], summed over `counted` [steps, m].
 
-    tops: numbers of first choices, the first of them 1.
+    tops: numbers of first choices, the first of them 1. true_logits: of the true features, where other ones than
+    `logits`; of the same tokens.
     """
     apply: Callable[..., tuple[Tensor, Tensor]] = _TokenLoss.apply
-    loss, hits = apply(predicted, true, counted, logits, tuple(tops))
+    loss, hits = apply(predicted, true, counted, logits, true_logits or logits, tuple(tops))
     return TokenTerms(loss, hits)
 
 
@@ -47,7 +55,13 @@ class _TokenLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, predicted: Tensor, true: Tensor, counted: Tensor, logits: Logits, tops: tuple[int, ...]
+        ctx: Any,
+        predicted: Tensor,
+        true: Tensor,
+        counted: Tensor,
+        logits: Logits,
+        true_logits: Logits,
+        tops: tuple[int, ...],
     ) -> tuple[Tensor, Tensor]:
         steps, num_rows, _ = predicted.shape
         wanted = ctx.needs_input_grad[0]
@@ -55,12 +69,12 @@ class _TokenLoss(torch.autograd.Function):
         losses: list[Tensor] = []
         hits = counted.new_zeros(len(tops), steps, num_rows)
         with torch.no_grad():
-            width = logits(true[:1]).shape[-1] if num_rows else 1
+            width = true_logits(true[:1]).shape[-1] if num_rows else 1
         at_once = max(1, _LOGITS_AT_ONCE // width)
         for first in range(0, num_rows, at_once):
             rows = slice(first, first + at_once)
             with torch.no_grad():
-                p = logits(true[rows]).softmax(dim=-1)  # [n, tokens]
+                p = true_logits(true[rows]).softmax(dim=-1)  # [n, tokens]
                 best = p.max(dim=-1).indices[:, None]
             each = []
             for step in range(steps):
@@ -82,9 +96,9 @@ class _TokenLoss(torch.autograd.Function):
         return loss, hits
 
     @staticmethod
-    def backward(ctx: Any, *outer: Any) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *outer: Any) -> tuple[Tensor, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outer[0][:, None, None].to(gradient.dtype), None, None, None, None
+        return gradient * outer[0][:, None, None].to(gradient.dtype), None, None, None, None, None
 
 
 def _hits(log_q: Tensor, best: Tensor, tops: Sequence[int]) -> Tensor:

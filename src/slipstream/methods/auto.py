@@ -19,6 +19,7 @@ from slipstream.errors import ArtifactError
 from slipstream.methods import prompt_lookup
 from slipstream.methods.draft_model.method import METHOD as DRAFT_MODEL
 from slipstream.methods.eagle.method import EAGLE2
+from slipstream.methods.eagle3.method import METHOD as EAGLE3
 from slipstream.methods.hybrid import with_lookup
 from slipstream.methods.hydra.method import METHOD as HYDRA
 from slipstream.methods.layer_skip.method import METHOD as LAYER_SKIP
@@ -26,7 +27,7 @@ from slipstream.methods.medusa.method import METHOD as MEDUSA
 from slipstream.methods.method import Method
 from slipstream.target.target import Target
 
-TRAINED = (EAGLE2, HYDRA, MEDUSA, DRAFT_MODEL)
+TRAINED = (EAGLE2, EAGLE3, HYDRA, MEDUSA, DRAFT_MODEL)
 """Methods with an artefact, the best of those that ship first."""
 _FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt")
 

@@ -12,6 +12,7 @@ from slipstream.errors import InputError, unknown_choice
 from slipstream.methods import auto, lookahead, plain, prompt_lookup
 from slipstream.methods.draft_model.method import METHOD as DRAFT_MODEL
 from slipstream.methods.eagle.method import EAGLE, EAGLE2
+from slipstream.methods.eagle3.method import METHOD as EAGLE3
 from slipstream.methods.hydra.method import METHOD as HYDRA
 from slipstream.methods.layer_skip.method import METHOD as LAYER_SKIP
 from slipstream.methods.medusa.method import METHOD as MEDUSA
@@ -26,6 +27,7 @@ METHODS: dict[str, Method] = {
         LAYER_SKIP,
         EAGLE2,
         EAGLE,
+        EAGLE3,
         DRAFT_MODEL,
         MEDUSA,
         HYDRA,

@@ -23,7 +23,7 @@ INSTALL = "pip install matplotlib"
 
 BLUE, SKY, GREEN, YELLOW = "#0072B2", "#56B4E9", "#009E73", "#F0E442"
 ORANGE, VERMILLION, PURPLE, BLACK = "#E69F00", "#D55E00", "#CC79A7", "#15181C"
-GREY, BROWN = "#6F7680", "#8C510A"
+GREY, BROWN, INDIGO = "#6F7680", "#8C510A", "#332288"
 
 INK, FAINT, GRID, PAPER = "#24292F", "#667080", "#E1E4E8", "#FEFEFE"
 """Text, text of less weight, lines behind the data, background. The page replaces them by its own, light or dark."""
@@ -34,6 +34,7 @@ METHOD_COLOURS = {
     "layer-skip": GREEN,
     "eagle2": BLUE,
     "eagle": ORANGE,
+    "eagle3": INDIGO,
     "hydra": PURPLE,
     "medusa": VERMILLION,
     "draft-model": BLACK,

@@ -21,7 +21,8 @@ class Features:
     last_hidden: bool = False
     """The hidden state after the final norm, which the LM head reads."""
     layers: tuple[int, ...] = ()
-    """Hidden states entering these layers (0-based)."""
+    """Hidden states entering these layers (0-based), in any order: those of layer j are `hidden_states[j]` as
+    transformers counts them, those of layer 0 the embeddings."""
 
     def __bool__(self) -> bool:
         return self.last_hidden or bool(self.layers)

@@ -78,6 +78,7 @@ class Target:
         self._quiet: nn.Module = shadow(model, {})
         """What runs where nothing is watched or left out: the model itself, unless it remembers passes."""
         self._watched: dict[Features, WatchedModel] = {}
+        self._watched_base: dict[Features, WatchedModel] = {}
         self._turn = _turn(model)
         self._masks = MaskPlan.find(self.config, self.dtype, self._takes_mask_dict)
 
@@ -213,6 +214,23 @@ class Target:
             logits = self._run(watched.model, inputs, cache)
         return TargetOutput(logits, watched.gathered(seen, self.device))
 
+    def hidden_pass(self, features: Features) -> Callable[..., Tensor]:
+        """What runs a pass without LM head, cache or masks of ours, and returns its features [b, n, width].
+
+        It takes what the model before its LM head (`base`) takes, but for `use_cache`.
+        """
+        base = self.base
+        if not features.layers:
+            return lambda **inputs: base(**inputs, use_cache=False)[0].to(self.device)
+        if features not in self._watched_base:
+            self._watched_base[features] = WatchedModel(base, base, self.layers, features)
+        return partial(self._run_watched_base, self._watched_base[features])
+
+    def _run_watched_base(self, watched: WatchedModel, **inputs: Any) -> Tensor:
+        with watched.watching() as seen:
+            watched.model(**inputs, use_cache=False)
+        return watched.gathered(seen, self.device)
+
     def _run(self, model: nn.Module, inputs: PassInputs, cache: KVCache) -> Tensor:
         """The logits of a pass, [b, n or 1, vocab]."""
         row, keeps = inputs.logits_row, self._takes_logits_to_keep
@@ -328,18 +346,23 @@ class Target:
     def check_features(self, features: Features) -> None:
         """Refuse a model whose passes do not leave features behind that heads can draft from.
 
-        Its last hidden states must have the width that its configuration names, and give its logits through `head`.
+        The hidden states must have the width that its configuration names; the last ones must give its logits through
+        `head`.
         """
-        if not features.last_hidden:
+        if not features:
             return
         rows, hidden = torch.arange(2, device=self.device), int(self.config.hidden_size)
-        unfit = f"{self.name} cannot be drafted for by heads, which read its last hidden states: "
+        read = "last hidden states" if features.last_hidden else "layers' hidden states"
+        unfit = f"{self.name} cannot be drafted for by heads, which read its {read}: "
         try:
-            output = self.forward(rows, rows, self.causal(2), self.new_cache(2), features=Features(last_hidden=True))
+            output = self.forward(rows, rows, self.causal(2), self.new_cache(2), features=features)
             assert output.features is not None
-            if output.features.shape[-1] != hidden:
-                raise UnsupportedTargetError(f"{unfit}they have width {output.features.shape[-1]}, not {hidden}")
-            difference = (self.head(output.features) - output.logits).abs().max()
+            if output.features.shape[1:] != (2, features.width(hidden)):
+                width = output.features.shape[-1] * hidden / features.width(hidden)
+                raise UnsupportedTargetError(f"{unfit}they have width {width:g}, not {hidden}")
+            if not features.last_hidden:
+                return
+            difference = (self.head(output.features[..., :hidden]) - output.logits).abs().max()
         except UnsupportedTargetError:
             raise
         except RUNNING_ERRORS as error:

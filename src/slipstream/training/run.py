@@ -62,9 +62,9 @@ class HeadRun:
         parameters = [parameter for parameter in recipe.module.parameters() if parameter.requires_grad]
         optimizers = build_optimizers(settings.optimizer, parameters, how, self._peak_rate, target.vocab_size)
         self._module, *self._optimizers = self.accelerator.prepare(recipe.module, *optimizers)
-        limit = int(settings.cache_gib * GIB / self.accelerator.num_processes) if recipe.needs_features else 0
-        self.features = FeatureSource(target, self.dialogues, out / "features", limit)
-        self._held_out_features = FeatureSource(target, self.held_out, None, 0)
+        limit = int(settings.cache_gib * GIB / self.accelerator.num_processes) if recipe.features else 0
+        self.features = FeatureSource(target, self.dialogues, out / "features", limit, recipe.features)
+        self._held_out_features = FeatureSource(target, self.held_out, None, 0, recipe.features)
         self.step, self.num_tokens, self.elapsed_s = 0, 0, 0.0
         self._stop_asked = False
         self._recent: deque[tuple[int, float]] = deque(maxlen=20)  # tokens and seconds of the latest steps
@@ -198,7 +198,7 @@ class HeadRun:
     def _batch(self, dialogues: Sequence[Dialogue], indices: Sequence[int], source: FeatureSource, seed: int) -> Batch:
         chosen = [dialogues[index] for index in indices]
         ids, answer = (one.to(self.target.device) for one in laid_out(chosen))
-        features = source(indices) if self.recipe.needs_features else None
+        features = source(indices) if self.recipe.features else None
         return Batch(ids, answer, tuple(len(one.token_ids) for one in chosen), features, seed)
 
     # --- files ------------------------------------------------------------------------------------------------------

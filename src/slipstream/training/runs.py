@@ -12,6 +12,9 @@ from slipstream.methods.draft_model.settings import DraftSettings
 from slipstream.methods.eagle.head import EagleHead
 from slipstream.methods.eagle.recipe import EagleRecipe
 from slipstream.methods.eagle.settings import EagleSettings, learning_rate_for
+from slipstream.methods.eagle3.head import Eagle3Head
+from slipstream.methods.eagle3.recipe import Eagle3Recipe
+from slipstream.methods.eagle3.settings import Eagle3Settings
 from slipstream.methods.hydra.head import HydraHeads
 from slipstream.methods.hydra.recipe import HydraRecipe
 from slipstream.methods.hydra.settings import HydraSettings
@@ -81,6 +84,33 @@ class EagleRun(HeadRun):
         if settings.learning_rate is None:
             settings = replace(settings, learning_rate=learning_rate_for(int(target.config.hidden_size)))
         recipe = EagleRecipe(target, dialogues, settings)
+        self.head = recipe.head
+        super().__init__(target, dialogues, out, settings, recipe)
+
+
+def train_eagle3(
+    target: Target, dialogues: Sequence[Dialogue], out: Path, settings: Eagle3Settings | None = None
+) -> Eagle3Head:
+    """Train a head and save it in `out`; a run that was interrupted there is continued.
+
+    Returns the head on the target's device and in its dtype. Raises InputError for unusable data or settings that
+    differ from those of the run in `out`.
+    """
+    run = Eagle3Run(target, dialogues, out, settings)
+    run.finish()
+    return run.head.place(target.device, target.dtype).requires_grad_(False).eval()
+
+
+class Eagle3Run(HeadRun):
+    """One training run of a head in a folder."""
+
+    def __init__(
+        self, target: Target, dialogues: Sequence[Dialogue], out: Path, settings: Eagle3Settings | None = None
+    ) -> None:
+        settings = settings or Eagle3Settings()
+        if settings.learning_rate is None:
+            settings = replace(settings, learning_rate=learning_rate_for(int(target.config.hidden_size)))
+        recipe = Eagle3Recipe(target, dialogues, settings)
         self.head = recipe.head
         super().__init__(target, dialogues, out, settings, recipe)
 

@@ -204,7 +204,8 @@ DAMAGED = {
         lambda tensors: {**tensors, "fc.weight": torch.full_like(tensors["fc.weight"], float("nan"))},
         r"fc\.weight holds numbers that are not finite",
     ),
-    "an EAGLE-3 head": (put("midlayer.self_attn.q_proj.weight", H, 2 * H), "EAGLE-3"),
+    "an EAGLE-3 head": (put("midlayer.self_attn.q_proj.weight", H, 2 * H), "EAGLE-3 head; use it with .*'eagle3'"),
+    "one of speculators": (put("layers.0.hidden_norm.weight", H), "EAGLE-3 head; use it with method 'eagle3'"),
 }
 
 

@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from slipstream.drafting.recipe import Batch, Optimisation, Score, StepLosses
 from slipstream.methods.draft_model.checkpoint import own_tokenizer, save_draft
 from slipstream.methods.draft_model.settings import DraftSettings
+from slipstream.target.features import Features
 from slipstream.target.target import Target
 
 _MAX_LOGITS = 1 << 26  # logits held at once: larger batches are taken in parts and recomputed in the backward pass
@@ -28,7 +29,7 @@ _SPREAD = 0.02  # standard deviation of fresh weights and of embeddings
 class DraftRecipe:
     """A `Recipe`: distillation on the target's distributions."""
 
-    needs_features = True
+    features = Features(last_hidden=True)
     identity: Mapping[str, Any] = {"method": "draft"}
 
     def __init__(self, target: Target, settings: DraftSettings, tokenizer: Any = None) -> None:

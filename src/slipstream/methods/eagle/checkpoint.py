@@ -26,6 +26,7 @@ from slipstream.drafting.artefact_files import (
     read_tensors,
     recorded_confidence,
     save_tensors,
+    stored_dtype,
     warn_of_other_target,
 )
 from slipstream.drafting.draft_vocabulary import VOCABULARY_FILE, load_vocabulary
@@ -48,11 +49,13 @@ _EMBEDDING = "embed_tokens.weight"  # a copy of the target's, which is used inst
 _IGNORED = (_EMBEDDING, f"{_LAYER}self_attn.rotary_emb.inv_freq")
 
 
-def load_head(source: str | Path, target: Target, dtype: torch.dtype | None = None) -> EagleHead:
+def load_head(
+    source: str | Path, target: Target, dtype: torch.dtype | None = None, *, stored: bool = False
+) -> EagleHead:
     """The head of a folder or hub id, on the target's device and in its dtype, or another one.
 
-    Raises ArtifactError for a checkpoint that is damaged, incomplete or of another size than the target; warns with
-    ArtifactWarning if it records another target.
+    stored: in the dtype of the file. Raises ArtifactError for a checkpoint that is damaged, incomplete or of another
+    size than the target; warns with ArtifactWarning if it records another target.
     """
     folder = local_folder(source, (*_FILES, VOCABULARY_FILE), _WHAT)
     config = read_config(folder, _WHAT)
@@ -66,6 +69,7 @@ def load_head(source: str | Path, target: Target, dtype: torch.dtype | None = No
     if (folder / VOCABULARY_FILE).is_file():
         head.vocabulary = load_vocabulary(folder / VOCABULARY_FILE, target)
     warn_of_other_target(folder, config, target, _WHAT)
+    dtype = stored_dtype(kept) if stored else dtype
     return head.place(target.device, dtype or target.dtype).requires_grad_(False).eval()
 
 
@@ -80,8 +84,8 @@ def save_head(head: EagleHead, folder: Path, target: Target, provenance: Mapping
 
 
 def _check_names(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    if any(name.startswith("midlayer.") for name in tensors):
-        raise ArtifactError(f"{folder} is an EAGLE-3 head; methods eagle and eagle2 take EAGLE-1 and EAGLE-2 heads")
+    if any(name.startswith("midlayer.") or name.endswith(".hidden_norm.weight") for name in tensors):
+        raise ArtifactError(f"{folder} is an EAGLE-3 head; use it with method 'eagle3'")
     asked = [_BIASES["fc"]] if config.get("bias") is True else []  # left out it means what the tensors say
     check_names(folder, tensors, (*_WEIGHTS, *asked), (*_BIASES.values(), *_IGNORED), _WHAT)
 
@@ -102,7 +106,7 @@ def _sizes(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor
             "give a head that was trained for this target"
         )
     try:
-        heads = _heads(config, tensors)
+        heads = attention_heads(config, tensors)
         return HeadSizes(
             hidden_size=hidden_size,
             embedding_size=embedding_size,
@@ -111,13 +115,13 @@ def _sizes(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor
             biases=frozenset(name for name, tensor in _BIASES.items() if tensor in tensors),
             rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
             hidden_act=str(config.get("hidden_act", "silu")),
-            rope=_rope(config),
+            rope=rope_parameters(config),
         )
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{folder}: {error}") from error
 
 
-def _heads(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, int]:
+def attention_heads(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Numbers and width of the attention heads.
 
     Tensors show only the product of width and number, so the config must name the width or the number of query heads;
@@ -136,7 +140,7 @@ def _heads(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
     return {"num_heads": q_rows // head_dim, "num_kv_heads": k_rows // head_dim, "head_dim": head_dim}
 
 
-def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """RoPE as transformers names it now, from a config of any age."""
     old = config.get("rope_scaling") or {}
     parameters = {**old, **(config.get("rope_parameters") or {})}

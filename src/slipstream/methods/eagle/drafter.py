@@ -12,6 +12,7 @@ the next cycle's rows of the accepted tokens are made anew from the target's fea
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -43,16 +44,27 @@ class EagleDrafter(ModelDrafter):
         """Logits of these tokens, [b, n, columns], for predicted features [b, n, h]."""
         self.name = "eagle" if shape.kind == "static" else "eagle2"
         self.head, self.confidence = head, head.confidence
-        self.embed = target.model.get_input_embeddings()
+        self.embed: Callable[[Tensor], Tensor] = target.model.get_input_embeddings()
 
     def expander(self, generation: Generation) -> EagleExpander:
         return EagleExpander(self, generation)
 
 
+class HeadDrafter(Protocol):
+    """What an expander reads of the drafter: EAGLE's, or one whose head is run in the same way."""
+
+    target: Target
+    shape: Shape
+    head: Any
+    embed: Callable[[Tensor], Tensor]
+    score: Callable[[Tensor], Tensor]
+    ids: Tensor | None
+
+
 class EagleExpander(Expander):
     """The head at work on one generation."""
 
-    def __init__(self, drafter: EagleDrafter, generation: Generation) -> None:
+    def __init__(self, drafter: HeadDrafter, generation: Generation) -> None:
         self._drafter, self._generation = drafter, generation
         self._head, self._target = drafter.head, drafter.target
         context = self._target.context_length

@@ -65,7 +65,7 @@ class RolloutLoss(nn.Module):
         tops: Sequence[int] = (1,),
     ) -> Losses:
         """Losses of `steps` steps ahead. logits: of which tokens, None for all. tops: see `token_terms`."""
-        rows = _Rows.of(answer, lengths, steps)
+        rows = Rows.of(answer, lengths, steps)
         predicted = self._rollout(ids, features, rows, steps, noise)  # [steps, tail, h]
         places, positions = rows.places[rows.tail], rows.positions[rows.tail]  # [tail]
         chosen = answer[places + 2].nonzero()[:, 0]  # [m]
@@ -77,18 +77,18 @@ class RolloutLoss(nn.Module):
         feature = (away.mean(dim=-1) * counted).sum(dim=-1)  # [steps]
         terms = token_terms(found, true, counted, logits or all_logits(self._target), tops)
         num_rows = counted.sum(dim=1)
-        hit, start = (_by_row(one, chosen, len(places)) for one in (terms.hits, counted[None]))
+        hit, start = (by_row(one, chosen, len(places)) for one in (terms.hits, counted[None]))
         at_least_one = num_rows.clamp(min=1)
         return Losses(
             feature / at_least_one,
             terms.loss / at_least_one,
             num_rows,
             terms.hits.sum(dim=-1),
-            _along_paths(start).sum(dim=-1)[0],
-            _along_paths(hit).sum(dim=-1),
+            along_paths(start).sum(dim=-1)[0],
+            along_paths(hit).sum(dim=-1),
         )
 
-    def _rollout(self, ids: Tensor, features: Tensor, rows: _Rows, steps: int, noise: Tensor | None) -> Tensor:
+    def _rollout(self, ids: Tensor, features: Tensor, rows: Rows, steps: int, noise: Tensor | None) -> Tensor:
         """Predicted features of the rows of the tail, [steps, tail, h]."""
         dtype = self.head.dtype
         with torch.no_grad():
@@ -110,7 +110,7 @@ class RolloutLoss(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
+class Rows:
     """The rows of all texts one after another, and those among them that later steps need.
 
     Row t predicts token t + 2; what follows the last answer teaches nothing. Of the first step all rows before matter,
@@ -125,7 +125,7 @@ class _Rows:
     opens: Tensor  # [tail] bool: the first of its text; what is fed to it does not matter but at position 0
 
     @classmethod
-    def of(cls, answer: Tensor, lengths: Sequence[int], steps: int) -> _Rows:
+    def of(cls, answer: Tensor, lengths: Sequence[int], steps: int) -> Rows:
         marks: list[bool] = answer.tolist()
         places: list[int] = []
         tail: list[int] = []
@@ -153,14 +153,14 @@ class _Rows:
         )
 
 
-def _by_row(values: Tensor, chosen: Tensor, num_rows: int) -> Tensor:
+def by_row(values: Tensor, chosen: Tensor, num_rows: int) -> Tensor:
     """[.., m] bool of chosen rows as [.., r], false elsewhere."""
     spread = values.new_zeros(*values.shape[:-1], num_rows)
     spread[..., chosen] = values
     return spread
 
 
-def _along_paths(hits: Tensor) -> Tensor:
+def along_paths(hits: Tensor) -> Tensor:
     """[tops, steps, r]: whether the path that ends in a row of a step was hit at all its steps. hits: the same shape.
 
     The row before t in step j - 1 stands at t - 1. Where a text begins, or its tail, no path of more steps ends.

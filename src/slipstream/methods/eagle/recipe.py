@@ -21,6 +21,7 @@ from slipstream.methods.eagle.checkpoint import load_head, save_head
 from slipstream.methods.eagle.head import EagleHead, HeadSizes
 from slipstream.methods.eagle.losses import Losses, RolloutLoss
 from slipstream.methods.eagle.settings import EagleSettings
+from slipstream.target.features import Features
 from slipstream.target.target import Target
 
 TOPS = (1, 4, 10)
@@ -30,7 +31,7 @@ TOPS = (1, 4, 10)
 class EagleRecipe:
     """A `Recipe`: the published losses, and those of several steps ahead (`losses.py`)."""
 
-    needs_features = True
+    features = Features(last_hidden=True)
     identity: Mapping[str, Any] = {}
 
     def __init__(self, target: Target, dialogues: Sequence[Dialogue], settings: EagleSettings) -> None:

@@ -24,6 +24,7 @@ from slipstream.drafting.recipe import Batch, Optimisation, Score, StepLosses
 from slipstream.methods.hydra.checkpoint import save_heads
 from slipstream.methods.hydra.head import HydraHeads, HydraSizes, PrefixSizes
 from slipstream.methods.hydra.settings import HydraSettings
+from slipstream.target.features import Features
 from slipstream.target.target import Target
 
 _MAX_LOGITS = 1 << 26  # logits held at once: larger batches are taken in parts and recomputed in the backward pass
@@ -34,7 +35,7 @@ _CLIP_NORM = 1.0  # what the released script's trainer does unless told otherwis
 class HydraRecipe:
     """A `Recipe`: teacher loss on teacher-forced tokens."""
 
-    needs_features = True
+    features = Features(last_hidden=True)
     identity: Mapping[str, Any] = {"method": "hydra"}
 
     def __init__(self, target: Target, settings: HydraSettings) -> None:

@@ -23,13 +23,14 @@ from slipstream.drafting.recipe import Batch, Optimisation, Score, StepLosses
 from slipstream.methods.medusa.checkpoint import save_heads
 from slipstream.methods.medusa.head import MedusaHeads
 from slipstream.methods.medusa.settings import MedusaSettings
+from slipstream.target.features import Features
 from slipstream.target.target import Target
 
 
 class MedusaRecipe:
     """A `Recipe`: weighted cross-entropy of all heads."""
 
-    needs_features = True
+    features = Features(last_hidden=True)
     identity: Mapping[str, Any] = {"method": "medusa"}
 
     def __init__(self, target: Target, settings: MedusaSettings) -> None:

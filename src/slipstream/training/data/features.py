@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from slipstream.drafting.packing import packed_hidden, takes_packed
+from slipstream.drafting.packing import LAST_HIDDEN, packed_features, takes_packed
 from slipstream.drafting.parts import passes
+from slipstream.target.features import Features
 from slipstream.target.target import Target
 from slipstream.training.data.batches import laid_out
 from slipstream.training.data.dialogues import Dialogue
@@ -25,26 +26,35 @@ GIB = 1 << 30
 
 
 class FeatureSource:
-    """Last hidden states of the frozen target for dialogues, in its own dtype.
+    """Hidden states of the frozen target for dialogues, in its own dtype.
 
     What is not on disk goes through the target in one pass without padding (`packing.py`), or in padded passes where
     the target does not take that.
     """
 
-    def __init__(self, target: Target, dialogues: Sequence[Dialogue], folder: Path | None, limit_bytes: int) -> None:
-        """folder: where features are kept, None for nowhere. limit_bytes: of this process's files there."""
-        self._target, self._dialogues = target, dialogues
+    def __init__(
+        self,
+        target: Target,
+        dialogues: Sequence[Dialogue],
+        folder: Path | None,
+        limit_bytes: int,
+        wanted: Features = LAST_HIDDEN,
+    ) -> None:
+        """folder: where features are kept, None for nowhere. limit_bytes: of this process's files there. wanted: which
+        hidden states.
+        """
+        self._target, self._dialogues, self._wanted = target, dialogues, wanted
         self._limit = limit_bytes
         self._folder = None
         if folder is not None and limit_bytes > 0:
-            self._folder = folder / _key(target, dialogues)
+            self._folder = folder / _key(target, dialogues, wanted)
             self._folder.mkdir(parents=True, exist_ok=True)
             self._limit -= sum(file.stat().st_size for file in self._folder.glob("*.safetensors"))
         self.num_computed = 0
         """Dialogues that went through the target."""
 
     def __call__(self, indices: Sequence[int]) -> Tensor:
-        """Features [n, hidden] of the dialogues `indices`, one after another, on the target's device."""
+        """Features [n, width] of the dialogues `indices`, one after another, on the target's device."""
         missing = [index for index in indices if not self._has(index)]
         found = dict(zip(missing, self._computed(missing), strict=True))
         for index, features in found.items():
@@ -61,7 +71,7 @@ class FeatureSource:
 
     @torch.no_grad()  # not inference mode: the head's backward pass keeps these tensors
     def _computed(self, indices: Sequence[int]) -> Sequence[Tensor]:
-        """Features [length, hidden] of each of the dialogues."""
+        """Features [length, width] of each of the dialogues."""
         if not indices:
             return []
         self.num_computed += len(indices)
@@ -69,7 +79,7 @@ class FeatureSource:
         lengths = [len(one.token_ids) for one in texts]
         if self.packed:
             ids = laid_out(texts)[0].to(self._target.device)
-            return torch.split(packed_hidden(self._target, ids, lengths), lengths)
+            return torch.split(packed_features(self._target, ids, lengths, self._wanted), lengths)
         return self._padded(texts, lengths)
 
     def _padded(self, texts: Sequence[Dialogue], lengths: Sequence[int]) -> list[Tensor]:
@@ -80,7 +90,7 @@ class FeatureSource:
             for place, row in enumerate(rows):
                 ids[place, : lengths[row]] = torch.tensor(texts[row].token_ids)
             ids = ids.to(self._target.device)
-            hidden = self._target.base(input_ids=ids, use_cache=False)[0].to(ids.device)
+            hidden = self._target.hidden_pass(self._wanted)(input_ids=ids)
             found.update({row: hidden[place, : lengths[row]] for place, row in enumerate(rows)})
         return [found[row] for row in range(len(lengths))]
 
@@ -105,9 +115,10 @@ class FeatureSource:
         self._limit -= size
 
 
-def _key(target: Target, dialogues: Sequence[Dialogue]) -> str:
+def _key(target: Target, dialogues: Sequence[Dialogue], wanted: Features) -> str:
     """Names the features of these dialogues by this target in its dtype."""
-    digest = hashlib.sha256(f"{target.hash} {target.dtype}".encode())
+    layers = f" {wanted}" if wanted.layers else ""
+    digest = hashlib.sha256(f"{target.hash} {target.dtype}{layers}".encode())
     for dialogue in dialogues:
         digest.update(repr(dialogue.token_ids).encode())
     return digest.hexdigest()[:16]
