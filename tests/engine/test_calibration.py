@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from families import prompt_ids
+from methods.eagle.test_eagle import random_head
 from slipstream.core.confidence import ConfidenceScale
+from slipstream.drafting.draft_vocabulary import DraftVocabulary
 from slipstream.drafting.shape import Dynamic
 from slipstream.engine.calibration import SCALES, Calibration, calibrate, fit
 from slipstream.errors import InputError
+from slipstream.methods.eagle.drafter import EagleDrafter
 from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
 from slipstream.methods.plain import PlainDrafter
 from slipstream.target.target import Target
@@ -94,3 +97,21 @@ def test_a_tree_is_refused(target: Target) -> None:
     drafter = LayerSkipDrafter(target, {"attention": [1], "mlp": []}, shape=Dynamic(width=2, depth=2, total=4))
     with pytest.raises(InputError, match="calibration wants chains"):
         calibrate(target, drafter, PROMPTS, max_new_tokens=4)
+
+
+def test_a_draft_vocabulary_is_judged_by_the_choices_that_it_can_make(target: Target) -> None:
+    """All tokens in another order give what the whole vocabulary gives; half of them, fewer pairs."""
+    chain, head = Dynamic(width=1, depth=3, total=3), random_head(target)
+    shuffled = torch.randperm(target.vocab_size, generator=torch.Generator().manual_seed(0))
+    whole, same, half = (
+        calibrate(
+            target,
+            EagleDrafter(target, head, chain, None if ids is None else DraftVocabulary(ids)),
+            PROMPTS,
+            max_new_tokens=12,
+            temperatures=(0.0, 0.7),
+        )
+        for ids in (None, shuffled, shuffled[: target.vocab_size // 2])
+    )
+    assert same == whole
+    assert 0 < half.num_choices < 0.8 * whole.num_choices

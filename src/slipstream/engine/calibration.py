@@ -163,18 +163,18 @@ class _Recorder(DecodingRule):
 
     def __init__(self, inner: DecodingRule) -> None:
         self.inner, self.temperature = inner, inner.temperature
-        self.asked: list[Tensor] = []  # scores [1, vocab] of each depth
+        self.asked: list[Tensor] = []  # scores [1, columns] of each depth
+        self.ids: Tensor | None = None  # [columns] the tokens that the drafter chooses among; None: all
 
     def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
         return self.inner.choose(logits, tree)
 
     def children(self, logits: Tensor, depth: int, k: int, ids: Tensor | None = None) -> Candidates:
-        if ids is not None:
-            raise InputError("calibration wants a drafter with the target's whole vocabulary")
         if logits.shape[0] != 1 or k != 1:
             raise InputError(f"calibration wants chains, but {logits.shape[0]} nodes ask for {k} children each")
-        self.asked.append(self.scores(logits, depth))
-        return self.inner.children(logits, depth, k)
+        self.ids = ids
+        self.asked.append(self.scores(logits, depth, ids))
+        return self.inner.children(logits, depth, k, ids)
 
     def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
         return self.inner.scores(logits, depth, ids)
@@ -191,7 +191,15 @@ class _WatchedDrafting(ForwardingDrafting):
 
     def observe(self, observed: Observed) -> None:
         if observed.choice is not None and self._recorder.asked:
-            scores = torch.cat(self._recorder.asked)  # [depth, vocab]
+            scores = torch.cat(self._recorder.asked)  # [depth, columns]
             n = min(scores.shape[0], observed.choice.shape[0])  # no pair beyond where a tree was cut
-            self._watched.count_choices(scores[:n], observed.choice[:n])
+            self._watched.count_choices(*_among(scores[:n], observed.choice[:n], self._recorder.ids))
         super().observe(observed)
+
+
+def _among(scores: Tensor, choice: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Scores [m, columns] and columns [m] of the choices [n] that the drafter can make; others teach nothing."""
+    if ids is None:
+        return scores, choice
+    rows, columns = (choice[:, None] == ids).nonzero(as_tuple=True)
+    return scores[rows], columns
