@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from slipstream.target.attention import with_grouped_attention
 from slipstream.target.cache import KVCache
 from slipstream.target.features import Features
 
@@ -64,7 +65,7 @@ PassFunction = Callable[[PassInputs, KVCache], TargetOutput]
 class Executor:
     """Runs passes: this one as they are, eagerly and in exact sizes.
 
-    One that compiles or captures passes overrides all three methods. It may rely on this:
+    One that compiles or captures passes overrides the other methods. It may rely on this:
 
     - `PassKey` tells apart what compilers do not guard: for another skip set, or other features, another module is run.
       So hooks and patched forwards need no guards.
@@ -80,6 +81,13 @@ class Executor:
     - A key holds its model. An adaptive skip set leaves many shadows behind, so what is kept by key must let go of
       those that nobody else holds.
     """
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """What is run for the target's model or a shadow of it, which computes the same but for the order of sums.
+
+        Called once for each. The model itself is never changed.
+        """
+        return with_grouped_attention(model)
 
     def rows(self, count: int) -> int:
         """Rows that a pass over `count` rows is to have, at least so many."""

@@ -79,6 +79,7 @@ class Target:
         """What runs where nothing is watched or left out: the model itself, unless it remembers passes."""
         self._watched: dict[Features, WatchedModel] = {}
         self._watched_base: dict[Features, WatchedModel] = {}
+        self._by_model: WeakKeyDictionary[nn.Module, nn.Module | None] = WeakKeyDictionary()
         self._turn = _turn(model)
         self._masks = MaskPlan.find(self.config, self.dtype, self._takes_mask_dict)
 
@@ -144,8 +145,9 @@ class Target:
         if features:
             assert instead is None
             watched = self._watch(features)
-            return watched.model, partial(self._run_watched, watched)
-        model = self._quiet if instead is None else instead
+            model = self._prepared(watched.model)
+            return model, partial(self._run_watched, watched, model)
+        model = self._prepared(self._quiet if instead is None else instead)
         return model, lambda inputs, cache: TargetOutput(self._run(model, inputs, cache), None)
 
     def causal(self, n: int) -> Tensor:
@@ -209,9 +211,16 @@ class Target:
         model: nn.Module = self.model
         return shadow(model, {self.base: lambda own: lambda *args, **kwargs: self._passes.hidden})
 
-    def _run_watched(self, watched: WatchedModel, inputs: PassInputs, cache: KVCache) -> TargetOutput:
+    def _prepared(self, model: nn.Module) -> nn.Module:
+        """What the executor runs for the model or a shadow of it."""
+        if model not in self._by_model:
+            prepared = self.executor.prepare(model)
+            self._by_model[model] = None if prepared is model else prepared  # a value must not hold its weak key
+        return self._by_model[model] or model
+
+    def _run_watched(self, watched: WatchedModel, model: nn.Module, inputs: PassInputs, cache: KVCache) -> TargetOutput:
         with watched.watching() as seen:
-            logits = self._run(watched.model, inputs, cache)
+            logits = self._run(model, inputs, cache)
         return TargetOutput(logits, watched.gathered(seen, self.device))
 
     def hidden_pass(self, features: Features) -> Callable[..., Tensor]:

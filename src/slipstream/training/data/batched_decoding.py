@@ -22,10 +22,10 @@ from transformers.cache_utils import CacheLayerMixin
 from transformers.masking_utils import sdpa_mask
 
 from slipstream.target.arguments import cache_argument
+from slipstream.target.attention import NAME, grouped_attention
 from slipstream.target.masks import Reach, layer_reaches
 from slipstream.target.target import Target
 
-ATTENTION = "slipstream_grouped"
 _BLOCK = 256  # tokens of the vocabulary that are drawn together
 _PROMPTS = 8  # prompts run at once, so that their padding is little
 _SHRINK = 0.75  # the batch is made smaller when fewer of its rows than this are in use
@@ -113,26 +113,6 @@ def can_decode_batches(target: Target) -> bool:
         and getattr(config, "layer_types", None) in (None, ["full_attention"] * config.num_hidden_layers)
         and target.model._can_set_attn_implementation()
     )
-
-
-def grouped_attention(
-    module: nn.Module,
-    query: Tensor,  # [b, heads, n, d]
-    key: Tensor,  # [b, kv heads, s, d]
-    value: Tensor,  # [b, kv heads, s, d]
-    attention_mask: Tensor,  # [b, 1, n, s] additive
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention in which the queries that share a key stand as further rows, so that keys are never repeated."""
-    b, heads, n, d = query.shape
-    kv_heads, slots = key.shape[1:3]
-    group = heads // kv_heads
-    rows = query.reshape(b, kv_heads, group * n, d)
-    mask = attention_mask.expand(b, 1, n, slots)
-    mask = mask.expand(b, 1, group, slots) if n == 1 else mask.repeat(1, 1, group, 1)
-    out = nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scaling)
-    return out.reshape(b, heads, n, value.shape[-1]).transpose(1, 2).contiguous(), None
 
 
 class _Batch(Cache):
@@ -352,10 +332,10 @@ def sample(logits: Tensor, generator: torch.Generator) -> Tensor:
 @contextmanager
 def _grouped(target: Target) -> Iterator[None]:
     """The target with `grouped_attention`, as before on leaving."""
-    AttentionInterface.register(ATTENTION, grouped_attention)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    AttentionInterface.register(NAME, grouped_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
     before = target.config._attn_implementation
-    target.model.set_attn_implementation(ATTENTION)
+    target.model.set_attn_implementation(NAME)
     try:
         yield
     finally:
