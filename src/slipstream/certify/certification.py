@@ -17,7 +17,7 @@ from slipstream.certify.requests import GREEDY, make_request
 from slipstream.core.sampling import VERIFICATIONS, SamplingSettings
 from slipstream.errors import unknown_choice
 from slipstream.prompts import Prompt
-from slipstream.records.certificate import LawTest, Tested
+from slipstream.records.certificate import LawTest, Sampled, Tested
 
 if TYPE_CHECKING:
     from slipstream import Model
@@ -136,4 +136,5 @@ class Certification:
 
 
 def _tested(settings: CertifySettings) -> Tested:
-    return Tested(**asdict(settings) | {"rules": list(settings.rules)})
+    warping = Sampled(**asdict(settings.warping))
+    return Tested(**asdict(settings) | {"rules": list(settings.rules), "warping": warping})

@@ -152,6 +152,16 @@ class Distribution:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """The distribution that was sampled (`slipstream.certify.options.Warping`)."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tested:
     """How much was tested (`slipstream.certify.CertifySettings`)."""
 
@@ -160,7 +170,7 @@ class Tested:
     first_seed: int
     num_samples: int
     rules: list[str]
-    warping: dict[str, float]
+    warping: Sampled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
