@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "certify": {*DOOR, "prompts", "records"},
     "bench": {*DOOR, "prompts", "records"},
     "report": {"errors", "records"},
+    "plugins": DOOR,
     "cli": {*DOOR, "prompts", "records", "search", "training", "certify", "bench", "report"},
     "start": {"cli"},
 }
@@ -48,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
 
 TOP = {
     **dict.fromkeys(("__init__", "model", "output", "arguments", "chat_template", "plain_speed", "prompt_ids"), "door"),
+    **dict.fromkeys(("hf_generate", "hf_wrapped", "hf_folder"), "door"),
     "__main__": "start",
 }
 """Rooms of the modules that lie at the top; others are rooms of their own name."""
