@@ -42,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "bench": {*DOOR, "prompts", "records"},
     "report": {"errors", "records"},
     "jobs": {"door", "errors"},
+    "plugins": DOOR,
     "cli": {*DOOR, "prompts", "records", "search", "training", "certify", "bench", "report", "jobs"},
     "start": {"cli"},
 }
@@ -49,6 +50,7 @@ ALLOWED: dict[str, set[str]] = {
 
 TOP = {
     **dict.fromkeys(("__init__", "model", "output", "arguments", "chat_template", "plain_speed", "prompt_ids"), "door"),
+    **dict.fromkeys(("hf_generate", "hf_wrapped", "hf_folder"), "door"),
     "__main__": "start",
 }
 """Rooms of the modules that lie at the top; others are rooms of their own name."""

@@ -20,6 +20,8 @@ from slipstream.runtime.threads import settle_waiting
 
 if TYPE_CHECKING:
     from slipstream.engine.sequence import Step
+    from slipstream.hf_generate import custom_generate
+    from slipstream.hf_wrapped import wrap
     from slipstream.model import Model, load
     from slipstream.output import Output, Stats
 
@@ -36,8 +38,10 @@ __all__ = [
     "Stats",
     "Step",
     "__version__",
+    "custom_generate",
     "errors",
     "load",
+    "wrap",
 ]
 
 _HOME = {
@@ -45,7 +49,9 @@ _HOME = {
     "Output": "slipstream.output",
     "Stats": "slipstream.output",
     "Step": "slipstream.engine.sequence",
+    "custom_generate": "slipstream.hf_generate",
     "load": "slipstream.model",
+    "wrap": "slipstream.hf_wrapped",
 }
 
 

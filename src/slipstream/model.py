@@ -56,6 +56,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_NEW_TOKENS = 256
 
+_NO_TOKENIZER = "text prompts need a tokenizer, and none is at hand; pass tokenizer=... to load, or token ids"
 _ENCODING = threading.Lock()
 """Several models may share a tokenizer, and the first to encode switches off truncation and padding in it."""
 
@@ -239,22 +240,14 @@ class Model:
         self, prompt: Any, generation_config: Any, settings: dict[str, Any], *, streaming: bool
     ) -> Generator[Step, None, Output]:
         began = time.perf_counter()
-        prompt = with_inputs(prompt, settings)
-        check_names(settings)
-        settings = {name: _own_number(value) for name, value in settings.items() if value is not None}
-        drop_harmless(settings)
-        check_tokenizer(settings.pop("tokenizer", None), self.tokenizer)
         check_streamer(streamer := settings.pop("streamer", None))
-        config = self._generation_config(generation_config)
-        prompt_ids = self._encode(prompt, template_arguments(settings))
-        stop, logprobs = stop_strings(settings, config.stop_strings), settings.pop("logprobs", None)
-        text = self._answer_text(stop)
-        request = self._request(prompt_ids, config, text if stop else None, logprobs, settings)
+        request, text = self.prepare(prompt, generation_config, **settings)
+        prompt_ids, counted = list(request.prompt_ids), request.stopper is not None
         steps: list[Step] = []
         waited_s = 0.0  # for the consumer of the stream
         for step in _told(streamer, prompt_ids, self.engine.generate(request)):
             if streaming and text is not None:
-                step = self._with_text(step, text, counted=bool(stop))
+                step = self._with_text(step, text, counted=counted)
             steps.append(step)
             yielded = time.perf_counter()
             yield step
@@ -263,14 +256,45 @@ class Model:
         token_ids = [token for step in steps for token in step.token_ids]
         assert steps[-1].finish_reason is not None
         return Output(
-            text=self._whole_text(text, token_ids, counted=streaming or bool(stop)),
+            text=self._whole_text(text, token_ids, counted=streaming or counted),
             token_ids=token_ids,
             prompt_ids=prompt_ids,
             finish_reason=steps[-1].finish_reason,
             seed=None if request.processing.is_greedy else request.sampling.seed,
             stats=Stats.of(steps, total_s, self._plain_speed.seconds(steps, len(prompt_ids))),
-            logprobs=None if logprobs is None else [one for step in steps for one in step.logprobs],
+            logprobs=None if request.logprobs is None else [one for step in steps for one in step.logprobs],
         )
+
+    def prepare(
+        self, prompt: Prompt | None = None, generation_config: GenerationConfig | None = None, **settings: Any
+    ) -> tuple[Request, AnswerText | None]:
+        """What `generate` asks of the engine, and what turns the answer's tokens into text; None without a tokenizer.
+
+        For callers that drive the engine themselves. Where there are stop strings the text is the request's stopper and
+        sees its tokens in the engine. Takes the arguments of `generate` but the streamer, and raises the same errors.
+        """
+        prompt = with_inputs(prompt, settings)
+        check_names(settings)
+        settings = {name: _own_number(value) for name, value in settings.items() if value is not None}
+        drop_harmless(settings)
+        check_tokenizer(settings.pop("tokenizer", None), self.tokenizer)
+        config = self._generation_config(generation_config)
+        prompt_ids = self._encode(prompt, template_arguments(settings))
+        stop, logprobs = stop_strings(settings, config.stop_strings), settings.pop("logprobs", None)
+        text = self.answer_text(stop)
+        request = self.build_request(prompt_ids, config, settings, stopper=text if stop else None, logprobs=logprobs)
+        return request, text
+
+    def encode_raw(self, text: str) -> list[int]:
+        """Token ids of text as it is, without a chat template. Raises InputError for an empty one."""
+        if self.tokenizer is None:
+            raise InputError(_NO_TOKENIZER)
+        given_ids(text)  # refuses what is no text
+        with _ENCODING:
+            ids: list[int] = self.tokenizer.encode(text)
+        if not ids:
+            raise InputError("the prompt is empty; give some text")
+        return ids
 
     def encode(self, prompt: Prompt, **template: Any) -> list[int]:
         """Token ids of a prompt, the chat template applied to text and messages.
@@ -294,28 +318,29 @@ class Model:
         if given is not None:
             return given
         if self.tokenizer is None:
-            raise InputError(
-                "text prompts need a tokenizer, and none is at hand; pass tokenizer=... to load, or token ids"
-            )
+            raise InputError(_NO_TOKENIZER)
         if not is_chat:
-            with _ENCODING:
-                ids: list[int] = self.tokenizer.encode(prompt)
-            return ids
+            return self.encode_raw(prompt)
         if isinstance(prompt, str) and template.continue_final_message:
             raise InputError("continue_final_message continues a message; give the prompt as a list of messages")
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         with _ENCODING:
             return encode_chat(self.tokenizer, messages, template)
 
-    def _answer_text(self, stop: str | Sequence[str] | None) -> AnswerText | None:
+    def answer_text(self, stop: str | Sequence[str] | None, tokenizer: Any = None) -> AnswerText | None:
+        """What turns an answer's tokens into text, up to a stop string; None without a tokenizer.
+
+        tokenizer: instead of the model's. Raises InputError for stop strings that are none or find no tokenizer.
+        """
+        tokenizer = self.tokenizer if tokenizer is None else tokenizer
         strings = [stop] if isinstance(stop, str) else list(stop or ())
         if any(not isinstance(one, str) or not one for one in strings):
             raise InputError(f"stop is {stop!r}; give one or several strings that are not empty")
-        if self.tokenizer is None:
+        if tokenizer is None:
             if strings:
                 raise InputError("stop strings need a tokenizer; pass tokenizer=... to load")
             return None
-        return AnswerText(self.tokenizer, strings)
+        return AnswerText(tokenizer, strings)
 
     def _generation_config(self, given: GenerationConfig | None) -> GenerationConfig:
         """The model's own, or the caller's with its gaps filled from the model's, as `generate` does."""
@@ -330,14 +355,20 @@ class Model:
                 setattr(merged, name, value)
         return merged
 
-    def _request(
+    def build_request(
         self,
         prompt_ids: list[int],
         generation_config: GenerationConfig,
-        text: AnswerText | None,
-        logprobs: int | None,
-        settings: dict[str, Any],
+        settings: Mapping[str, Any],
+        *,
+        stopper: AnswerText | None = None,
+        logprobs: int | None = None,
     ) -> Request:
+        """What the engine is asked: `settings` by the names of `generate` over a configuration without gaps.
+
+        stopper: watches for stop strings. Raises as `generate` does.
+        """
+        settings = dict(settings)
         seed = settings.pop("seed", None)
         sampling = SamplingSettings(
             seed=draw_seed() if seed is None else seed,
@@ -353,7 +384,9 @@ class Model:
             max_new_tokens=budget,
             eos_token_ids=_token_ids(eos, self.target.vocab_size),
         )
-        return Request(prompt_ids=prompt_ids, processing=processing, sampling=sampling, stopper=text, logprobs=logprobs)
+        return Request(
+            prompt_ids=prompt_ids, processing=processing, sampling=sampling, stopper=stopper, logprobs=logprobs
+        )
 
     def _with_text(self, step: Step, text: AnswerText, *, counted: bool) -> Step:
         """counted: the engine has already shown the tokens to `text`, looking for stop strings."""

@@ -84,6 +84,7 @@ def test_options_are_these_and_adding_one_is_deliberate():
         "bench merge": {"runs", "out"} | always,
         "bench costs": {"model", "drafter", "draft", "fresh", "plot", "dtype", "device", "attention", "threads"}
         | {"option", "as_json"} | always,
+        "export custom-generate": {"folder"} | always,
         "heads check": {"model", "draft", "drafter", "temperature", "seconds", "dtype", "device", "threads", "as_json"}
         | always,
         "heads vocabulary": {"model", "data", "out", "size"} | always,

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import slipstream
-from slipstream.cli import answer, bench, certify, chat, demo, generate, heads, methods, skip, train
+from slipstream.cli import answer, bench, certify, chat, demo, export, generate, heads, methods, skip, train
 from slipstream.cli.options import VERBOSE, Verbose
 from slipstream.errors import InputError, SlipstreamError
 
@@ -107,6 +107,7 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(skip.app, name="skip")
 app.add_typer(train.app, name="train")
 app.add_typer(heads.app, name="heads")
+app.add_typer(export.app, name="export")
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -129,15 +129,21 @@ def is_refused(name: str) -> bool:
 
 
 def _refuse_unsupported(values: Mapping[str, Any]) -> None:
-    for name, (neutral, reason) in (_REFUSED | _REFUSED_ARGUMENTS).items():
+    for name, (neutral, _) in (_REFUSED | _REFUSED_ARGUMENTS).items():
         value = values.get(name)
         if value is None or (isinstance(value, int | float) and value == neutral):
             continue
         if isinstance(value, list) and not value:  # of processors or criteria: none
             continue
         shown = f"{name}={value}" if isinstance(value, int | float | str) else name
-        remedy = _INSTEAD.get(name) or ("remove it" if neutral is None else f"remove it or set it to {neutral}")
-        raise UnsupportedSettingError(f"{shown} has no lossless form here: it {reason}; {remedy}")
+        raise refusal(name, shown)
+
+
+def refusal(name: str, shown: str) -> UnsupportedSettingError:
+    """The error for a setting of transformers without a lossless form here: why, and what to do instead."""
+    neutral, reason = (_REFUSED | _REFUSED_ARGUMENTS)[name]
+    remedy = _INSTEAD.get(name) or ("remove it" if neutral is None else f"remove it or set it to {neutral}")
+    return UnsupportedSettingError(f"{shown} has no lossless form here: it {reason}; {remedy}")
 
 
 def _temperature(given: Mapping[str, Any], values: Mapping[str, Any]) -> float:
