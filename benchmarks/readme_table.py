@@ -1,9 +1,11 @@
 """Writes the README's table of measurements from the record of a run.
 
-    python benchmarks/readme_table.py benchmarks/records/bench-demo-cpu.json [--readme README.md] [--check]
+    python benchmarks/readme_table.py benchmarks/records/bench-smollm2-bf16.json --brief [--check]
+    python benchmarks/readme_table.py benchmarks/records/bench-demo-cpu.json --readme docs/tiny-model.md [--check]
 
 Replaces what stands between the marks `<!-- bench:begin -->` and `<!-- bench:end -->`. With --check nothing is written:
-the exit code is 1 if the README is not what the record gives, so that no number in it is without a record.
+the exit code is 1 if the README is not what the record gives, so that no number in it is without a record. --brief
+leaves out the command, which the record holds, and notes.
 """
 
 from __future__ import annotations
@@ -30,18 +32,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("record", type=Path)
     parser.add_argument("--readme", type=Path, default=Path("README.md"))
+    parser.add_argument("--brief", action="store_true", help="tables, and where they come from, alone")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the README has another table")
     options = parser.parse_args(arguments)
     try:
         old = options.readme.read_text(encoding="utf-8")
-        new = with_table(old, block(load_record(options.record), link(options.record, options.readme)))
+        new = with_table(
+            old, block(load_record(options.record), link(options.record, options.readme), brief=options.brief)
+        )
     except (OSError, InputError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if not options.check:
         options.readme.write_text(new, encoding="utf-8")
     elif new != old:
-        command = f"python benchmarks/readme_table.py {options.record}"
+        command = f"python benchmarks/readme_table.py {options.record} --readme {options.readme}"
+        command += " --brief" if options.brief else ""
         print(f"{options.readme} is not what {options.record} gives; run: {command}", file=sys.stderr)
         return 1
     return 0
@@ -60,8 +66,11 @@ def with_table(text: str, table: str) -> str:
     return f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}"
 
 
-def block(record: Record, path: str) -> str:
+def block(record: Record, path: str, *, brief: bool = False) -> str:
     """What stands between the marks: where the figures come from, what came out, and a table a temperature."""
+    if brief:
+        text = f"{summary.setting(record)} {sentence(summary.provenance(record))} The command stands in"
+        return f"{text} [the record]({path}).{tables(record)}"
     parts = [
         f"{summary.setting(record)} {sentence(summary.provenance(record))} From [the record]({path}), made by",
         "\n".join(f"    {line}" for line in record.run.command.splitlines()),
@@ -69,6 +78,12 @@ def block(record: Record, path: str) -> str:
         *(f"- {note.text}" for note in summary.notes(record)),
     ]
     text = "\n\n".join(parts[:2]) + "\n\n" + "\n".join(parts[2:])
+    return text + tables(record)
+
+
+def tables(record: Record) -> str:
+    """A table a temperature, and what its words mean."""
+    text = ""
     for temperature in record.temperatures:
         table = with_identity(eagle_table(record, temperature), record)
         text += f"\n\n**{temperature_name(temperature)}** ({reading(table)})\n\n{markdown(table)}"

@@ -67,10 +67,20 @@ def test_a_readme_without_marks_is_refused(script, folder, capsys):
         assert (folder / "README.md").read_text(encoding="utf-8") == text
 
 
-def test_this_repository_s_readme_is_what_its_record_gives(script, monkeypatch, capsys):
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    if script.BEGIN not in readme:
-        pytest.skip("the README has no generated table yet")
-    found = re.search(r"\[the record\]\(([^)]+)\)", readme[readme.index(script.BEGIN) :])
+def test_a_brief_table_has_no_command(script, folder):
+    assert script.main(asked(folder, "--brief")) == 0
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "[the record](records/r.json)" in text
+    assert "**T = 0**" in text
+    assert "\n    " not in text, "no block of code"
+    assert script.main(asked(folder, "--brief", "--check")) == 0
+    assert script.main(asked(folder, "--check")) == 1
+
+
+@pytest.mark.parametrize(("page", "more"), [("README.md", ["--brief"]), ("docs/tiny-model.md", [])])
+def test_this_repository_s_pages_are_what_their_records_give(page, more, script, monkeypatch, capsys):
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    found = re.search(r"\[the record\]\(([^)]+)\)", text[text.index(script.BEGIN) :])
     monkeypatch.chdir(REPOSITORY)
-    assert script.main([found[1], "--check"]) == 0, capsys.readouterr().err
+    record = (REPOSITORY / page).parent / found[1]
+    assert script.main([str(record), "--readme", page, "--check", *more]) == 0, capsys.readouterr().err
