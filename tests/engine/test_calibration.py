@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 from families import prompt_ids
 from slipstream.core.confidence import ConfidenceScale
+from slipstream.core.rules import GreedyRule
 from slipstream.drafting.shape import Dynamic
-from slipstream.engine.calibration import SCALES, Calibration, calibrate, fit
+from slipstream.engine.calibration import SCALES, Calibration, _Recorder, calibrate, fit
 from slipstream.errors import InputError
 from slipstream.methods.layer_skip.drafter import LayerSkipDrafter
 from slipstream.methods.plain import PlainDrafter
@@ -88,6 +89,16 @@ def test_one_odd_temperature_does_not_decide_and_nothing_is_worse_than_the_defau
 def test_a_drafter_that_never_drafts_cannot_be_calibrated(target: Target) -> None:
     with pytest.raises(InputError, match="nothing was drafted on 4 prompts"):
         calibrate(target, PlainDrafter(), PROMPTS, max_new_tokens=4)
+
+
+def test_choices_outside_of_a_draft_vocabulary_are_left_out() -> None:
+    recorder, ids = _Recorder(GreedyRule()), torch.tensor([3, 9, 5])
+    logits = torch.tensor([[[1.0, 2.0, 3.0]], [[4.0, 5.0, 6.0]], [[7.0, 8.0, 9.0]]])
+    for depth, one in enumerate(logits, start=1):
+        assert recorder.children(one, depth, 1, ids).tokens.tolist() == [[2]], "columns, as ever"
+    scores, columns = recorder.pairs(torch.tensor([5, 7, 9, 3]))
+    assert scores.tolist() == [[1.0, 2.0, 3.0], [7.0, 8.0, 9.0]]
+    assert columns.tolist() == [2, 1]
 
 
 def test_a_tree_is_refused(target: Target) -> None:

@@ -2,7 +2,7 @@
 
 Chains are drafted along generations. At every node of a chain, kept or not, the target's own choice after that node is
 known, so each gives a pair: the drafter's scores (its logits, or log q + g where noise is known) and what the target
-took.
+took. Choices outside of a drafter's vocabulary have no score, whatever the scale, and are left out.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class _Watched(Drafter):
         self.count = 0
 
     def count_choices(self, scores: Tensor, choice: Tensor) -> None:
-        """Take in choices of the target: scores [n, vocab], choice [n]."""
+        """Take in choices of the target: scores [n, columns], choice [n], the column that was taken."""
         self.total += negative_log_likelihood(scores.double(), choice, SCALES).sum(dim=0).cpu()
         self.count += choice.shape[0]
 
@@ -163,21 +163,33 @@ class _Recorder(DecodingRule):
 
     def __init__(self, inner: DecodingRule) -> None:
         self.inner, self.temperature = inner, inner.temperature
-        self.asked: list[Tensor] = []  # scores [1, vocab] of each depth
+        self.asked: list[Tensor] = []  # scores [1, columns] of each depth
+        self.ids: Tensor | None = None  # [columns], the target's id of each; None: all
 
     def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
         return self.inner.choose(logits, tree)
 
     def children(self, logits: Tensor, depth: int, k: int, ids: Tensor | None = None) -> Candidates:
-        if ids is not None:
-            raise InputError("calibration wants a drafter with the target's whole vocabulary")
         if logits.shape[0] != 1 or k != 1:
             raise InputError(f"calibration wants chains, but {logits.shape[0]} nodes ask for {k} children each")
-        self.asked.append(self.scores(logits, depth))
-        return self.inner.children(logits, depth, k)
+        self.asked.append(self.scores(logits, depth, ids))
+        self.ids = ids
+        return self.inner.children(logits, depth, k, ids)
 
     def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
         return self.inner.scores(logits, depth, ids)
+
+    def pairs(self, choice: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores [m, columns] of the nodes after which a column was chosen, and which [m]. choice: [n], from the root.
+
+        No pair is made beyond where a tree was cut.
+        """
+        n = min(len(self.asked), choice.shape[0])
+        scores, choice = torch.cat(self.asked)[:n], choice[:n]
+        if self.ids is None:
+            return scores, choice
+        row, column = (choice[:, None] == self.ids).nonzero(as_tuple=True)
+        return scores[row], column
 
 
 class _WatchedDrafting(ForwardingDrafting):
@@ -191,7 +203,5 @@ class _WatchedDrafting(ForwardingDrafting):
 
     def observe(self, observed: Observed) -> None:
         if observed.choice is not None and self._recorder.asked:
-            scores = torch.cat(self._recorder.asked)  # [depth, vocab]
-            n = min(scores.shape[0], observed.choice.shape[0])  # no pair beyond where a tree was cut
-            self._watched.count_choices(scores[:n], observed.choice[:n])
+            self._watched.count_choices(*self._recorder.pairs(observed.choice))
         super().observe(observed)
