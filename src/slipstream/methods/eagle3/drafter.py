@@ -8,7 +8,7 @@ own vocabulary, whose columns are named by the target's ids. The noise of couple
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,7 +66,7 @@ class Eagle3Drafter(ModelDrafter):
     def expander(self, generation: Generation) -> Eagle3Expander:
         return Eagle3Expander(self, generation)
 
-    def other_readings(self) -> list[Mapping[str, Any]]:
+    def other_readings(self) -> Sequence[Mapping[str, Any]]:
         """The layers before and after those that the files name, and the other feedback."""
         sizes = self.head.sizes
         shifts = [one for one in (0, -1, 1) if all(0 <= state + one < self.target.num_layers for state in sizes.states)]
