@@ -183,6 +183,7 @@ WRONG_CONFIGS = [
     ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic'"),
     ({"rms_norm_eps": "small"}, "small"),
     ({"slipstream": ["target"]}, "it must be an object"),
+    ({"norm_output": False}, "norm_output False"),
     ({"fc_norm": True}, r"lacks fc_norm\.0\.weight"),
 ]
 

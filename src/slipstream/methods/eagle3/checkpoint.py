@@ -84,7 +84,7 @@ def _head(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
     """The head with its weights, on the CPU. Raises InputError, its kind ArtifactError, TypeError, ValueError."""
     origin = find_origin(config, tensors)
     tensors = own_names(tensors, origin)
-    refuse_variants(config, tensors)
+    refuse_variants(config, tensors, origin)
     missing = [name for name in _NEEDED if name not in tensors]
     if missing:
         check_names(folder, tensors, missing, tensors, _WHAT)

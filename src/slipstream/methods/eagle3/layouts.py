@@ -1,6 +1,6 @@
 """How the origins of EAGLE-3 heads write them: names of tensors, and what config.json says and means.
 
-Four origins share one head and differ in three things, which the table of origins holds:
+The origins share one head and differ in three things, which `Origin` holds:
 
 | origin | first layer | sizes | numbers of layers |
 |---|---|---|---|
@@ -8,8 +8,10 @@ Four origins share one head and differ in three things, which the table of origi
 | ModelOpt (nvidia) | `layers.0.` | top level | `eagle_config`: the same |
 | speculators (RedHatAI) | `layers.0.` | `transformer_layer_config` | top level: indices of `hidden_states` |
 
-Where a file names no layers, all mean the same three (`head.default_states`). What is not in a config is read from the
-tensors, which overrule it where both speak.
+Where a file names no layers, all mean the same three (`head.default_states`). `norm_output` is another difference: for
+speculators it says that the output is fed back behind the last norm; for SpecForge only that the LM head reads it
+there, except in EAGLE-3.1, which `fc_norm` shows. What is not in a config is read from the tensors, which overrule it
+where both speak.
 """
 
 from __future__ import annotations
@@ -85,7 +87,7 @@ def own_names(tensors: Mapping[str, Tensor], origin: Origin) -> dict[str, Tensor
     return {re.sub(f"^{re.escape(origin.first_layer)}", FIRST, name): one for name, one in tensors.items()}
 
 
-def refuse_variants(config: Mapping[str, Any], names: Iterable[str]) -> None:
+def refuse_variants(config: Mapping[str, Any], names: Iterable[str], origin: Origin) -> None:
     """Raise InputError for heads of another architecture. names: as `own_names` has them."""
     architectures = " ".join(map(str, config.get("architectures") or ()))
     if "Deepseek" in architectures:
@@ -94,6 +96,8 @@ def refuse_variants(config: Mapping[str, Any], names: Iterable[str]) -> None:
         found = next((what for prefix, what in _REFUSED_TENSORS.items() if name.startswith(prefix)), None)
         if found is not None:
             raise InputError(f"the head has {found}; that is not supported")
+    if origin is not SPECULATORS and config.get("norm_output") is False:
+        raise InputError(f"{CONFIG} has norm_output False: its LM head reads the output without a norm, not supported")
     nested = _nested(config, EAGLE_CONFIG)
     wrong = next((name for name, value in _REFUSED_VALUES.items() if nested.get(name) is value), None)
     if wrong is not None:
@@ -243,7 +247,7 @@ def _beyond_official(sizes: Eagle3Sizes) -> str | None:
         "norms of queries and keys": sizes.head_norms,
         "the norm before the residual": sizes.norm_before_residual,
         "a norm before the fusion of all hidden states": sizes.norm_before_fc,
-        "a normed feedback without fc_norm": sizes.norm_feedback and not sizes.fc_norm,
+        "only one of fc_norm and a normed feedback": sizes.norm_feedback is not sizes.fc_norm,
     }
     return next((name for name, there in variants.items() if there), None)
 
@@ -259,7 +263,7 @@ def _official_config(sizes: Eagle3Sizes, target: Target) -> dict[str, Any]:
         **_layer_config(sizes, target),
         "draft_vocab_size": sizes.draft_vocab_size,
         **({} if sizes.target_size == sizes.hidden_size else {"target_hidden_size": sizes.target_size}),
-        **({"fc_norm": True, "norm_output": sizes.norm_feedback} if sizes.fc_norm else {}),
+        **({"fc_norm": True, "norm_output": True} if sizes.fc_norm else {}),
         EAGLE_CONFIG: {"use_aux_hidden_state": True, IDS: [one - OFFICIAL.first_id for one in sizes.states]},
         "tie_word_embeddings": False,
         **special,
