@@ -42,7 +42,8 @@ ALLOWED: dict[str, set[str]] = {
     "bench": {*DOOR, "prompts", "records"},
     "report": {"errors", "records"},
     "plugins": DOOR,
-    "cli": {*DOOR, "prompts", "records", "search", "training", "certify", "bench", "report"},
+    "server": DOOR,
+    "cli": {*DOOR, "prompts", "records", "search", "training", "certify", "bench", "report", "server"},
     "start": {"cli"},
 }
 """Room -> the rooms that it may import, besides itself."""
