@@ -43,7 +43,8 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"errors", "records"},
     "jobs": {"door", "errors"},
     "plugins": DOOR,
-    "cli": {*DOOR, "prompts", "records", "search", "training", "certify", "bench", "report", "jobs"},
+    "server": DOOR,
+    "cli": {*DOOR, "prompts", "records", "search", "training", "certify", "bench", "report", "jobs", "server"},
     "start": {"cli"},
 }
 """Room -> the rooms that it may import, besides itself."""

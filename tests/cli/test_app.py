@@ -88,6 +88,9 @@ def test_options_are_these_and_adding_one_is_deliberate():
         "heads check": {"model", "draft", "drafter", "temperature", "seconds", "dtype", "device", "threads", "as_json"}
         | always,
         "heads vocabulary": {"model", "data", "out", "size"} | always,
+        "serve": loading | drafting | always
+        | {"host", "port", "api_key", "cors_origin", "most_running", "most_waiting", "keep", "max_tokens"}
+        | {"time_limit", "max_body_kib", "drain"},
         "skip show": {"file", "as_json"} | always,
         "skip search": {"model", "task", "prompts", "trials", "objective", "out", "sampler", "study", "warm_start"}
         | {"num_prompts", "max_new_tokens", "temperature", "rows", "repeats", "seed", "plot", "starting_points"}

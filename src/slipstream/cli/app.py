@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import slipstream
-from slipstream.cli import answer, bench, certify, chat, demo, export, generate, heads, methods, skip, train
+from slipstream.cli import answer, bench, certify, chat, demo, export, generate, heads, methods, serve, skip, train
 from slipstream.cli.options import VERBOSE, Verbose
 from slipstream.errors import InputError, SlipstreamError
 
@@ -102,6 +102,7 @@ app.command()(chat.chat)
 app.command()(answer.answer)
 app.command()(demo.demo)
 app.command()(methods.methods)
+app.command()(serve.serve)
 app.command()(certify.certify)
 app.add_typer(bench.app, name="bench")
 app.add_typer(skip.app, name="skip")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from slipstream.core.tree import DraftTree, ancestor_mask, empty_tree
 from slipstream.core.verify import Outcome, nodes_to_move, read_walk, walk
 from slipstream.drafting.base import Drafter, Generation, Observed, Scouts, rows_after_root
 from slipstream.engine.kept import KeptText
-from slipstream.engine.sequence import Step, TokenSequence
+from slipstream.engine.sequence import DraftTrace, Step, TokenSequence
 from slipstream.errors import SlipstreamError
 from slipstream.runtime.clock import CycleClock
 from slipstream.target.target import Target, TargetOutput
@@ -179,7 +179,8 @@ class Decoding:
         self.drafting.end_cycle(seconds)
         num_scouts = 0 if scouts is None else scouts.tokens.shape[0]
         counts = tree.num_nodes, min(len(pass_.outcome.path), len(emitted)), num_scouts
-        return Step.timed(seconds, self._prefill_s, emitted, *counts, self.sequence.finish_reason, logprobs)
+        step = Step.timed(seconds, self._prefill_s, emitted, *counts, self.sequence.finish_reason, logprobs)
+        return replace(step, draft=_trace(pass_, emitted)) if self.sequence.request.trace else step
 
     def _propose(self) -> tuple[DraftTree, Scouts | None]:
         self.generation.max_depth = self.sequence.room
@@ -230,3 +231,8 @@ class Decoding:
         self.generation.root = pass_.choice[last_row : last_row + 1]
         self.pipeline.commit(emitted)
         self._observe(observed)
+
+
+def _trace(pass_: _Pass, emitted: list[int]) -> DraftTrace:
+    tree, path = pass_.tree, pass_.outcome.path[: len(emitted)]
+    return DraftTrace(tuple(tree.tokens.tolist()), tuple(tree.parents.tolist()), tuple(path))

@@ -25,6 +25,17 @@ class Stopper(Protocol):
         """Take the next emitted token; true if the text so far completes a stop string."""
 
 
+@dataclass(frozen=True, slots=True)
+class DraftTrace:
+    """The draft of one cycle on the host, for those who show it."""
+
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    """Of each token, an index into `tokens`; -1: the root."""
+    path: tuple[int, ...]
+    """Indices of the tokens that were kept, from the root on, after all cuts."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One generation: what to continue, how to choose tokens, when to stop."""
@@ -35,6 +46,8 @@ class Request:
     stopper: Stopper | None = None
     logprobs: int | None = None
     """Report every token's log-probability and this many of the likeliest tokens' (`Step.logprobs`); None: do not."""
+    trace: bool = False
+    """Report each cycle's draft (`Step.draft`), which costs a second copy to the host."""
 
     @property
     def max_new_tokens(self) -> int:
@@ -72,6 +85,8 @@ class Step:
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One for each of `token_ids` where the request asks for them. They are the model's own: of its logits before
     temperature, truncation and penalties."""
+    draft: DraftTrace | None = None
+    """The cycle's draft, where the request asks for traces."""
     error: BaseException | None = None
     """What ended the sequence, where `finish_reason` is "error". Its traceback keeps the cache in memory: do not keep
     the step for long."""
