@@ -23,7 +23,7 @@ def test_surprise_is_minus_the_log_confidence_of_the_choice(seed: int, scales: l
     surprise = negative_log_likelihood(perturbed, choice, torch.tensor(scales, dtype=torch.float64))
     assert surprise.shape == (3, len(scales))
     for column, scale in enumerate(scales):
-        expected = -log_confidence(perturbed, scale).gather(1, choice[:, None])[:, 0]
+        expected = -log_confidence(perturbed, scale, perturbed.gather(1, choice[:, None]))[:, 0]
         torch.testing.assert_close(surprise[:, column], expected)
 
 

@@ -67,9 +67,13 @@ class ConfidenceScale:
         return cls(**record)
 
 
-def log_confidence(scores: Tensor, scale: float) -> Tensor:
-    """Log of softmax(scores / scale) over the last dimension."""
-    return (scores / scale).log_softmax(dim=-1)
+def log_confidence(scores: Tensor, scale: float, best: Tensor) -> Tensor:
+    """Log of softmax(scores / scale) over the last dimension, of the scores `best` among them.
+
+    scores: [rows, columns]. best: [rows, k].
+    """
+    scaled = scores if scale == 1 else scores / scale
+    return best / scale - scaled.logsumexp(dim=-1, keepdim=True)
 
 
 def negative_log_likelihood(scores: Tensor, choice: Tensor, scales: Tensor) -> Tensor:

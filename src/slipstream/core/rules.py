@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from slipstream.core.confidence import ConfidenceScale, log_confidence
+from slipstream.core.largest import argmax, topk
 from slipstream.core.logits import ProcessingSettings, warp
 from slipstream.core.sampling import GumbelNoise, SamplingSettings
 from slipstream.core.tree import DraftTree
@@ -75,7 +76,7 @@ class DecodingRule(ABC):
 
     def guess(self, logits: Tensor, depth: int) -> Tensor:
         """The likeliest next token of each row of logits [rows, vocab]; row i's is to stand at `depth` + i. [rows]."""
-        return logits.argmax(dim=-1)
+        return argmax(logits)
 
 
 class GreedyRule(DecodingRule):
@@ -92,8 +93,7 @@ class GreedyRule(DecodingRule):
         return logits.float()
 
     def children(self, logits: Tensor, depth: int, k: int, ids: Tensor | None = None) -> Candidates:
-        top = log_confidence(self.scores(logits, depth, ids), self._scale).topk(k, dim=-1)
-        return Candidates(top.indices, top.values)
+        return surest(self.scores(logits, depth, ids), self._scale, k)
 
 
 class CoupledRule(DecodingRule):
@@ -114,9 +114,8 @@ class CoupledRule(DecodingRule):
 
     def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
         noise = self._noise.rows(self.length + 1, tree.max_depth + 1)  # [max_depth + 1, vocab]
-        if tree.num_nodes > 0:
-            noise = noise[torch.cat((torch.zeros_like(tree.depth[:1]), tree.depth))]  # [n + 1, vocab]
-        return or_no_token(choose_coupled(logits, noise), logits)
+        rows = torch.cat((tree.depth.new_zeros(1), tree.depth))  # [n + 1]
+        return or_no_token(choose_coupled(logits, noise, rows), logits)
 
     def children(self, logits: Tensor, depth: int, k: int, ids: Tensor | None = None) -> Candidates:
         """Gumbel-top-k: the tokens with the largest log q + g, q under the target's temperature and truncation.
@@ -124,8 +123,7 @@ class CoupledRule(DecodingRule):
         Under known noise the target takes the largest log p + g. How sure the drafter may be of its own order is
         softmax((log q + g) / s), where s grows with the distance between log p and log q, that is with 1 / temperature.
         """
-        top = log_confidence(self.scores(logits, depth, ids), self._scale).topk(k, dim=-1)
-        return Candidates(top.indices, top.values.float())
+        return surest(self.scores(logits, depth, ids), self._scale, k)
 
     def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
         """The perturbed log q + g but for a constant of each row, which changes neither order nor confidence.
@@ -163,8 +161,7 @@ class RejectionRule(DecodingRule):
 
     def children(self, logits: Tensor, depth: int, k: int, ids: Tensor | None = None) -> Candidates:
         """The top-k of the drafter's own distribution, as EAGLE-2 does at every temperature."""
-        top = self.scores(logits, depth, ids).log_softmax(dim=-1).topk(k, dim=-1)
-        return Candidates(top.indices, top.values)
+        return surest(self.scores(logits, depth, ids), 1.0, k)
 
     def draw(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Drawn:
         q = warp_for(self._processing, logits).double().softmax(dim=-1)  # [1, vocab]
@@ -173,6 +170,12 @@ class RejectionRule(DecodingRule):
 
     def _uniform(self, count: int) -> Tensor:
         return torch.rand(count, generator=self._random, dtype=torch.float64).to(self._device)
+
+
+def surest(scores: Tensor, scale: float, k: int) -> Candidates:
+    """The k best of each row by scores [rows, columns], and how sure the drafter is of them at this scale."""
+    best, tokens = topk(scores, k)
+    return Candidates(tokens, log_confidence(scores, scale, best).float())
 
 
 def warp_for(processing: ProcessingSettings, logits: Tensor) -> Tensor:

@@ -59,13 +59,14 @@ def philox(
     c0, c1, c2, c3 = (torch.as_tensor(word) for word in counter)
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # An int64 product wraps modulo 2**64, which is all that both halves need.
+        # An int64 product wraps modulo 2**64, which is all that both halves need. Its low half is cut to 32 bits where
+        # it is next read, after it was mixed in.
         product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        high0, low0 = (product0 >> 32) & _MASK32, product0 & _MASK32
-        high1, low1 = (product1 >> 32) & _MASK32, product1 & _MASK32
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        c0 = ((product1 >> 32) ^ c1).bitwise_xor_(k0).bitwise_and_(_MASK32)
+        c2 = ((product0 >> 32) ^ c3).bitwise_xor_(k1).bitwise_and_(_MASK32)
+        c1, c3 = product1, product0
         k0, k1 = (k0 + _KEY_STEPS[0]) & _MASK32, (k1 + _KEY_STEPS[1]) & _MASK32
-    return c0, c1, c2, c3
+    return c0, c1 & _MASK32, c2, c3 & _MASK32
 
 
 def gumbel_rows(seed: int | Tensor, stream: int, positions: Tensor, vocab_size: int) -> Tensor:
@@ -111,7 +112,9 @@ class GumbelNoise:
         if first + count > end:
             new_end = max(first + count, end + self._block)
             positions = torch.arange(end, new_end, device=self._device)
-            fresh = gumbel_rows(self._seed, self._stream, positions, self._vocab_size)
-            self._rows = torch.cat((self._rows, fresh))
+            # On a CPU row by row, so that what is worked on stays in its cache.
+            parts = torch.split(positions, 1) if self._device.type == "cpu" else (positions,)
+            fresh = [gumbel_rows(self._seed, self._stream, part, self._vocab_size) for part in parts]
+            self._rows = torch.cat((self._rows, *fresh))
         start = first - self._first
         return self._rows[start : start + count]

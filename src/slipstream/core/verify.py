@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from slipstream.core.largest import argmax, argmax_of_sum
 from slipstream.core.tree import DraftTree, ancestor_mask, earlier_siblings
 
 NO_TOKEN = -1
@@ -80,16 +81,19 @@ def or_no_token(choice: Tensor, logits: Tensor) -> Tensor:
 
 def choose_greedy(logits: Tensor) -> Tensor:
     """The most probable token of each row (the first of equals). logits: [n + 1, vocab]. Returns [n + 1] int64."""
-    return logits.argmax(dim=-1)
+    return argmax(logits)
 
 
-def choose_coupled(logits: Tensor, noise: Tensor) -> Tensor:
+def choose_coupled(logits: Tensor, noise: Tensor, rows: Tensor | None = None) -> Tensor:
     """Gumbel-max with given noise: an exact sample of softmax(logits) in each row.
 
-    logits: [n + 1, vocab], -inf where a token is ruled out. noise: [n + 1, vocab] float64, the row of a node being that
-    of the text position its next token would take. Nodes of equal depth share a row: only one of them is walked.
+    logits: [n + 1, vocab], -inf where a token is ruled out. noise: [positions, vocab] float64. rows: [n + 1] int64, of
+    each node the row of noise of the text position that its next token would take; by default one after another. Nodes
+    of equal depth share a row: only one of them is walked.
     """
-    return (logits.double() + noise).argmax(dim=-1)
+    if rows is None:
+        return (logits.double() + noise).argmax(dim=-1)
+    return argmax_of_sum(logits, noise, rows)
 
 
 def choose_chain(tokens: Tensor, q: Tensor, p: Tensor, u_accept: Tensor, u_next: Tensor) -> Tensor:
