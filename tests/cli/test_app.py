@@ -70,6 +70,7 @@ def test_options_are_these_and_adding_one_is_deliberate():
         "generate": sampling | loading | drafting | asking | always
         | {"prompt", "prompt_file", "raw", "tools", "stop", "stream", "as_json"},
         "chat": sampling | loading | drafting | asking | always,
+        "answer": sampling | loading | drafting | always | {"prompts", "out", "stop"},
         "demo": {"methods", "num_prompts", "max_new_tokens", "temperature", "seed", "time_limit", "dtype", "device"}
         | {"model", "threads", "as_json"} | always,
         "methods": {"as_json"} | always,
@@ -87,6 +88,7 @@ def test_options_are_these_and_adding_one_is_deliberate():
         "export custom-generate": {"folder"} | always,
         "heads check": {"model", "draft", "drafter", "temperature", "seconds", "dtype", "device", "threads", "as_json"}
         | always,
+        "heads export": {"model", "draft", "out", "layout"} | always,
         "heads vocabulary": {"model", "data", "out", "size"} | always,
         "serve": loading | drafting | always
         | {"host", "port", "api_key", "cors_origin", "most_running", "most_waiting", "keep", "max_tokens"}

@@ -70,10 +70,12 @@ class ConfidenceScale:
 def log_confidence(scores: Tensor, scale: float, best: Tensor) -> Tensor:
     """Log of softmax(scores / scale) over the last dimension, of the scores `best` among them.
 
-    scores: [rows, columns]. best: [rows, k].
+    scores: [rows, columns]. best: [rows, k], the largest first: all are counted from it, so that near certainty is told
+    from certainty.
     """
-    scaled = scores if scale == 1 else scores / scale
-    return best / scale - scaled.logsumexp(dim=-1, keepdim=True)
+    first = best[:, :1]
+    below = (scores - first).div_(scale)  # at most 0
+    return (best - first) / scale - below.logsumexp(dim=-1, keepdim=True)
 
 
 def negative_log_likelihood(scores: Tensor, choice: Tensor, scales: Tensor) -> Tensor:
