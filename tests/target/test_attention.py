@@ -129,6 +129,22 @@ def test_others_run_as_they_are(name, family_model):
     assert with_grouped_attention(model) is model
 
 
+@torch.inference_mode()
+def test_an_adapter_put_into_the_model_later_is_run():
+    """As PEFT does it: a linear layer of an attention is replaced by another module."""
+    target, token = Target(build("llama")), torch.tensor([3, 4])
+
+    def logits() -> Tensor:
+        return target.forward(token, token - 3, target.causal(2), target.new_cache(2)).logits
+
+    before = logits()
+    for layer in target.layers:
+        layer.self_attn.q_proj = nn.Sequential(layer.self_attn.q_proj, nn.Linear(32, 32, dtype=torch.float64))
+    expected = target.model(input_ids=token[None], use_cache=False).logits
+    torch.testing.assert_close(logits(), expected, rtol=0.0, atol=1e-12)
+    assert not torch.allclose(before, expected)
+
+
 def test_what_is_run_is_made_once_for_each_shadow_and_let_go_with_it():
     made = []
 

@@ -114,7 +114,7 @@ class CoupledRule(DecodingRule):
 
     def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
         noise = self._noise.rows(self.length + 1, tree.max_depth + 1)  # [max_depth + 1, vocab]
-        rows = torch.cat((tree.depth.new_zeros(1), tree.depth))  # [n + 1]
+        rows = torch.cat((tree.depth.new_zeros(1), tree.depth)) if tree.num_nodes > 0 else None  # [n + 1]
         return or_no_token(choose_coupled(logits, noise, rows), logits)
 
     def children(self, logits: Tensor, depth: int, k: int, ids: Tensor | None = None) -> Candidates:

@@ -68,8 +68,9 @@ class _Twins:
         own = twin.__dict__
         own.update(module.__dict__)
         own.pop("_compiled_call_impl", None)
-        children = module._modules.items()
-        own["_modules"] = {name: child if child is None else self.of(child) for name, child in children}
+        children = {name: child if child is None else self.of(child) for name, child in module._modules.items()}
+        if not all(map(_is, children.values(), module._modules.values())):  # else shared: an adapter may come later
+            own["_modules"] = children
         for name, value in module.__dict__.items():
             if name not in _SHARED:
                 own[name] = self._bound(value)
