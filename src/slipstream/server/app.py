@@ -27,6 +27,7 @@ from slipstream.server.api_errors import ApiError, failed, refused
 from slipstream.server.asking import Asked, of_chat, of_completion
 from slipstream.server.forms import ChatForm, CompletionForm, Form
 from slipstream.server.metrics import Metrics
+from slipstream.server.pages import add_page
 from slipstream.server.settings import ServerSettings
 from slipstream.server.wire import ChatAsk, CompletionAsk
 from slipstream.server.worker import Piece, Worker
@@ -69,6 +70,7 @@ def make_app(model: Model, name: str, settings: ServerSettings) -> FastAPI:
     _add_limits(app, settings)
     _add_errors(app)
     _add_routes(app, Service(model, name, settings, worker), metrics)
+    add_page(app)
     return app
 
 
