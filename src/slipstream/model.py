@@ -37,7 +37,7 @@ from slipstream.methods.registry import build_drafter, find_method
 from slipstream.output import Output, Stats
 from slipstream.plain_speed import PlainSpeed
 from slipstream.prompt_ids import given_ids
-from slipstream.runtime.executor import make_executor
+from slipstream.runtime.executor import check_runtime, make_executor
 from slipstream.runtime.threads import check_threads, check_waiting, settle_threads
 from slipstream.skipping.library import is_name
 from slipstream.skipping.skip_set import SkipSet
@@ -74,6 +74,7 @@ def load(
     verification: str = "coupled",
     prefill_chunk: int = 512,
     sizes: str = "exact",
+    runtime: str = "auto",
     keep: int = 1,
     threads: int | Literal["auto"] | None = None,
     **options: Any,
@@ -93,8 +94,10 @@ def load(
     device: "cpu", "cuda", "cuda:1", "auto"; by default CUDA where there is one. attention: "sdpa" or "eager".
     verification: "coupled" (sampled output is plain sampling's, token for token) or "rejection" (the published rules).
     prefill_chunk: prompt tokens run at once. sizes: "exact", or "fixed" for passes padded to a few sizes, which costs
-    time and is what compiled passes need. keep: texts whose keys and values are kept in memory, so that of a prompt
-    that begins with the same tokens the rest alone is run; 0: none. `Model.forget` lets go of them.
+    time and is what compiled passes have. runtime: how passes are run: "eager", or on a CPU "compiled", which packs the
+    weights (as much memory again) and compiles layers beside the first passes; "auto" is eager.
+    keep: texts whose keys and values are kept in memory, so that of a prompt that begins with the same tokens the rest
+    alone is run; 0: none. `Model.forget` lets go of them.
     threads: of PyTorch on a CPU, in the whole process; "auto": what suits the model, as the commands choose; None: as
     many as PyTorch has.
 
@@ -106,7 +109,7 @@ def load(
     if threads != "auto":
         check_threads(threads, "threads")
     given = {name: value for name, value in options.items() if value is not None}
-    executor = make_executor(sizes)
+    executor = make_executor(sizes, runtime)
     find_method(drafter, given)  # before minutes may go into loading the target
     if isinstance(given.get("skip_set"), str | Path) and not is_name(given["skip_set"]):
         given["skip_set"] = SkipSet.load(given["skip_set"])
@@ -119,6 +122,7 @@ def load(
     if isinstance(tokenizer, str | Path):
         tokenizer = load_tokenizer(tokenizer)
     target = Target(loaded, executor)
+    check_runtime(runtime, target.device)
     if threads is not None:
         settle_threads(target, None if threads == "auto" else threads)
     check_waiting(target)
@@ -178,6 +182,7 @@ class Model:
         optimiser or `load_state_dict` are noticed.
         """
         self.engine.forget()
+        self.target.forget()
 
     def generate(
         self, prompt: Prompt | None = None, generation_config: GenerationConfig | None = None, **settings: Any

@@ -68,8 +68,8 @@ def test_options_are_these_and_adding_one_is_deliberate():
     always = {"verbose"}
     assert found == {
         "generate": sampling | loading | drafting | asking | always
-        | {"prompt", "prompt_file", "raw", "tools", "stop", "stream", "as_json"},
-        "chat": sampling | loading | drafting | asking | always,
+        | {"runtime", "prompt", "prompt_file", "raw", "tools", "stop", "stream", "as_json"},
+        "chat": sampling | loading | drafting | asking | always | {"runtime"},
         "answer": sampling | loading | drafting | always | {"prompts", "out", "stop"},
         "demo": {"methods", "num_prompts", "max_new_tokens", "temperature", "seed", "time_limit", "dtype", "device"}
         | {"model", "threads", "as_json"} | always,
@@ -84,7 +84,7 @@ def test_options_are_these_and_adding_one_is_deliberate():
         "bench score": {"run", "data", "run_code", "unconfined", "scorer", "as_json"} | always,
         "bench merge": {"runs", "out"} | always,
         "bench costs": {"model", "drafter", "draft", "fresh", "plot", "dtype", "device", "attention", "threads"}
-        | {"option", "as_json"} | always,
+        | {"runtime", "option", "as_json"} | always,
         "export custom-generate": {"folder"} | always,
         "heads check": {"model", "draft", "drafter", "temperature", "seconds", "dtype", "device", "threads", "as_json"}
         | always,

@@ -41,6 +41,7 @@ def test_only_options_that_were_given_reach_the_library(cli, loader):
 
 def test_every_option_reaches_the_library(cli, loader, tmp_path):
     load = {"draft": "head", "dtype": "float64", "device": "cpu", "attention": "eager", "verification": "rejection"}
+    load["runtime"] = "compiled"
     shape = {"tree": "chain", "width": 2, "depth": 3, "total": 4}
     request = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": 1, "repetition_penalty": 1.1}
     options = {**load, **shape, **request, "max_new_tokens": 9, "stop": "END", "skip_set": tmp_path / "set.json"}

@@ -29,6 +29,7 @@ def costs(
     dtype: options.Dtype = None,
     device: options.Device = None,
     attention: options.Attention = None,
+    runtime: options.Runtime = None,
     threads: options.Threads = None,
     option: options.Further = None,
     as_json: options.Json = False,
@@ -36,8 +37,8 @@ def costs(
 ) -> None:
     """Show what a target's passes cost by rows and context, and a drafter's levels by width.
 
-    Automatic draft sizes go by these. They are measured once for a target, machine, dtype and number of threads, in
-    about three seconds (a slow target: in the time of a dozen plain passes), and kept in the user's cache.
+    Automatic draft sizes go by these. They are measured once for a target, machine, dtype, runtime and number of
+    threads, in about three seconds (a slow target: in the time of a dozen plain passes), and kept in the user's cache.
 
     Example: slipstream bench costs -m smollm2 -d eagle2 --plot costs.svg
     """
@@ -46,8 +47,8 @@ def costs(
 
     if plot is not None:
         _check_plot(plot)
-    place: dict[str, Any] = {"dtype": dtype, "device": device, "attention": attention, "threads": threads}
-    found = machine_costs(load(model, drafter, option, draft=draft, **place), fresh=fresh)
+    place: dict[str, Any] = {"dtype": dtype, "device": device, "attention": attention, "runtime": runtime}
+    found = machine_costs(load(model, drafter, option, draft=draft, threads=threads, **place), fresh=fresh)
     if plot is not None:
         _draw(found, plot)
     if as_json:

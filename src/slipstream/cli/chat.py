@@ -46,6 +46,7 @@ def chat(
     dtype: options.Dtype = None,
     device: options.Device = None,
     attention: options.Attention = None,
+    runtime: options.Runtime = None,
     threads: options.Threads = None,
     verbose: options.Verbose = False,
 ) -> None:
@@ -84,6 +85,7 @@ def chat(
         dtype=dtype,
         device=device,
         attention=attention,
+        runtime=runtime,
         threads=threads,
     )
     method = chosen(loaded.method, drafter)

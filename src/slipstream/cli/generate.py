@@ -79,6 +79,7 @@ def generate(
     dtype: options.Dtype = None,
     device: options.Device = None,
     attention: options.Attention = None,
+    runtime: options.Runtime = None,
     threads: options.Threads = None,
     as_json: options.Json = False,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show the text while it is generated.")] = True,
@@ -123,6 +124,7 @@ def generate(
         dtype=dtype,
         device=device,
         attention=attention,
+        runtime=runtime,
         threads=threads,
     )
     asked: Any = begun if text is None else [*begun, {"role": "user", "content": text}] if begun else text

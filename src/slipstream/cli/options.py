@@ -86,6 +86,16 @@ Attention = Annotated[
         "--attention", metavar="KIND", rich_help_panel=LOADING, help="sdpa or eager; others take no tree mask."
     ),
 ]
+Runtime = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime",
+        metavar="KIND",
+        rich_help_panel=LOADING,
+        help="eager (auto, the default), or compiled: on a CPU, layers are compiled beside the first passes, and "
+        "weights are packed, which takes as much memory again.",
+    ),
+]
 
 System = Annotated[
     str | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,6 +103,7 @@ class ModelDrafter(Drafter):
             drafting.observe(committed)
             drafting.propose()
 
+        target.executor.settle([partial(draft, largest.depth)])
         return measure_levels(device, largest.level_rows, largest.depth, draft)
 
 

@@ -140,7 +140,9 @@ def measure_passes(target: Target, budget_s: float = BUDGET_S) -> Measured:
     if agree(one_s * _SLOW > budget_s):
         rows, longer = _FEW_ROWS, []
     calls = [passes.call(one) for one in rows] + [place.call(one) for place in longer for one in _LONG_ROWS]
-    times = rounds_of(calls, target.device, budget_s=budget_s - (time.perf_counter() - began))
+    budget_s -= time.perf_counter() - began
+    target.executor.settle(calls)
+    times = rounds_of(calls, target.device, budget_s=budget_s)
     found = medians(times)
     short = _ascending(rows, found[: len(rows)])
     curves = [(passes.context, short)]

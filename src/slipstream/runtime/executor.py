@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from slipstream.errors import unknown_choice
+import torch
+
+from slipstream.errors import InputError, unknown_choice
 from slipstream.runtime.buckets import Buckets
+from slipstream.runtime.compiled import CompiledPasses
 from slipstream.target.passes import Executor
 
 
@@ -24,10 +27,22 @@ class FixedSizes(Executor):
 
 SIZES: dict[str, Callable[[], Executor]] = {"exact": Executor, "fixed": FixedSizes}
 """By what `load` calls them."""
+RUNTIMES = ("auto", "eager", "compiled")
 
 
-def make_executor(sizes: str) -> Executor:
-    """An executor for passes of "exact" or "fixed" sizes. Raises InputError for others."""
+def make_executor(sizes: str = "exact", runtime: str = "auto") -> Executor:
+    """An executor for passes of "exact" or "fixed" sizes. Raises InputError for others.
+
+    runtime: "eager" or "compiled", whose sizes are always fixed; "auto" is eager.
+    """
     if sizes not in SIZES:
         raise unknown_choice("sizes", sizes, SIZES)
-    return SIZES[sizes]()
+    if runtime not in RUNTIMES:
+        raise unknown_choice("runtime", runtime, RUNTIMES)
+    return CompiledPasses() if runtime == "compiled" else SIZES[sizes]()
+
+
+def check_runtime(runtime: str, device: torch.device) -> None:
+    """Raises InputError where passes cannot be compiled."""
+    if runtime == "compiled" and device.type != "cpu":
+        raise InputError(f"runtime='compiled' is for a CPU, and the model is on {device}; use runtime='eager'")

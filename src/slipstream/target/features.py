@@ -35,8 +35,8 @@ class Features:
 class WatchedModel:
     """A shadow of a model whose passes leave features behind, for the thread that made the pass alone."""
 
-    def __init__(self, model: nn.Module, base: nn.Module, layers: nn.ModuleList, features: Features) -> None:
-        """base: returns the last hidden state first."""
+    def __init__(self, model: nn.Module, base: nn.Module, layers: Mapping[int, nn.Module], features: Features) -> None:
+        """base: returns the last hidden state first. layers: those that features name, by index."""
         self._passes = threading.local()
         self._wanted: list[nn.Module] = [layers[index] for index in features.layers]
         if features.last_hidden:

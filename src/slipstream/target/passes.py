@@ -6,9 +6,9 @@ buckets, so that what is compiled or captured for one pass serves many. b is the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -82,6 +82,9 @@ class Executor:
       those that nobody else holds.
     """
 
+    name = "eager"
+    """Tells what passes cost from what they cost otherwise run."""
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """What is run for the target's model or a shadow of it, which computes the same but for the order of sums.
 
@@ -100,3 +103,9 @@ class Executor:
     def run(self, key: PassKey, function: PassFunction, inputs: PassInputs, cache: KVCache) -> TargetOutput:
         """Run a pass. function: runs it eagerly; those of one key are equal."""
         return function(inputs, cache)
+
+    def settle(self, calls: Iterable[Callable[[], Any]]) -> None:
+        """Come to where these calls, which make passes, cost what they will cost from now on."""
+
+    def forget(self) -> None:
+        """Let go of what was made of the weights: they are others, in a way that torch does not count."""

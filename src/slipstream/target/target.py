@@ -145,10 +145,15 @@ class Target:
         if features:
             assert instead is None
             watched = self._watch(features)
-            model = self._prepared(watched.model)
-            return model, partial(self._run_watched, watched, model)
+            return watched.model, partial(self._run_watched, watched)
         model = self._prepared(self._quiet if instead is None else instead)
         return model, lambda inputs, cache: TargetOutput(self._run(model, inputs, cache), None)
+
+    def forget(self) -> None:
+        """Make anew what is run: weights or modules were replaced in a way that torch does not count."""
+        self.executor.forget()
+        self._by_model.clear()
+        self._watched.clear()
 
     def causal(self, n: int) -> Tensor:
         """[n, n] bool: `visible` for n rows that follow each other."""
@@ -218,9 +223,9 @@ class Target:
             self._by_model[model] = None if prepared is model else prepared  # a value must not hold its weak key
         return self._by_model[model] or model
 
-    def _run_watched(self, watched: WatchedModel, model: nn.Module, inputs: PassInputs, cache: KVCache) -> TargetOutput:
+    def _run_watched(self, watched: WatchedModel, inputs: PassInputs, cache: KVCache) -> TargetOutput:
         with watched.watching() as seen:
-            logits = self._run(model, inputs, cache)
+            logits = self._run(watched.model, inputs, cache)
         return TargetOutput(logits, watched.gathered(seen, self.device))
 
     def hidden_pass(self, features: Features) -> Callable[..., Tensor]:
@@ -262,9 +267,18 @@ class Target:
 
     def _watch(self, features: Features) -> WatchedModel:
         if features not in self._watched:
-            layers = self.layers if features.layers else nn.ModuleList()
-            self._watched[features] = WatchedModel(self.model, self.base, layers, features)
+            model = self._prepared(self._quiet)
+            layers = {index: self._within(model, self.layers[index]) for index in features.layers}
+            self._watched[features] = WatchedModel(model, self._within(model, self.base), layers, features)
         return self._watched[features]
+
+    def _within(self, model: nn.Module, module: nn.Module) -> nn.Module:
+        """What stands in a shadow of the model where `module` stands in the model."""
+        name = next(name for name, one in self.model.named_modules() if one is module)
+        for part in name.split("."):
+            inner = model._modules.get(part)
+            model = model if inner is None else inner  # `torch.compile`'s wrapper has no twin
+        return model
 
     # -- what the model is ---------------------------------------------------------------------------------------
 

@@ -1,0 +1,97 @@
+"""Packed weights: the same numbers, one packed form a weight, renewed with it and let go with it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from families import build, prompt_ids
+from slipstream.runtime import packed
+from slipstream.runtime.packed import PackedWeights
+from slipstream.target.shadow import shadow
+
+needs_bfloat16 = pytest.mark.skipif(not packed._packs_bfloat16(), reason="oneDNN packs no bfloat16 here")
+
+
+@pytest.fixture
+def layer() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(96, 64).to(torch.bfloat16).requires_grad_(False)
+
+
+def rows(count: int) -> Tensor:
+    return torch.randn(1, count, 96, generator=torch.Generator().manual_seed(count)).to(torch.bfloat16)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("count", [1, 3, 16, 70])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_layer_says_what_the_layer_says(layer, bias, count):
+    if not bias:
+        layer.bias = None
+    weights = PackedWeights()
+    twin = shadow(layer, weights.changes(layer))
+    assert twin is not layer
+    assert torch.equal(twin(rows(count)), layer(rows(count)))
+    assert weights.nbytes == 96 * 64 * 2
+
+
+@needs_bfloat16
+def test_a_weight_that_changes_in_place_is_packed_anew(layer):
+    weights = PackedWeights()
+    twin = shadow(layer, weights.changes(layer))
+    before = twin(rows(2))
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    assert torch.equal(twin(rows(2)), layer(rows(2)))
+    assert not torch.equal(twin(rows(2)), before)
+
+
+@needs_bfloat16
+def test_shadows_share_a_packed_weight_and_the_last_holder_frees_it(layer):
+    one, other = PackedWeights(), PackedWeights()
+    for weights in (one, one, other):
+        weights.changes(layer)
+    held = packed._BY_PLACE[layer.weight.data_ptr()]
+    assert list(one._held.values()) == list(other._held.values()) == [held]
+    place = layer.weight.data_ptr()
+    del held
+    one.forget()
+    assert place in packed._BY_PLACE
+    other.forget()
+
+    assert place not in packed._BY_PLACE
+
+
+@needs_bfloat16
+def test_without_its_packed_form_a_layer_runs_as_ever(layer):
+    weights = PackedWeights()
+    twin = shadow(layer, weights.changes(layer))
+    weights.forget()
+    assert torch.equal(twin(rows(2)), layer(rows(2)))
+
+
+def test_other_layers_are_left_alone(layer):
+    class Own(nn.Linear):
+        """A layer that may do anything."""
+
+    replaced = copy.deepcopy(layer)
+    replaced.forward = lambda rows: rows
+    others = nn.ModuleList([layer.float(), nn.Linear(2, 2).double(), Own(2, 2).to(torch.bfloat16), replaced])
+    assert PackedWeights().changes(others) == {}
+
+
+@needs_bfloat16
+@torch.inference_mode()
+def test_a_model_with_packed_weights_says_what_it_says():
+    with torch.inference_mode(False):
+        model = build("llama").to(torch.bfloat16)
+    weights = PackedWeights()
+    twin = shadow(model, weights.changes(model))
+    ids = torch.tensor([prompt_ids(9)])
+    assert torch.equal(twin(input_ids=ids).logits, model(input_ids=ids).logits)
+    linears = [one for one in model.modules() if isinstance(one, nn.Linear)]
+    assert weights.nbytes == sum(one.weight.numel() * 2 for one in linears)
