@@ -237,7 +237,8 @@ class Target:
         if not features.layers:
             return lambda **inputs: base(**inputs, use_cache=False)[0].to(self.device)
         if features not in self._watched_base:
-            self._watched_base[features] = WatchedModel(base, base, self.layers, features)
+            layers = {index: self.layers[index] for index in features.layers}
+            self._watched_base[features] = WatchedModel(base, base, layers, features)
         return partial(self._run_watched_base, self._watched_base[features])
 
     def _run_watched_base(self, watched: WatchedModel, **inputs: Any) -> Tensor:
