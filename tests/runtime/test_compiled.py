@@ -27,7 +27,7 @@ from slipstream.target.target import Target
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's own modules, as they are imported
 SMALL = Buckets(rows=(1, 4), context=64)
 PROMPT = prompt_ids(9)
-NEAR = {"rtol": 0.0, "atol": 1e-5}  # norms are computed in float32; another layer or mask is 0.1 and more
+NEAR = {"rtol": 1e-6, "atol": 1e-5}  # norms are computed in float32; another layer or mask is 0.1 and more
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 
 
