@@ -84,8 +84,8 @@ def load(
     model: a hub id, a folder, "tiny" (shipped with the package), "smollm2" (SmolLM2-135M-Instruct from a wheel,
     converted into the user's cache the first time), or a loaded causal language model, also one that PEFT or
     `torch.compile` has wrapped. A folder may hold a PEFT adapter. Of image-text models the text alone is used.
-    drafter: a method name; `slipstream methods` lists them. "auto" takes the head given as `draft`, one that ships for
-    the model, or else prompt lookup, and decodes plainly where drafts do not pay.
+    drafter: a method name; `slipstream methods` lists them. "auto" takes the head given as `draft` or one that ships
+    for the model, and prompt lookup beside it or alone, and decodes plainly where drafts do not pay.
     options: the method's own, such as `draft`, `skip_set`, `tree`.
     tokenizer: by default the model's own; a folder without one is for token ids.
     dtype: float32, float64, bfloat16, float16 or fp32, fp64, bf16, fp16; by default as saved. On a CPU tiny is
