@@ -255,6 +255,19 @@ def test_loading_says_what_is_wrong(folder: Path, tmp_path: Path, plain: slipstr
         slipstream.load(plain.target.model, "plain", device="meta")
 
 
+def test_another_method_shares_the_target_and_leaves_the_model_usable(plain: slipstream.Model) -> None:
+    expected = plain.generate("Hello", max_new_tokens=12).token_ids
+    other = plain.with_method("layer-skip", width=2, tree=None)
+    assert (other.method, other.target is plain.target, plain.method) == ("layer-skip", True, "plain")
+    drafted = other.generate("Hello", max_new_tokens=12)
+    assert drafted.token_ids == plain.generate("Hello", max_new_tokens=12).token_ids == expected
+    assert drafted.stats.num_drafted > 0
+    with pytest.raises(InputError, match="Did you mean 'layer-skip'"):
+        plain.with_method("layerskip")
+    with pytest.raises(InputError, match="no option 'branches'"):
+        plain.with_method("layer-skip", branches=2)
+
+
 @pytest.mark.parametrize(
     ("place", "asked", "expected"),
     [

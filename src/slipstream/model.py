@@ -111,8 +111,7 @@ def load(
     given = {name: value for name, value in options.items() if value is not None}
     executor = make_executor(sizes, runtime)
     find_method(drafter, given)  # before minutes may go into loading the target
-    if isinstance(given.get("skip_set"), str | Path) and not is_name(given["skip_set"]):
-        given["skip_set"] = SkipSet.load(given["skip_set"])
+    _read_skip_set(given)
     if isinstance(model, str | Path):
         loaded = load_model(model, dtype=dtype, device=device, attention=attention)
         tokenizer = find_tokenizer(model) if tokenizer is None else tokenizer
@@ -127,11 +126,22 @@ def load(
         settle_threads(target, None if threads == "auto" else threads)
     check_waiting(target)
     probe(target)
-    built = build_drafter(drafter, target, given, tokenizer)
-    target.check_features(built.features)
+    built = _build(drafter, target, given, tokenizer)
     if (rounds := rounding_note(target.dtype)) and built.name != "plain":
         logger.info("%s", rounds)
     return Model(target, built, tokenizer, verification, prefill_chunk, keep)
+
+
+def _read_skip_set(options: dict[str, Any]) -> None:
+    """Put the skip set in the place of its file."""
+    if isinstance(options.get("skip_set"), str | Path) and not is_name(options["skip_set"]):
+        options["skip_set"] = SkipSet.load(options["skip_set"])
+
+
+def _build(drafter: str, target: Target, options: dict[str, Any], tokenizer: Any) -> Drafter:
+    built = build_drafter(drafter, target, options, tokenizer)
+    target.check_features(built.features)
+    return built
 
 
 def _refuse_moving(
@@ -174,6 +184,19 @@ class Model:
     def method(self) -> str:
         """Name of the drafting method."""
         return self.drafter.name
+
+    def with_method(self, drafter: str, **options: Any) -> Model:
+        """Another method over the same target, which is not loaded again; this model stays usable.
+
+        drafter: a method name. options: the method's own, as for `load`; None is left out. Raises InputError for a
+        method that is unknown or does not fit, ArtifactError for what cannot be loaded.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        find_method(drafter, given)
+        _read_skip_set(given)
+        built = _build(drafter, self.target, given, self.tokenizer)
+        chunk, keep = self.engine.prefill_chunk, self.engine.kept.most
+        return Model(self.target, built, self.tokenizer, self.verification, chunk, keep)
 
     def forget(self) -> None:
         """Let go of the texts that are kept, and their memory.

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 
 import pytest
 
+import slipstream
 from byte_model import save_byte_model
+from slipstream.cli.marking import can_mark, marked
+from slipstream.target.loading import find_tokenizer
 
 ANSWER = "Rain falls on the quiet sea."
 
@@ -169,3 +174,125 @@ def test_at_a_terminal_ctrl_d_leaves_and_ctrl_c_does_not(monkeypatch, capsys, si
     assert chat.read_message() == (None if signal is EOFError else "hello")
     if signal is KeyboardInterrupt:
         assert "Ctrl-D or /quit leaves" in capsys.readouterr().err
+
+
+BEGIN, END = marked("|").split("|")
+SPEAK = ("-m", "tiny", "--device", "cpu", "-n", 40)
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """The steps of all answers."""
+    found, stream = [], slipstream.Model.stream
+
+    def kept(self, *arguments, **settings):
+        answer = stream(self, *arguments, **settings)
+        while True:
+            try:
+                found.append(next(answer))
+            except StopIteration as end:
+                return end.value
+            yield found[-1]
+
+    monkeypatch.setattr(slipstream.Model, "stream", kept)
+    return found
+
+
+def drafted_characters(tokenizer, steps):
+    """An answer's text and, for each character, whether its token was drafted."""
+    text, marks, ids = "", [], []
+    for step in steps:
+        for place, token in enumerate(step.token_ids):
+            ids.append(token)
+            grown = tokenizer.decode(ids, skip_special_tokens=True)
+            assert grown.startswith(text)  # ASCII: no character needs several tokens
+            marks += [place < step.num_accepted] * (len(grown) - len(text))
+            text = grown
+    return text, marks
+
+
+def shown_characters(shown):
+    """The same of what a terminal is sent."""
+    parts = re.split(f"({re.escape(BEGIN)}.*?{re.escape(END)})", shown, flags=re.DOTALL)
+    text, marks = "", []
+    for part in parts:
+        bare = part.removeprefix(BEGIN).removesuffix(END)
+        text, marks = text + bare, marks + [bare != part] * len(bare)
+    return text, marks
+
+
+def test_marks_are_green_and_underlined():
+    assert (BEGIN, END) == ("\x1b[4;32m", "\x1b[0m")
+
+
+@pytest.mark.parametrize("method", ["eagle2", "plain"])
+def test_what_is_marked_is_what_was_drafted(cli, steps, method):
+    done = cli("chat", *SPEAK, "-d", method, "--colour", stdin="One day\n")
+    text, marks = drafted_characters(find_tokenizer("tiny"), steps)
+    assert shown_characters(done.stdout.removesuffix("\n")) == (text, marks)
+    assert any(marks) == (method != "plain")
+    assert not all(marks)
+    assert "green and underlined: drafted" in done.stderr
+
+
+def test_nothing_is_marked_in_a_pipe_and_colour_switches(cli):
+    done = cli("chat", *SPEAK, "-d", "eagle2", stdin="One day\n/colour\n/reset\nOne day\n/colour\n/reset\nOne day\n")
+    first, second, third = done.stdout.splitlines()
+    assert first == third == second.replace(BEGIN, "").replace(END, "")
+    assert second.count(BEGIN) == second.count(END) > 0
+    assert "drafted text is no longer marked" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_terminal", "marks"),
+    [
+        ({"TERM": "xterm"}, True, True),
+        ({"TERM": "xterm"}, False, False),
+        ({"TERM": "xterm", "FORCE_COLOR": "1"}, False, False),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, True, False),
+        ({"TERM": "dumb"}, True, False),
+    ],
+)
+def test_colour_is_for_terminals_that_show_it(monkeypatch, environment, is_terminal, marks):
+    for name in ("TERM", "NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    assert can_mark() == marks
+
+
+def test_another_method_goes_on_with_the_conversation(cli, tmp_path):
+    file, alone = tmp_path / "talk.json", tmp_path / "alone.json"
+    lines = f"One day\n/method prompt-lookup\nAnd then?\n/stats\n/save {file}\n"
+    done = cli("chat", *SPEAK, "-d", "eagle2", "--width", 3, stdin=lines)  # prompt-lookup reads no width
+    cli("chat", *SPEAK, "-d", "plain", stdin=f"One day\nAnd then?\n/save {alone}\n")
+    assert json.loads(file.read_text("utf-8")) == json.loads(alone.read_text("utf-8"))
+    assert "prompt-lookup from the next answer on" in done.stderr
+    assert re.search(r"last: 40 tokens .* prompt-lookup: ", done.stderr)
+    assert re.search(r"eagle2, in all: 40 tokens in \d+ target passes", done.stderr)
+    assert re.search(r"prompt-lookup, in all: 40 tokens in \d+ target passes", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("prompt-lokup", "error: unknown method 'prompt-lokup'"),
+        ("draft-model", "error: method 'draft-model' needs"),
+        ("", "plain; /method NAME takes another: plain, auto, "),
+    ],
+)
+def test_an_unfit_method_is_one_line_and_the_old_one_stays(cli, tmp_path, name, line):
+    folder = save_byte_model(tmp_path / "model")
+    options = ("-m", folder, "-n", 3, "--device", "cpu", "-d", "plain")
+    done = cli("chat", *options, stdin=f"/method {name}\nHello\n/stats\n")
+    assert done.stderr.count(line) == 1
+    assert re.search(r"last: 3 tokens .* plain", done.stderr)
+
+
+def test_seed_is_of_all_answers_until_it_is_drawn_again(cli, loader):
+    done = cli("chat", "-t", "1", stdin="a\n/seed 12\nb\n/seed -3\n/seed x\nc\n/seed\nd\n")
+    assert [request.get("seed") for request in loader.models[0].requests] == [None, 12, 12, None]
+    assert "error: seed is '-3'; it must be a whole number from 0 to 2**64 - 1" in done.stderr
+    assert "error: seed is 'x'; it must be a whole number" in done.stderr
+    assert f"error: seed is {2**64}" in cli("chat", stdin=f"/seed {2**64}\n").stderr

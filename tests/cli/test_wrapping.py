@@ -10,7 +10,7 @@ from slipstream.cli.wrapping import WordWrapper
 def wrapped(text: str, columns: int, size: int) -> str:
     """A text that comes in pieces of so many characters."""
     shown: list[str] = []
-    wrapper = WordWrapper(shown.append, columns)
+    wrapper = WordWrapper(lambda text, drafted: shown.append(text), columns)
     for start in range(0, len(text), size):
         wrapper.write(text[start : start + size])
     wrapper.end()
@@ -42,8 +42,20 @@ def test_scripts_without_spaces_are_broken_between_characters():
 
 def test_the_last_word_is_held_back_until_it_is_whole():
     shown: list[str] = []
-    wrapper = WordWrapper(shown.append, 10)
+    wrapper = WordWrapper(lambda text, drafted: shown.append(text), 10)
     wrapper.write("one tw")
     assert "".join(shown) == "one"
     wrapper.write("o three")
     assert "".join(shown) == "one two"
+
+
+@pytest.mark.parametrize("columns", [12, 20, 33])
+def test_drafted_characters_stay_marked_however_lines_are_broken(columns):
+    shown: list[tuple[str, bool]] = []
+    wrapper = WordWrapper(lambda text, drafted: shown.extend((character, drafted) for character in text), columns)
+    given = [(character, place % 7 < 3) for place, character in enumerate(TEXT)]
+    for character, drafted in given:
+        wrapper.write(character, drafted)
+    wrapper.end()
+    assert "".join(character for character, _ in shown).split("\n") == textwrap.wrap(TEXT, columns)
+    assert [one for one in shown if not one[0].isspace()] == [one for one in given if not one[0].isspace()]

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 for package in ("fastapi", "uvicorn", "prometheus_client"):
-    pytest.importorskip(package, reason="the server needs it: pip install 'slipstream-llm[serve]'")
+    pytest.importorskip(package, reason="the server needs it: pip install 'slipstream-llm[server]'")
 openai = pytest.importorskip("openai", reason="the tests call the server by the official client: pip install openai")
 
 METHOD = ("-d", "layer-skip", "--width", "3", "--depth", "3", "--total", "6", "--dtype", "float64", "--device", "cpu")

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from slipstream import Model, Output, Stats
+    from slipstream.engine.sequence import Step
 
 _ABOUT_THE_SAME = 0.95, 1.05
 
 
-def stream_answer(model: Model, prompt: Any, settings: dict[str, Any], write: Callable[[str], None]) -> Output:
-    """Write the answer as it comes, a piece per draft-verify cycle, and return it whole.
+def stream_answer(model: Model, prompt: Any, settings: dict[str, Any], show: Callable[[Step], None]) -> Output:
+    """Show the answer as it comes, cycle by cycle, and return it whole.
 
     On Ctrl-C the generation is closed, which leaves the model usable, and KeyboardInterrupt goes on to the caller.
     """
@@ -25,7 +26,7 @@ def stream_answer(model: Model, prompt: Any, settings: dict[str, Any], write: Ca
             except StopIteration as end:
                 output: Output = end.value
                 return output
-            write(step.text)
+            show(step)
 
 
 def statistics_line(output: Output, method: str) -> str:

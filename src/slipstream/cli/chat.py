@@ -7,15 +7,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slipstream.cli import options
 from slipstream.cli.answering import chosen, note, statistics_line, stdin_is_terminal
-from slipstream.cli.conversation import Conversation, read_messages, system_message, write_messages
+from slipstream.cli.conversation import Conversation, Show, read_messages, system_message, write_messages
 from slipstream.cli.loading import load, note_rounding
-from slipstream.cli.options import given, parse_template
+from slipstream.cli.marking import DraftMarks, can_mark
+from slipstream.cli.options import given, parse_further, parse_template
 from slipstream.cli.wrapping import Screen
 from slipstream.errors import InputError
+
+if TYPE_CHECKING:
+    from slipstream.engine.sequence import Step
 
 QUOTES = '"""'
 """Opens and ends a message of several lines."""
@@ -48,9 +52,10 @@ def chat(
     attention: options.Attention = None,
     runtime: options.Runtime = None,
     threads: options.Threads = None,
+    colour: options.Colour = None,
     verbose: options.Verbose = False,
 ) -> None:
-    """Talk with a model.
+    """Talk with a model, and see on a terminal which of its words were drafted.
 
     /help lists what can be typed beside messages. Ctrl-C stops an answer, of which /continue then goes on with what is
     there; Ctrl-D leaves. Pasted lines are one message, and so is what stands between lines of three quotes.
@@ -70,18 +75,21 @@ def chat(
         chat_template_kwargs=parse_template(template) or None,
     )
     begun = system_message(system) if messages is None else read_messages(messages, system)
+    drafting: dict[str, Any] = {
+        "draft": draft,
+        "skip_set": skip_set,
+        "draft_vocabulary": draft_vocabulary,
+        "tree": tree,
+        "width": width,
+        "depth": depth,
+        "total": total,
+    }
     loaded = load(
         model,
         drafter,
         option,
-        draft=draft,
+        **drafting,
         verification=verification,
-        skip_set=skip_set,
-        draft_vocabulary=draft_vocabulary,
-        tree=tree,
-        width=width,
-        depth=depth,
-        total=total,
         dtype=dtype,
         device=device,
         attention=attention,
@@ -92,7 +100,8 @@ def chat(
     note(f"{model}, {method}")
     note_rounding(loaded)
     note("/help lists commands; Ctrl-C stops an answer, Ctrl-D leaves")
-    Chat(Conversation(loaded, settings, begun), method).run()
+    marks = can_mark() if colour is None else colour
+    Chat(Conversation(loaded, method, settings, begun), given(**drafting, **parse_further(option)), marks).run()
 
 
 class Command(NamedTuple):
@@ -106,12 +115,15 @@ class Command(NamedTuple):
 class Chat:
     """A person's side of a conversation."""
 
-    def __init__(self, conversation: Conversation, method: str) -> None:
-        self.conversation, self.method = conversation, method
+    def __init__(self, conversation: Conversation, drafting: dict[str, Any], marks: bool) -> None:
+        """drafting: options for the methods that read them. marks: whether drafted text is marked."""
+        self.conversation, self.drafting, self.marks = conversation, drafting, marks
         self.is_over = False
 
     def run(self) -> None:
         """Read messages and commands until the end of the input or /quit."""
+        if self.marks:
+            note(_LEGEND)
         while not self.is_over and (text := read_message()) is not None:
             if text.startswith("/"):
                 self._obey(text)
@@ -128,12 +140,19 @@ class Chat:
             command.run(self, rest.strip())
         except InputError as error:
             note(f"error: {error}")
+        except KeyboardInterrupt:
+            note(f"interrupted; {name} changed nothing")
 
-    def _show(self, answer: Callable[[Callable[[str], None]], Any]) -> None:
+    def _show(self, answer: Callable[[Show], Any]) -> None:
         """Show an answer as it is said."""
-        screen, before = Screen(), list(self.conversation.messages)
+        screen, parts, before = Screen(), self._parts(), list(self.conversation.messages)
+
+        def show(step: Step) -> None:
+            for text, drafted in parts(step):
+                screen.write(text, drafted)
+
         try:
-            output = answer(screen.write)
+            output = answer(show)
         except KeyboardInterrupt:
             screen.end()
             note(_INTERRUPTED if self.conversation.messages != before else _NOTHING_SAID)
@@ -145,6 +164,11 @@ class Chat:
                 note("nothing was said: the model ends the answer here")
             if output.finish_reason == "length":
                 note("cut off at the limit of --max-new-tokens; /continue goes on")
+
+    def _parts(self) -> Callable[[Step], list[tuple[str, bool]]]:
+        """What shows a step's text in parts, and whether to mark each."""
+        text = self.conversation.model.answer_text(None) if self.marks else None
+        return (lambda step: [(step.text, False)]) if text is None else DraftMarks(text).parts
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
@@ -166,9 +190,44 @@ class Chat:
         if not outputs:
             note("no answers yet")
             return
-        tokens, cycles = (sum(getattr(one.stats, name) for one in outputs) for name in ("num_tokens", "num_cycles"))
-        note(f"last: {statistics_line(outputs[-1], self.method)}")
-        note(f"in all: {tokens} tokens in {cycles} target passes, tau {tokens / cycles:.2f}")
+        last_method, last = outputs[-1]
+        note(f"last: {statistics_line(last, last_method)}")
+        methods = dict.fromkeys(method for method, _ in outputs)
+        for method in methods:
+            all_of = [output.stats for its_method, output in outputs if its_method == method]
+            tokens, cycles = sum(one.num_tokens for one in all_of), sum(one.num_cycles for one in all_of)
+            what = f"{method}, in all" if len(methods) > 1 else "in all"
+            note(f"{what}: {tokens} tokens in {cycles} target passes, tau {tokens / cycles:.2f}")
+
+    def change_method(self, rest: str) -> None:
+        """/method NAME: over the same target, with those of the command's options that it reads."""
+        from slipstream.methods.registry import METHODS, find_method
+
+        if not rest:
+            note(f"{self.conversation.method}; /method NAME takes another: {', '.join(METHODS)}")
+            return
+        reads = find_method(rest).options
+        drafting = {name: value for name, value in self.drafting.items() if name in reads}
+        self.conversation.model = self.conversation.model.with_method(rest, **drafting)
+        self.conversation.method = chosen(self.conversation.model.method, rest)
+        note(f"{self.conversation.method} from the next answer on")
+
+    def change_seed(self, rest: str) -> None:
+        """/seed N, or /seed for a new one each time."""
+        from slipstream.core.sampling import SamplingSettings
+
+        if not rest:
+            self.conversation.settings.pop("seed", None)
+            note("every sampled answer draws a seed of its own, which /stats shows")
+            return
+        seed: Any = int(rest) if rest.isdecimal() else rest
+        self.conversation.settings["seed"] = SamplingSettings(seed=seed).seed
+        note(f"seed {seed} from the next answer on, where answers are sampled (--temperature)")
+
+    def change_colour(self, rest: str) -> None:
+        """/colour."""
+        self.marks = not self.marks
+        note(_LEGEND if self.marks else "drafted text is no longer marked; /colour marks it again")
 
     def save(self, rest: str) -> None:
         """/save FILE."""
@@ -197,6 +256,9 @@ COMMANDS = {
     "/help": Command("/help", "shows this", Chat.help),
     "/continue": Command("/continue", "goes on with the last answer", Chat.go_on),
     "/reset": Command("/reset", "forgets the conversation, but for the system message", Chat.reset),
+    "/method": Command("/method NAME", "drafts in another way; the conversation goes on", Chat.change_method),
+    "/seed": Command("/seed N", "samples with this seed; without N with a new one for every answer", Chat.change_seed),
+    "/colour": Command("/colour", "marks drafted text, or no longer", Chat.change_colour),
     "/stats": Command("/stats", "shows figures of the last answer and of all", Chat.show_statistics),
     "/save": Command("/save FILE", "keeps the conversation, as JSON messages", Chat.save),
     "/load": Command("/load FILE", "goes on with one that was kept", Chat.load),
@@ -206,6 +268,7 @@ COMMANDS = {
 
 
 _INTERRUPTED = "interrupted; what was said stays, and /continue goes on with it"
+_LEGEND = "green and underlined: drafted, and what the model says too; /colour takes the marks away"
 _NOTHING_SAID = "interrupted before anything was said; the conversation is as it was before"
 
 

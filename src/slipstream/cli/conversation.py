@@ -13,9 +13,10 @@ from slipstream.errors import InputError
 
 if TYPE_CHECKING:
     from slipstream import Model, Output
+    from slipstream.engine.sequence import Step
 
-Write = Callable[[str], None]
-"""Shows a piece of an answer."""
+Show = Callable[["Step"], None]
+"""Shows what a cycle has added to an answer."""
 
 
 @dataclass
@@ -23,32 +24,35 @@ class Conversation:
     """What has been said so far, and what it cost."""
 
     model: Model
+    method: str
+    """The model's, as the user knows it."""
     settings: dict[str, Any]
     messages: list[dict[str, Any]] = field(default_factory=list)
-    outputs: list[Output] = field(default_factory=list)
+    outputs: list[tuple[str, Output]] = field(default_factory=list)
+    """Of all answers, with the method of each."""
 
     @property
     def is_answered(self) -> bool:
         """Whether the last word is the assistant's."""
         return bool(self.messages) and self.messages[-1]["role"] == "assistant"
 
-    def answer(self, text: str, write: Write) -> Output:
+    def answer(self, text: str, show: Show) -> Output:
         """Answer a message. One that is refused, or interrupted before anything is said, is dropped."""
         self.messages.append({"role": "user", "content": text})
         try:
-            return self.go_on(write)
+            return self.go_on(show)
         except (InputError, KeyboardInterrupt):
             if not self.is_answered:
                 self.messages.pop()
             raise
 
-    def go_on(self, write: Write) -> Output:
+    def go_on(self, show: Show) -> Output:
         """Continue the last answer, or answer what is unanswered. What is said before an interrupt stays."""
         said: list[str] = []
 
-        def take(piece: str) -> None:
-            said.append(piece)
-            write(piece)
+        def take(step: Step) -> None:
+            said.append(step.text)
+            show(step)
 
         try:
             output = stream_answer(self.model, self.messages, self.settings, take)
@@ -57,7 +61,7 @@ class Conversation:
                 self._keep("".join(said))
             raise
         self._keep("".join(said))
-        self.outputs.append(output)
+        self.outputs.append((self.method, output))
         return output
 
     def _keep(self, said: str) -> None:

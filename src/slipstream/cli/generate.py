@@ -19,6 +19,7 @@ from slipstream.errors import InputError
 
 if TYPE_CHECKING:
     from slipstream import Model
+    from slipstream.engine.sequence import Step
 
 
 def generate(
@@ -135,7 +136,7 @@ def generate(
         return
     note_rounding(loaded)
     if stream:
-        output = stream_answer(loaded, ids_or_asked, settings, _print_piece)
+        output = stream_answer(loaded, ids_or_asked, settings, _print_step)
         print(flush=True)
     else:
         output = loaded.generate(ids_or_asked, **settings)
@@ -143,8 +144,8 @@ def generate(
     note(statistics_line(output, chosen(loaded.method, drafter)))
 
 
-def _print_piece(text: str) -> None:
-    print(text, end="", flush=True)
+def _print_step(step: Step) -> None:
+    print(step.text, end="", flush=True)
 
 
 def read_tools(path: Path) -> list[Any]:

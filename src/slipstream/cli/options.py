@@ -97,6 +97,13 @@ Runtime = Annotated[
     ),
 ]
 
+Colour = Annotated[
+    bool | None,
+    typer.Option(
+        "--colour/--no-colour",
+        help="Mark drafted text, green and underlined; default: on a terminal, unless NO_COLOR is set.",
+    ),
+]
 System = Annotated[
     str | None,
     typer.Option("--system", metavar="TEXT", rich_help_panel=ASKING, help="A system message to begin with."),

@@ -51,7 +51,7 @@ def serve(
     openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
     """
     if any(find_spec(name) is None for name in ("fastapi", "uvicorn", "prometheus_client")):
-        raise InputError("serve needs fastapi, uvicorn and prometheus_client: pip install them, or the extra 'serve'")
+        raise InputError("serve needs fastapi, uvicorn and prometheus_client: pip install them, or the extra 'server'")
     from slipstream.server.serving import serve as run
 
     if settings.api_key is None and os.environ.get(KEY):
