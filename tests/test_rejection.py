@@ -116,8 +116,8 @@ Memory = dict[tuple[Any, ...], tuple[Tensor, list[tuple[Tensor, Tensor]]]]
 def remembered(target: Target, memory: Memory) -> Iterator[None]:
     """Run each pass of the model once; the same pass again gives the same logits and writes the same cache rows.
 
-    A pass is named by all it depends on: tokens, positions, mask, the rows it may read, and the modules replaced to
-    skip them. Rows are compared in float32, for the same row may come from different passes, rounded differently.
+    A pass is named by all it depends on: tokens, positions, mask, the rows it may read, and the model or
+    the shadow of it that runs. Rows are compared in float32, for the same row may come from different passes, rounded differently.
     """
     real = target._run
 
@@ -126,8 +126,7 @@ def remembered(target: Target, memory: Memory) -> Iterator[None]:
         assert isinstance(inputs.mask, Tensor)
         read = (rows[:, :, : cache.start].float() for rows in filled)
         parts = [inputs.tokens, inputs.positions, inputs.mask.float(), *read]
-        skipped = tuple(i for i, module in enumerate(model.modules()) if "forward" in module.__dict__)
-        key = (cache.start, skipped, inputs.logits_row is None, *(part.numpy().tobytes() for part in parts))
+        key = (cache.start, model, inputs.logits_row is None, *(part.numpy().tobytes() for part in parts))
         if key not in memory:
             logits = real(model, inputs, cache)
             rows = slice(cache.start, cache.end)

@@ -48,7 +48,7 @@ def test_other_readings_of_an_eagle3_head_are_tried(plain, tmp_path):
     lines: list[str] = []
     found = check_head(plain, str(tmp_path), max_new_tokens=6, seconds=1, report=lines.append)
     assert found.method == "eagle3"
-    assert found.identical == 3
+    assert found.identical == len(found.ratios) >= 3
     assert {(one.options["layer_shift"], one.options["norm_feedback"]) for one in found.readings} == {
         *((shift, feedback) for shift in (-1, 1) for feedback in (False, True)),
         (0, True),

@@ -220,7 +220,7 @@ def test_a_folder_in_use_needs_resume(start, finished, tmp_path: Path) -> None:
     [
         ({"max_new_tokens": 13}, "max_new_tokens 8, this one 13"),
         ({"seed": 1}, "seed 0, this one 1"),
-        ({"prompts_per_task": 1}, "questions_hash"),
+        ({"prompts_per_task": 1}, "prompts_per_task null, this one 1"),
     ],
 )
 def test_a_run_is_resumed_with_the_same_settings_only(start, finished, changes, says) -> None:

@@ -76,7 +76,8 @@ def test_a_biased_residual_is_a_fault(draft, dtype, targets, monkeypatch):
 def test_a_coupled_rule_with_wrong_noise_is_a_fault(targets, monkeypatch):
     """Half the noise: the samples are still seeded, but too seldom improbable."""
     monkeypatch.setattr(
-        "slipstream.core.rules.choose_coupled", lambda logits, noise: (logits + noise / 2).argmax(dim=-1)
+        "slipstream.core.rules.choose_coupled",
+        lambda logits, noise, rows: (logits + (noise if rows is None else noise[rows]) / 2).argmax(dim=-1),
     )
     assert faults(law_test(targets["float32"], "dynamic", "coupled"))
 

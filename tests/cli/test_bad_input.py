@@ -248,6 +248,7 @@ def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(copy):
 
 
 WRITING = {
+    "answer": ("file", ["--in", "FILE"]),
     "bench merge": ("file", ["RUN"]),
     "bench report": ("file", ["RUN"]),
     "bench run": ("folder", ["-m", "tiny"]),

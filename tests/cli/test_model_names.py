@@ -49,8 +49,8 @@ def test_the_demo_of_a_larger_model_is_brief(cli):
     done = cli("demo", "-m", "smollm2", "--json")
     assert done.exit_code == 0, done.stderr
     record = json.loads(done.stdout)
-    assert (record["model"], record["num_prompts"], record["max_new_tokens"]) == ("smollm2", 3, 48)
-    assert {row["method"] for row in record["methods"]} == {"plain", "auto", "eagle2", "prompt-lookup", "lookahead"}
+    assert (record["model"], record["num_prompts"], record["max_new_tokens"]) == ("smollm2", 3, 40)
+    assert {row["method"] for row in record["methods"]} == {"plain", "auto", "eagle2", "prompt-lookup"}
 
 
 @pytest.mark.usefixtures("loader", "converted")

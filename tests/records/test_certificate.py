@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from records.test_schema import RECORDS, lost
+from shipped_records import RECORDS, lost
 from slipstream.errors import InputError
 from slipstream.records.certificate import FORMAT, certificate_json, load_certificate, write_certificate
 

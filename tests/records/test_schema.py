@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from shipped_records import RECORDS, lost
 from slipstream.errors import InputError
 from slipstream.records.certificate import AdjustedTest, CertificateRecord, CertifiedAnswer, Total
 from slipstream.records.journal import Journal, answer_line, read_answers
@@ -19,7 +20,6 @@ from slipstream.records.record import json_text, load_record, parse_record, reco
 from slipstream.records.schema import Answer, CycleMs, Picture, Record, Row, Setup, TreeCounts
 from slipstream.records.shapes import read_shape
 
-RECORDS = Path(__file__).parents[2] / "benchmarks" / "records"
 SHAPES = (Answer, Setup, Row, TreeCounts, Picture, CertifiedAnswer, AdjustedTest, Total)
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # other work may have the cores
 
@@ -67,16 +67,6 @@ def test_the_committed_records_are_read_and_written_again_without_loss(path: Pat
     written = json.loads(json_text(record_json(record)))
     assert parse_record(written) == record
     assert lost(json.loads(path.read_text()), written) == []
-
-
-def lost(old: Any, new: Any, place: str = "record") -> list[str]:
-    """Places at which `old` says something that `new` does not."""
-    if isinstance(old, dict):
-        return [one for key in old for one in lost(old[key], new.get(key), f"{place}.{key}")]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = enumerate(zip(old, new, strict=True))
-        return [one for index, (a, b) in pairs for one in lost(a, b, f"{place}[{index}]")]
-    return [] if old == new else [place]
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from slipstream import Model
 
 
-_BRIEF_KINDS, _BRIEF_TOKENS = ("chat", "code", "articles"), 48
-_BRIEF_METHODS = (PLAIN, "auto", "eagle2", "prompt-lookup", "lookahead")
+_BRIEF_KINDS, _BRIEF_TOKENS = ("chat", "code", "articles"), 40
+_BRIEF_METHODS = (PLAIN, "auto", "eagle2", "prompt-lookup")
 """For a model that is not tiny: a conversation, a function and a summary, by methods that size their drafts by cost."""
 
 
@@ -46,7 +46,7 @@ def demo(
             "--max-new-tokens",
             "-n",
             rich_help_panel=options.SAMPLING,
-            help="Tokens at most, per answer; default: 64; larger models: 48.",
+            help="Tokens at most, per answer; default: 64; larger models: 40.",
         ),
     ] = None,
     temperature: Annotated[
