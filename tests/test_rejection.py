@@ -116,8 +116,8 @@ Memory = dict[tuple[Any, ...], tuple[Tensor, list[tuple[Tensor, Tensor]]]]
 def remembered(target: Target, memory: Memory) -> Iterator[None]:
     """Run each pass of the model once; the same pass again gives the same logits and writes the same cache rows.
 
-    A pass is named by all it depends on: tokens, positions, mask, the rows it may read, and the model or
-    the shadow of it that runs. Rows are compared in float32, for the same row may come from different passes, rounded differently.
+    A pass is named by all it depends on: tokens, positions, mask, the rows it may read, and the model or the shadow of
+    it that runs. Rows are compared in float32, for the same row may come from different passes, rounded differently.
     """
     real = target._run
 
