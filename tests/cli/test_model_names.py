@@ -56,7 +56,9 @@ def test_the_demo_of_a_larger_model_is_brief(cli):
 @pytest.mark.usefixtures("loader", "converted")
 def test_the_demo_of_a_larger_model_shows_a_conversation_a_function_and_a_summary(cli):
     shown = cli("demo", "-m", "smollm2").stdout
-    places = [shown.index(one) for one in ("chat: I have a free", "code: Write a Python", "articles: Summarize")]
+    places = [
+        shown.index(one) for one in ("chat: I want to start running", "code: Write a Python", "articles: Summarize")
+    ]
     assert places == sorted(places)
     assert shown.count("chat: ") == 2, "both turns"
     assert " ...\n" in shown, "a long prompt is shortened"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from slipstream import Model
 
 
-_BRIEF_KINDS, _BRIEF_TOKENS = ("chat", "code", "articles"), 40
+_BRIEF_PROMPTS, _BRIEF_TOKENS = (25, 2, 12), 40
 _BRIEF_METHODS = (PLAIN, "auto", "eagle2", "prompt-lookup")
 """For a model that is not tiny: a conversation, a function and a summary, by methods that size their drafts by cost."""
 
@@ -103,8 +103,8 @@ def _chosen_prompts(number: int | None) -> list[Prompt]:
 
 
 def _brief_prompts() -> list[Prompt]:
-    prompts = load_prompts()
-    return [next(prompt for prompt in prompts if prompt.kind == kind) for kind in _BRIEF_KINDS]
+    prompts = {prompt.id: prompt for prompt in load_prompts()}
+    return [prompts[number] for number in _BRIEF_PROMPTS]
 
 
 def _chosen_methods(text: str | None, model: str) -> list[str]:
