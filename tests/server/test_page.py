@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import signal
 import urllib.request
@@ -73,6 +75,15 @@ def test_a_conversation_is_the_models(page: Any, alone: Any) -> None:
     assert "passes" in page.locator("article.assistant .about span").first.text_content()
 
 
+@pytest.mark.usefixtures("real_smollm2")
+def test_smollm2_holds_a_conversation(browser: Any) -> None:
+    with serving("smollm2", "-d", "auto", SLIPSTREAM_CACHE=os.environ["SLIPSTREAM_CACHE"]) as served:
+        for page in opened(browser, served):
+            assert "Paris" in ask(page, "What is the capital of France? Answer in one sentence.")
+            assert "France" in ask(page, "In which country is it?")
+            assert page.locator(".token.drafted").count() > 0
+
+
 def test_the_draft_of_a_pass_is_drawn_and_told(page: Any) -> None:
     ask(page, "Hello, hello")
     assert page.locator("#tree circle").count() > 1
@@ -90,13 +101,19 @@ def test_a_race_shows_one_text_twice(page: Any) -> None:
     assert "the same text" in page.text_content("article.race .about")
 
 
-def test_escape_stops_an_answer_and_the_next_one_comes(page: Any) -> None:
+def test_escape_stops_an_answer_and_the_next_one_comes(page: Any, alone: Any) -> None:
+    def endless(route: Any) -> None:
+        never = {"logit_bias": {str(token): -100 for token in alone.target.eos_token_ids}}
+        route.continue_(post_data=json.dumps({**route.request.post_data_json, **never}))
+
+    page.route("**/v1/chat/completions", endless)
     page.fill("#length", "4000")
     page.fill("#question", "Hello")
     page.press("#question", "Enter")
     page.wait_for_selector("article.assistant .token")
     page.keyboard.press("Escape")
     page.locator("#status", has_text="Stopped").wait_for()
+    page.unroute("**/v1/chat/completions")
     page.fill("#length", "10")
     ask(page, "Again")
 

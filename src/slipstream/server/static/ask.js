@@ -1,5 +1,7 @@
 // One streamed answer: the text of each chunk, and the trace of its pass.
 
+const TURN_MS = 8;
+
 // Calls tell(text, trace) for every chunk. Throws an Error with isAnswer where the server says what is wrong.
 export async function ask(request, headers, signal, tell) {
   const response = await fetch("/v1/chat/completions", {
@@ -7,11 +9,16 @@ export async function ask(request, headers, signal, tell) {
   });
   if (!response.ok) throw refusal((await response.json()).error);
   let isWhole = false;
+  let turn = performance.now();
   for await (const data of events(response.body)) {
     if (data === "[DONE]") { isWhole = true; continue; }
     const chunk = JSON.parse(data);
     if (chunk.error) throw refusal(chunk.error);
     tell(chunk.choices[0].delta.content, chunk.slipstream);
+    if (performance.now() - turn > TURN_MS) { // chunks that wait come one after another: let the page live between them
+      await new Promise((go) => setTimeout(go));
+      turn = performance.now();
+    }
   }
   if (!isWhole) throw new Error("the stream broke off");
 }

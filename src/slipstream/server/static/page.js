@@ -65,13 +65,38 @@ function addMessage(who, className) {
 function addParts(said, parts) {
   const log = byId("log");
   const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
+  const tokens = document.createDocumentFragment();
   for (const [text, drafted] of parts) {
     if (!text) continue;
     const token = element("span", drafted ? "token drafted" : "token own", text);
     if (drafted) token.title = "guessed, and kept";
-    said.append(token);
+    tokens.append(token);
   }
+  said.append(tokens);
   if (atEnd) log.scrollTop = log.scrollHeight;
+}
+
+// Shows what comes in, at most once a frame: a fast model has more passes a second than a screen has pictures.
+// Returns add(trace) and flush(), which shows the rest at once.
+function display(said, counts) {
+  let parts = [];
+  let draft = null;
+  let frame = 0;
+  function flush() {
+    cancelAnimationFrame(frame);
+    frame = 0;
+    addParts(said, parts);
+    parts = [];
+    showCounts(counts);
+    if (draft) drawTree(byId("tree"), byId("tree-text"), draft);
+    draft = null;
+  }
+  function add(trace) {
+    parts.push(...trace.parts);
+    if (trace.draft.tokens.length) draft = trace.draft;
+    frame ||= requestAnimationFrame(flush);
+  }
+  return { add, flush };
 }
 
 // Counts of one answer, and the time since its first tokens.
@@ -148,6 +173,7 @@ async function answer() {
   if (underWay || !(await takeQuestion())) return;
   const { article, said } = addMessage(byId("method").value, "assistant");
   const counts = newCounts();
+  const shown = display(said, counts);
   let text = "";
   drawTree(byId("tree"), byId("tree-text"), null);
   say("Answering.");
@@ -156,12 +182,11 @@ async function answer() {
       await ask({ ...settings(), messages }, headers(), signal, (piece, trace) => {
         text += piece;
         count(counts, trace);
-        addParts(said, trace.parts);
-        showCounts(counts);
-        if (trace.draft.tokens.length) drawTree(byId("tree"), byId("tree-text"), trace.draft);
+        shown.add(trace);
       });
       say(`Answered: ${counts.tokens} tokens.`);
     } finally {
+      shown.flush();
       if (text) messages.push({ role: "assistant", content: text });
       addAbout(article, `${counts.tokens} tokens in ${counts.passes} passes, ${speed(counts)} tokens/s`, text);
     }
@@ -215,9 +240,11 @@ async function replay(runs, signal) {
   while (shown.some((lane) => lane.next < lane.run.pieces.length)) {
     const now = signal.aborted || still ? Infinity : performance.now() - begun;
     for (const lane of shown) {
+      const due = [];
       while (lane.next < lane.run.pieces.length && lane.run.pieces[lane.next].at <= now) {
-        addParts(lane.text, lane.run.pieces[lane.next++].trace.parts);
+        due.push(...lane.run.pieces[lane.next++].trace.parts);
       }
+      if (due.length) addParts(lane.text, due);
     }
     await new Promise(requestAnimationFrame);
   }
