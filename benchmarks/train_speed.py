@@ -22,11 +22,11 @@ import torch
 
 from records import provenance, write_record
 from slipstream.cli.training_data import load_target, read_dialogues
-from slipstream.methods.eagle.recipe import EagleRun
 from slipstream.methods.eagle.settings import EagleSettings
 from slipstream.target.target import Target
 from slipstream.training.data.dialogues import Dialogue
 from slipstream.training.run import frozen
+from slipstream.training.runs import EagleRun
 
 VARIANTS: Mapping[str, tuple[bool, Mapping[str, Any]]] = {
     "padded, float32 target, all logits": (False, {"precision": "fp32"}),
