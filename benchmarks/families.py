@@ -19,6 +19,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from records import write_record
 from slipstream.errors import SlipstreamError, first_line
 from slipstream.methods.eagle.checkpoint import save_head
 from slipstream.methods.eagle.head import EagleHead, HeadSizes
+from slipstream.methods.eagle3.checkpoint import save_head as save_eagle3
+from slipstream.methods.eagle3.head import Eagle3Head, Eagle3Sizes, default_states
 from slipstream.methods.hydra.checkpoint import save_heads as save_hydra
 from slipstream.methods.hydra.head import HydraHeads, HydraSizes, PrefixSizes
 from slipstream.methods.medusa.checkpoint import save_heads as save_medusa
@@ -49,6 +52,7 @@ DRAFTERS: dict[str, dict[str, Any]] = {
     "layer-skip": _TREE,
     "eagle2": _TREE,
     "eagle": {"total": "all"},
+    "eagle3": _TREE,
     "medusa": _TREE,
     "hydra": _TREE,
     "draft-model": _TREE,
@@ -69,7 +73,9 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     record = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {"rows": {}}
-    rows: dict[str, Row] = {name: row for name, row in record["rows"].items() if name not in options.again}
+    rows: dict[str, Row] = {
+        name: row for name, row in record["rows"].items() if name not in options.again and _is_whole(row)
+    }
     record = {"what": (__doc__ or "").splitlines()[0], "provenance": provenance(), "rows": rows}
     names = options.only or tiny_models.names()
     for name in names:
@@ -82,6 +88,11 @@ def main() -> int:
     if options.table is not None:
         options.table.write_text("\n".join(table(record)) + "\n", encoding="utf-8")
     return int(any(row["verdict"] == "differs" for row in rows.values()))
+
+
+def _is_whole(row: Row) -> bool:
+    """Whether every drafter that there is now was tried, if any was."""
+    return "drafters" not in row or set(row["drafters"]) == set(DRAFTERS)
 
 
 def provenance() -> dict[str, Any]:
@@ -230,6 +241,9 @@ def artefact(target: Target, drafter: str, folder: Path) -> dict[str, Any]:
     if drafter in ("eagle", "eagle2"):
         save_head(_random(EagleHead(HeadSizes.like(target))), folder / "eagle", target)
         return {"draft": folder / "eagle"}
+    if drafter == "eagle3":
+        save_eagle3(_random(Eagle3Head(*_eagle3_sizes(target))), folder / "eagle3", target)
+        return {"draft": folder / "eagle3"}
     if drafter == "medusa":
         sizes = MedusaSizes(num_heads=NUM_HEADS, hidden_size=target.config.hidden_size, num_layers=1)
         save_medusa(_random(MedusaHeads(sizes)), folder / "medusa", target)
@@ -247,6 +261,20 @@ def artefact(target: Target, drafter: str, folder: Path) -> dict[str, Any]:
     if drafter == "draft-model":
         return {"draft": tiny_models.disturbed(target.model)}
     return {}
+
+
+def _eagle3_sizes(target: Target) -> tuple[Eagle3Sizes, torch.Tensor]:
+    """Of a head that drafts half of the vocabulary, its embeddings its own where the target's have another width."""
+    layer, width = HeadSizes.like(target), target.model.get_input_embeddings().weight.shape[1]
+    ids = torch.arange(0, target.vocab_size, 2)
+    sizes = Eagle3Sizes(
+        layer=replace(layer, embedding_size=layer.hidden_size, biases=frozenset()),
+        target_size=layer.hidden_size,
+        states=default_states(target.num_layers),
+        draft_vocab_size=len(ids),
+        own_embeddings=None if width == layer.hidden_size else target.vocab_size,
+    )
+    return sizes, ids
 
 
 def _random(head: torch.nn.Module) -> Any:

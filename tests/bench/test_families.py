@@ -39,7 +39,8 @@ def test_every_drafter_keeps_the_text_of_a_family(families, name):
     drafters = row["drafters"]
     assert set(drafters) == set(families.DRAFTERS)
     refused = {one for one, said in drafters.items() if not said.startswith("same, ")}
-    assert refused <= {"layer-skip"}
+    # hrm_text has no list of as many layers as it says, to skip or to read hidden states between
+    assert refused <= ({"layer-skip", "eagle3"} if name == "hrm_text" else {"layer-skip"})
     assert any(not said.startswith("same, 0 ") for said in drafters.values()), "some draft is kept"
 
 

@@ -31,6 +31,22 @@ def test_an_older_certificate_is_read_and_written_again_without_loss(tmp_path: P
     assert record.distribution.num_tokens == 3
 
 
+def test_the_readme_says_what_the_certificate_of_the_real_model_says() -> None:
+    record = load_certificate(RECORDS / "certify-smollm2-bf16.json")
+    said = " ".join((RECORDS.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    assert f"in bfloat16 it says *{record.verdict}*" in said
+    compared = [*record.greedy, *record.seeded]
+    same_shape, by_row = (
+        [one for one in compared if one.reference == reference] for reference in ("same shape", "row by row")
+    )
+    count = sum(one.num_answers for one in same_shape)
+    assert sum(one.rulings["identical"] for one in same_shape) == count
+    assert record.floor.hidden == 0
+    same = sum(one.rulings["identical"] for one in by_row)
+    assert f"in all {count} answers not one bit differs from plain decoding in passes of the same shape" in said
+    assert f"and {same} of the {count} have the tokens of plain decoding row by row" in said
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
