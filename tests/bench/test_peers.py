@@ -16,9 +16,12 @@ from slipstream.bench.peers import PEERS, _answer, peer
 from slipstream.core.logits import LogitsPipeline, resolve
 from slipstream.errors import ContextLengthError, InputError, UnsupportedTargetError
 from slipstream.methods.draft_model.checkpoint import PROVENANCE
+from slipstream.runtime.compiled import has_compiler
 from slipstream.target.target import Target
 
 PROMPT = prompt_ids(9, seed=2) * 3
+EAGER = [name for name in PEERS if name != "hf-compiled"]
+"""The other compiles for half a minute: its tests stand by themselves."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def draft_for(target: Target):
 def peers(target):
     """Every peer on the target."""
     options = {"hf-assisted": {"draft": draft_for(target)}, "hf-early-exit": {"exit_layer": 3}}
-    return {name: peer(name, target, **options.get(name, {})) for name in PEERS}
+    return {name: peer(name, target, **options.get(name, {})) for name in EAGER}
 
 
 @pytest.fixture
@@ -66,7 +69,7 @@ def ours(target, prompt=PROMPT, **settings):
 # -- the same answers ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", EAGER)
 def test_greedy_tokens_equal_our_plain(name, peers, target):
     for seed in range(2):
         prompt = prompt_ids(6, seed) * 3
@@ -74,7 +77,7 @@ def test_greedy_tokens_equal_our_plain(name, peers, target):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", EAGER)
 def test_the_answer_ends_with_the_first_end_token(name, temperature, peers, config):
     free = ask(peers[name], temperature=temperature, max_new_tokens=20)
     eos = free.token_ids[8]
@@ -87,7 +90,7 @@ def test_the_answer_ends_with_the_first_end_token(name, temperature, peers, conf
         assert ends
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", EAGER)
 def test_the_context_cuts_the_answer_as_it_cuts_ours(name, peers, target):
     prompt = prompt_ids(target.context_length - 5, seed=1)
     answer = ask(peers[name], prompt)
@@ -148,7 +151,7 @@ def test_a_model_that_asks_for_drafting_is_decoded_plainly_by_the_plain_peer(pee
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", EAGER)
 def test_passes_are_those_that_the_whole_target_made(name, temperature, peers, target, monkeypatch):
     made, nested = [], []
     generate = type(target.model).generate
@@ -185,7 +188,7 @@ def state_of(model):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", EAGER)
 def test_models_and_random_state_stay_as_they_were(name, fails, peers, target, config, monkeypatch):
     models = [target.model, *([peers[name].assistant] if peers[name].assistant else [])]
     for model in models:  # transformers then writes to the assistant's config
@@ -212,7 +215,7 @@ def test_models_and_random_state_stay_as_they_were(name, fails, peers, target, c
     assert random.getstate() == rng[1]
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", EAGER)
 def test_the_seed_decides_a_sampled_answer(name, peers):
     first, other = ask(peers[name], temperature=1.0), ask(peers[name], temperature=1.0, seed=2)
     torch.rand(3)
@@ -257,6 +260,27 @@ class Kept(logging.Handler):
 
 
 # -- where a peer does not apply -----------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch to itself
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler is installed")
+def test_compiled_passes_are_compiled_once_for_all_lengths_and_give_the_same_answers():
+    from torch._dynamo.utils import counters
+
+    target = Target(build("llama", num_hidden_layers=1))
+    compiled, plain = peer("hf-compiled", target), peer("hf-plain", target)
+    before = counters["stats"]["unique_graphs"]
+    for length in (9, 27, 4):
+        for temperature in (0.0, 1.0):
+            asked = {"prompt": PROMPT[:length], "temperature": temperature}
+            assert ask(compiled, **asked).token_ids == ask(plain, **asked).token_ids
+    assert counters["stats"]["unique_graphs"] == before > 0
+
+
+def test_a_model_that_transformers_does_not_compile_is_no_compiled_peer(target, monkeypatch):
+    monkeypatch.setattr(type(target.model), "_valid_auto_compile_criteria", lambda *_: False)
+    with pytest.raises(UnsupportedTargetError, match=r"hf-compiled does not apply.*does not compile it"):
+        peer("hf-compiled", target)
 
 
 def test_early_exit_refuses_models_that_run_all_layers_anyway(family_model):

@@ -137,15 +137,16 @@ class ExactEntrants:
 def default_entrants(target_hash: str, drafts: Mapping[str, str], peers: bool) -> Iterator[EntrantSpec]:
     """Every method that can run: those that need nothing, those with an artefact given, those whose shipped one fits.
 
-    drafts: method -> its artefact. peers: transformers' own methods too, the assisted one with the draft model. Early
-    exit is entered only by name: it runs on most models, but is made for those trained to leave early (LayerSkip).
+    drafts: method -> its artefact. peers: transformers' own methods too, the assisted one with the draft model. Two are
+    entered only by name: early exit, which runs on most models but is made for those trained to leave early
+    (LayerSkip), and compiled passes, which take minutes to compile.
     """
     for name, method in METHODS.items():
         options = {"draft": drafts[name]} if name in drafts else {}
         if method.artefact is None or options or packaged_artefact(name, target_hash) is not None:
             yield EntrantSpec(name=name, kind="ours", method=name, options=options)
     for name, peer_spec in PEERS.items() if peers else ():
-        if peer_spec.option == "exit_layer":
+        if peer_spec.only_if_named:
             continue
         options = {"draft": drafts["draft-model"]} if peer_spec.option == "draft" and "draft-model" in drafts else {}
         if peer_spec.option != "draft" or options or packaged_artefact("draft-model", target_hash) is not None:

@@ -9,6 +9,8 @@ reading its figures (transformers 5.17 to 5.23):
   stays exact, since the probabilities compared are the ones drawn from.
 - `hf-prompt-lookup` samples a token at every row and compares it with the draft.
 - Logits are processed in float32, also those of a float64 model.
+- `hf-compiled` compiles on a CPU only because its config says so for all devices; "static" alone does not. `generate`
+  compiles for one length of the cache and, where a second comes, for all: both happen before the first answer.
 - `hf-early-exit` calls `generate` anew for each draft. On a model that was not trained to leave early hardly a draft is
   right, and it is slower than `hf-plain`: 0.3 to 0.6 of its speed in processor time on the demo's shipped prompts.
 """
@@ -27,11 +29,11 @@ from typing import Any, Literal
 import torch
 import transformers
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import CompileConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from slipstream.bench.peer_settings import eos_token_ids, generation_config_of, peer_settings
-from slipstream.errors import InputError, SlipstreamError, UnsupportedTargetError, unknown_choice
+from slipstream.errors import InputError, SlipstreamError, UnsupportedTargetError, first_line, unknown_choice
 from slipstream.methods.draft_model.checkpoint import load_draft
 from slipstream.runtime.timing import synchronize
 from slipstream.target.shadow import forget_longer_passes
@@ -47,6 +49,8 @@ class PeerSpec:
     """The one option of `peer` that it takes."""
     needs: str = ""
     """What the target must have for it, in words; empty: nothing."""
+    only_if_named: bool = False
+    """Whether a benchmark of all that can run leaves it out."""
 
 
 PEERS: Mapping[str, PeerSpec] = {
@@ -59,6 +63,12 @@ PEERS: Mapping[str, PeerSpec] = {
         "transformers' self-speculation: the target's first layers draft",
         "exit_layer",
         "a model that transformers can leave early",
+        only_if_named=True,
+    ),
+    "hf-compiled": PeerSpec(
+        "transformers' generate with a static cache and compiled passes, one token a pass",
+        needs="a C++ compiler, on a CPU",
+        only_if_named=True,
     ),
 }
 _LOOKUP_TOKENS = 10  # what transformers' PromptLookupCandidateGenerator takes by default; `generate` wants it named
@@ -118,6 +128,9 @@ def peer(
         made = Peer(name, target, {"prompt_lookup_num_tokens": _LOOKUP_TOKENS})
     elif name == "hf-early-exit":
         made = Peer(name, target, {"assistant_early_exit": _exit_layer(target, exit_layer)})
+    elif name == "hf-compiled":
+        made = Peer(name, target, {"cache_implementation": "static", "compile_config": _compile_config()})
+        _compile(made)
     _try(made)
     return made
 
@@ -283,17 +296,38 @@ def _base(model: PreTrainedModel) -> Any:
     return getattr(model, model.base_model_prefix)
 
 
-def _try(made: Peer) -> None:
+def _compile_config() -> CompileConfig:
+    """Compile on every device; kernels as inductor chooses them."""
+    config = CompileConfig()
+    config._compile_all_devices = True
+    return config
+
+
+def _compile(made: Peer) -> None:
+    """Let it compile what serves all lengths. Raises UnsupportedTargetError where transformers runs eagerly instead."""
+    from torch._dynamo.utils import counters  # a second and a half
+
+    before = counters["stats"]["unique_graphs"]
+    for length in (3, 5):
+        _try(made, [0, 1, 0, 1, 0][:length])
+    if counters["stats"]["unique_graphs"] == before:
+        raise UnsupportedTargetError(
+            f"{made.name} does not apply to {made.target.name}: transformers {transformers.__version__} does not "
+            "compile it"
+        )
+
+
+def _try(made: Peer, prompt_ids: Sequence[int] = (0, 1, 0)) -> None:
     """Let a peer answer once greedily and once by sampling. Raises UnsupportedTargetError if transformers fails."""
     for temperature in (0.0, 1.0):
         try:
-            made.generate([0, 1, 0], max_new_tokens=4, temperature=temperature, seed=0)
+            made.generate(prompt_ids, max_new_tokens=4, temperature=temperature, seed=0)
         except SlipstreamError:
             raise
         except Exception as error:  # whatever it is, it comes from transformers and would come up in every answer
             raise UnsupportedTargetError(
                 f"{made.name} does not apply to {made.target.name}: transformers {transformers.__version__} fails with "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {first_line(error)}"
             ) from error
 
 

@@ -46,6 +46,7 @@ PEER_LOOKS = {
     "hf-assisted": ("#9AA1AB", "///"),
     "hf-prompt-lookup": ("#C3C8CE", "\\\\\\"),
     "hf-early-exit": ("#C3C8CE", "xxx"),
+    "hf-compiled": ("#9AA1AB", "..."),
 }
 NUM_SHADES = 4
 OTHER_LOOK = ("#B0B6BE", "---")
