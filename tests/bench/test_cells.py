@@ -63,3 +63,19 @@ def test_no_cell_on_the_real_model_is_under_the_limit(dtype):
     assert record["limit"] == 0.97
     assert {one["turns"] for one in record["cells"]} <= {8, 16}
     assert len(record["cells"]) >= 60
+
+
+def test_looking_costs_what_the_docs_say():
+    record = json.loads((REPOSITORY / "benchmarks/records/looking-smollm2-bf16.json").read_text())
+    said = " ".join((REPOSITORY / "docs/methods.md").read_text(encoding="utf-8").split())
+
+    def mean(entrant, temperature):
+        cells = record["cells"]
+        speeds = [one["speed"] for one in cells if (one["entrant"], one["temperature"]) == (entrant, temperature)]
+        assert len(speeds) == 6
+        return sum(speeds) / 6
+
+    assert min(mean("eagle2", 0), mean("eagle2", 1)) >= 0.95, "looking costs 5 % of an answer of 64 tokens at most"
+    head, both = ([f"{mean(name, heat):.2f}" for heat in (0, 1)] for name in ("eagle2", "auto"))
+    assert f"ran at {head[0]} at T = 0 and {head[1]} at T = 1 of plain decoding's speed with `eagle2`" in said
+    assert f"and {both[0]} and {both[1]} with `auto`" in said
