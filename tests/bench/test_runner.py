@@ -14,6 +14,8 @@ from slipstream.errors import ArtifactError, InputError
 from slipstream.records.journal import read_answers
 from slipstream.records.run_files import JOURNAL_FILE, SETTINGS_FILE, read_run
 from slipstream.records.schema import Answer
+from slipstream.runtime.compiled import CompiledPasses
+from slipstream.target.passes import Executor
 
 NUM_TURNS = 6
 ANSWERS = NUM_TURNS * 4 * (1 + 2)  # entrants; one greedy answer and two samples
@@ -226,6 +228,36 @@ def test_a_folder_in_use_needs_resume(start, finished, tmp_path: Path) -> None:
 def test_a_run_is_resumed_with_the_same_settings_only(start, finished, changes, says) -> None:
     with pytest.raises(ArtifactError, match=says):
         start(finished.folder, resume=True, **changes)
+
+
+def test_a_run_says_how_passes_are_run_and_goes_on_in_that_way_only(
+    start, byte_plain, tmp_path: Path, monkeypatch
+) -> None:
+    run = start(tmp_path / "run")
+    assert read_run(run.folder)["runtime"] == "eager"
+    monkeypatch.setattr(byte_plain.target, "executor", CompiledPasses())
+    with pytest.raises(ArtifactError, match='runtime "eager", this one "compiled"'):
+        start(run.folder, resume=True)
+
+
+class Twice(Executor):
+    """Makes every call that is to be settled twice."""
+
+    def settled(self, call):
+        call()
+        return call()
+
+
+def test_an_answer_is_that_of_settled_passes_and_entrants_share_them(start, byte_plain, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(byte_plain.target, "executor", Twice())
+    run = start(tmp_path / "run", **SMALL)
+    entrants = load_entrants(run.plain, run.settings)
+    replies: list[list[int]] = []
+    for entrant in entrants.values():
+        inner = entrant._run
+        monkeypatch.setattr(entrant, "_run", lambda *args, inner=inner: replies.append(inner(*args)) or replies[-1])
+        assert entrant.answer([5, 6, 7], 0.0, 0, 4).token_ids == replies[-1][0]
+    assert len(replies) == 2 * len(entrants)
 
 
 def test_going_on_with_other_versions_is_remembered(start, finished, tmp_path: Path) -> None:

@@ -62,14 +62,15 @@ def test_every_help_has_a_worked_example(cli, path):
 def test_options_are_these_and_adding_one_is_deliberate():
     found = {" ".join(path): {p.name for p in command.params} for path, command in commands() if path[0] != "train"}
     sampling = {"temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty", "max_new_tokens"}
-    loading = {"model", "drafter", "draft", "skip_set", "verification", "dtype", "device", "attention", "threads"}
+    place = {"dtype", "device", "attention", "runtime", "threads"}
+    loading = {"model", "drafter", "draft", "skip_set", "verification"} | place
     drafting = {"tree", "width", "depth", "total", "option", "draft_vocabulary"}
     asking = {"system", "messages", "template"}
     always = {"verbose"}
     assert found == {
         "generate": sampling | loading | drafting | asking | always
-        | {"runtime", "prompt", "prompt_file", "raw", "tools", "stop", "stream", "as_json"},
-        "chat": sampling | loading | drafting | asking | always | {"runtime", "colour"},
+        | {"prompt", "prompt_file", "raw", "tools", "stop", "stream", "as_json"},
+        "chat": sampling | loading | drafting | asking | always | {"colour"},
         "answer": sampling | loading | drafting | always | {"prompts", "out", "stop"},
         "demo": {"methods", "num_prompts", "max_new_tokens", "temperature", "seed", "time_limit", "dtype", "device"}
         | {"model", "threads", "as_json"} | always,
@@ -78,13 +79,12 @@ def test_options_are_these_and_adding_one_is_deliberate():
         | {"data", "num_prompts", "num_seeds", "first_seed", "num_samples", "judge", "out", "as_json"},
         "bench run": {"model", "method", "drafts", "peers", "data", "datasets", "tasks", "prompts_per_task"}
         | {"max_new_tokens", "max_prompt_tokens", "temperatures", "top_p", "seed", "samples", "repeats", "verification"}
-        | {"judge", "dtype", "device", "attention", "threads", "out", "resume", "report", "as_json"} | always,
+        | {"judge", "out", "resume", "report", "as_json"} | place | always,
         "bench show": {"run", "layout", "temperature", "as_markdown", "as_json"} | always,
         "bench report": {"run", "out", "figures"} | always,
         "bench score": {"run", "data", "run_code", "unconfined", "scorer", "as_json"} | always,
         "bench merge": {"runs", "out"} | always,
-        "bench costs": {"model", "drafter", "draft", "fresh", "plot", "dtype", "device", "attention", "threads"}
-        | {"runtime", "option", "as_json"} | always,
+        "bench costs": {"model", "drafter", "draft", "fresh", "plot", "option", "as_json"} | place | always,
         "export custom-generate": {"folder"} | always,
         "heads check": {"model", "draft", "drafter", "temperature", "seconds", "dtype", "device", "threads", "as_json"}
         | always,
@@ -97,7 +97,7 @@ def test_options_are_these_and_adding_one_is_deliberate():
         "skip search": {"model", "task", "prompts", "trials", "objective", "out", "sampler", "study", "warm_start"}
         | {"num_prompts", "max_new_tokens", "temperature", "rows", "repeats", "seed", "plot", "starting_points"}
         | {"keep_first", "keep_last", "max_skipped", "tree", "width", "depth", "total", "length", "threshold"}
-        | {"dtype", "device", "attention", "threads", "as_json"} | always,
+        | {"as_json"} | place | always,
     }  # fmt: skip
 
 

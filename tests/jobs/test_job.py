@@ -14,7 +14,7 @@ import pytest
 
 import slipstream
 from slipstream.errors import InputError
-from slipstream.jobs.job import EXACT, ROUNDED, Done, Share, answer_all, header
+from slipstream.jobs.job import COMPILED, EXACT, ROUNDED, Done, Share, answer_all, header
 from slipstream.jobs.parts import Parts
 from slipstream.jobs.prompts import Row, read_rows
 
@@ -123,11 +123,14 @@ def test_two_processes_of_one_number_are_refused(rows, tmp_path):
         ("eagle2", {"total": 8}, None, EXACT),
         ("layer-skip", {"tree": "chain"}, None, ROUNDED),
         ("auto", {}, None, ROUNDED),
+        ("plain", {"runtime": "compiled"}, None, COMPILED),
+        ("plain", {"runtime": "compiled"}, "float64", EXACT),
     ],
 )
 def test_the_header_says_whether_rounding_may_differ(method, options, dtype, note):
     found = slipstream.load("tiny", method, dtype=dtype, **options)
-    assert header(found, "tiny", options, {}, 0)["note"] == note
+    head = header(found, "tiny", options, {}, 0)
+    assert (head["note"], head["runtime"]) == (note, options.get("runtime", "eager"))
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

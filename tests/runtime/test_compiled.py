@@ -119,6 +119,25 @@ def test_tokens_are_those_of_eager_passes_before_and_after_compiling(sampling, h
     assert executor.ran > 0
 
 
+@needs_compiler
+@torch.inference_mode()
+def test_a_settled_call_is_made_until_all_of_its_passes_ran_compiled(executor):
+    with torch.inference_mode(False):
+        target = Target(build("llama"), executor)
+    ran: list[int] = []
+
+    def call() -> list[Tensor]:
+        executor.ran = 0
+        found = outputs(target, 3)
+        ran.append(executor.ran)
+        return found
+
+    torch.testing.assert_close(executor.settled(call), outputs(Target(target.model), 3), **NEAR)
+    assert (len(ran), ran[-1]) == (2, 3 * 2)
+    executor.settled(call)
+    assert len(ran) == 3, "nothing is left to compile"
+
+
 @torch.inference_mode()
 def test_layers_that_read_the_length_on_the_host_run_eagerly(executor, caplog, monkeypatch):
     """Llama 4 scales queries by it. Nothing but the scaling layers is refused, so no compiler is started here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -10,23 +11,39 @@ from families import build
 from slipstream.runtime.sublayer_costs import CostTable, measure_sublayers
 from slipstream.skipping.skip_set import SkipSet
 from slipstream.skipping.sublayers import SubLayers
+from slipstream.target.passes import Executor
 from slipstream.target.target import Target
 
 SECONDS = {"q_proj": 3.0, "gate_proj": 2.0, "input_layernorm": 0.5, "lm_head": 1.0}
 """Of a part of the attention, of the MLP, between them, and outside the layers."""
 
 
+class Clock:
+    """A clock that goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.now += seconds
+
+
 @pytest.fixture
-def target(monkeypatch: pytest.MonkeyPatch) -> Target:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(time, "perf_counter", lambda: found.now)
+    return found
+
+
+@pytest.fixture
+def target(clock: Clock) -> Target:
     """Time passes in some of its modules alone, and for every row in the LM head."""
     model = build("llama", num_hidden_layers=3)
     sublayers_of = Target(model)
-    now = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
     def taking(seconds: float, per_row: bool):
         def hook(module, inputs, output):
-            now[0] += seconds * (inputs[0].shape[1] if per_row else 1)
+            clock.add(seconds * (inputs[0].shape[1] if per_row else 1))
 
         return hook
 
@@ -53,6 +70,27 @@ def test_every_part_costs_what_it_takes(target: Target) -> None:
     assert table.verify(1) == pytest.approx(17.5)
     whole = SkipSet(num_layers=3, attention=(1,), mlp=(1, 2))
     assert table.draft(1, whole) == pytest.approx(17.5 - 3.0 - 2.0 - 2.0 - 0.5)
+
+
+class Slower(Executor):
+    """Adds so much to each pass, in which nothing can be watched."""
+
+    runs_modules = False
+
+    def __init__(self, add: Callable[[float], None]) -> None:
+        self._add = add
+
+    def run(self, key, function, inputs, cache):
+        self._add(17.5)
+        return function(inputs, cache)
+
+
+def test_where_modules_cannot_be_watched_parts_have_the_shares_of_eager_passes(target: Target, clock: Clock) -> None:
+    target.executor = Slower(clock.add)
+    (one,) = measured(target, 1).passes
+    assert one.full == pytest.approx(2 * 17.5)
+    assert (one.attention, one.mlp) == (pytest.approx((2 * 3.0,) * 3), pytest.approx((2 * 2.0,) * 3))
+    assert (one.rest, one.outside) == (pytest.approx((2 * 0.5,) * 3), pytest.approx(2 * 1.0))
 
 
 def test_parts_add_up_to_the_pass_as_it_runs_unwatched() -> None:

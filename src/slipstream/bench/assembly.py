@@ -27,11 +27,12 @@ from slipstream.records.journal import read_answers
 from slipstream.records.machine import shown_name
 from slipstream.records.run_files import JOURNAL_FILE, SPEC_BENCH_FOLDER
 from slipstream.records.schema import Record
+from slipstream.runtime.executor import make_executor
 from slipstream.runtime.threads import check_threads
 from slipstream.target.dtypes import resolve_dtype
 
 Load = Callable[..., Model]
-"""Loads a model as `slipstream.load` does: model, method, then dtype, device, attention, threads by name."""
+"""Loads a model as `slipstream.load` does: model, method, then dtype, device, attention, runtime, threads by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +144,8 @@ def _known_before_loading(request: Request, settings: BenchSettings, *, are_name
     known: dict[str, Any] = {"model": shown_name(request.model), "settings": asked}
     if (dtype := resolve_dtype(request.loading.get("dtype"))) is not None:
         known["dtype"] = str(dtype).removeprefix("torch.")
+    if (runtime := request.loading.get("runtime")) is not None:
+        known["runtime"] = make_executor(runtime=runtime).name
     if (threads := request.loading.get("threads")) is not None:
         known["threads"] = threads
     if (device := request.loading.get("device")) not in (None, "cuda"):  # which one, PyTorch says

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import slipstream
 from slipstream.bench.memory import Peak, peak_memory
 from slipstream.bench.peers import PEERS, Peer, peer
 from slipstream.bench.settings import PLAIN, BenchSettings, EntrantSpec
@@ -49,7 +48,14 @@ class Entrant:
         return self.spec.kind == "peer"
 
     def answer(self, prompt_ids: Sequence[int], temperature: float, sample: int, max_new_tokens: int) -> Reply:
-        """Answer a prompt of token ids, timed. sample: which of several answers at this temperature."""
+        """Answer a prompt of token ids, timed. sample: which of several answers at this temperature.
+
+        Where passes are compiled, an answer beside which that was done is given again.
+        """
+        executor = self._answering.target.executor
+        return executor.settled(lambda: self._answer(prompt_ids, temperature, sample, max_new_tokens))
+
+    def _answer(self, prompt_ids: Sequence[int], temperature: float, sample: int, max_new_tokens: int) -> Reply:
         synchronize(self._device)
         with peak_memory(self._device) as memory:
             began = time.perf_counter()
@@ -113,7 +119,7 @@ def _load(spec: EntrantSpec, plain: Model) -> Model | Peer:
         return peer(spec.method, plain.target, plain.tokenizer, **options)
     if spec.name == PLAIN:
         return plain
-    return slipstream.load(plain.target.model, spec.method, tokenizer=plain.tokenizer, **spec.options)
+    return plain.with_method(spec.method, **spec.options)
 
 
 class ExactEntrants:

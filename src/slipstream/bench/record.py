@@ -147,7 +147,7 @@ def build_record(*folders: Path) -> Record:
 
 
 _PROVENANCE = (
-    *("command", "date", "commit", "versions", "hardware", "device", "threads", "dtype", "model", "target"),
+    *("command", "date", "commit", "versions", "hardware", "device", "runtime", "threads", "dtype", "model", "target"),
     "num_parameters",
 )
 _FAULT = ("entrant", "temperature", "task", "prompt_id", "turn", "sample", "first_difference", "verdict")

@@ -35,6 +35,7 @@ from slipstream.records.schema import Answer, CycleMs, Picture, TreeCounts
 from slipstream.records.shapes import read_shape
 from slipstream.runtime.kept_costs import KeptCosts
 
+_HOW = ("dtype", "device", "runtime", "threads")
 _WARM_UP_TOKENS = 8
 _COST_CONTEXT = 64  # cached tokens
 _JUDGED_PARAMETERS = 1e9  # up to so many, `judge="auto"` generates again in float64
@@ -129,7 +130,7 @@ class BenchRun:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write(self._run)
             return
-        check_same(self.folder, {key: self._run[key] for key in ("settings", "target", "dtype", "device", "threads")})
+        check_same(self.folder, {key: self._run[key] for key in ("settings", "target", *_HOW)})
         before = read_run(self.folder)
         changed = {key: self._run[key] for key in ("commit", "versions", "hardware") if before[key] != self._run[key]}
         if changed:
@@ -331,6 +332,7 @@ def _described_run(
     return {
         "format": 1,
         **provenance(plain.target, model, sys.argv),
+        "runtime": plain.target.executor.name,
         "threads": torch.get_num_threads(),
         "settings": settings.to_dict(),
         "num_prompts": {name: len(prompts) for name, prompts in tasks.items()},

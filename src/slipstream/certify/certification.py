@@ -104,7 +104,8 @@ class Certification:
         sampling = SamplingSettings(seed=seed or 0)
         ids = model.encode(prompt.turns[0])
         request = make_request(model.target, ids, self.settings.max_new_tokens, settings, sampling)
-        return compare(model.target, model.drafter, request, prefill_chunk=model.engine.prefill_chunk)
+        call = partial(compare, model.target, model.drafter, request, prefill_chunk=model.engine.prefill_chunk)
+        return model.target.executor.settled(call)  # else a pass and its twin may be eager and compiled
 
     def _judged(self, prompt: Prompt, seed: int | None, found: Comparison, yardstick: float) -> ComparedAnswer:
         @cache

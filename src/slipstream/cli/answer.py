@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ import typer
 
 from slipstream.cli import options
 from slipstream.cli.answering import note
+from slipstream.cli.from_settings import options_from_settings
 from slipstream.cli.loading import load
 from slipstream.cli.options import given, parse_further
 from slipstream.cli.outputs import check_out_file
@@ -24,7 +26,9 @@ _NOTES = 10
 """Lines of progress where there is no terminal."""
 
 
+@options_from_settings()
 def answer(
+    *,
     prompts: Annotated[
         Path,
         typer.Option(
@@ -45,7 +49,6 @@ def answer(
     ],
     model: options.Model = "tiny",
     drafter: options.Method = "auto",
-    draft: options.Draft = None,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -60,17 +63,9 @@ def answer(
     repetition_penalty: options.RepetitionPenalty = None,
     stop: options.Stop = None,
     verification: options.Verification = "coupled",
-    skip_set: options.SkipSet = None,
-    draft_vocabulary: options.DraftVocabulary = None,
-    tree: options.Tree = None,
-    width: options.Width = None,
-    depth: options.Depth = None,
-    total: options.Total = None,
+    drafting: options.DraftingOptions,
     option: options.Further = None,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    attention: options.Attention = None,
-    threads: options.Threads = None,
+    loading: options.LoadingOptions,
     verbose: options.Verbose = False,
 ) -> None:
     """Answer every prompt of a file. The same command goes on where it was interrupted.
@@ -86,16 +81,7 @@ def answer(
     from slipstream.jobs.prompts import read_rows
 
     share, rows = Share.from_environment(), read_rows(prompts)
-    method = given(
-        draft=draft,
-        verification=verification,
-        skip_set=skip_set,
-        draft_vocabulary=draft_vocabulary,
-        tree=tree,
-        width=width,
-        depth=depth,
-        total=total,
-    )
+    method = given(verification=verification, **asdict(drafting))
     settings = given(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -105,17 +91,8 @@ def answer(
         repetition_penalty=repetition_penalty,
         stop=stop or None,
     )
-    loaded = load(
-        model,
-        drafter,
-        option,
-        **method,
-        dtype=dtype,
-        device=device or _own_gpu(share),
-        attention=attention,
-        threads=threads,
-        keep=0,
-    )
+    loading = replace(loading, device=loading.device or _own_gpu(share))
+    loaded = load(model, drafter, option, **method, **asdict(loading), keep=0)
     head = header(loaded, model, {**method, **parse_further(option)}, settings, seed)
     with _progress(share) as report:
         done = answer_all(loaded, rows, out, head, share=share, report=report)

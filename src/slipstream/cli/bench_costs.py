@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from slipstream.cli import options
 from slipstream.cli.answering import note
+from slipstream.cli.from_settings import options_from_settings
 from slipstream.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 FORMATS = (".png", ".svg", ".pdf")
 
 
+@options_from_settings()
 def costs(
+    *,
     model: options.Model = "tiny",
     drafter: options.Method = "plain",
     draft: options.Draft = None,
@@ -26,11 +30,7 @@ def costs(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw them too: a .png, .svg or .pdf.")
     ] = None,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    attention: options.Attention = None,
-    runtime: options.Runtime = None,
-    threads: options.Threads = None,
+    loading: options.LoadingOptions,
     option: options.Further = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -47,8 +47,7 @@ def costs(
 
     if plot is not None:
         _check_plot(plot)
-    place: dict[str, Any] = {"dtype": dtype, "device": device, "attention": attention, "runtime": runtime}
-    found = machine_costs(load(model, drafter, option, draft=draft, threads=threads, **place), fresh=fresh)
+    found = machine_costs(load(model, drafter, option, draft=draft, **asdict(loading)), fresh=fresh)
     if plot is not None:
         _draw(found, plot)
     if as_json:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,10 +95,7 @@ def run(
         str | None, typer.Option("--tasks", metavar="A,B", rich_help_panel=BENCH, help="Only these tasks of --data.")
     ] = None,
     answering: BenchOptions,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    attention: options.Attention = None,
-    threads: options.Threads = None,
+    loading: options.LoadingOptions,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -143,7 +141,7 @@ def run(
         datasets=datasets or (),
         tasks=tasks,
         resume=resume,
-        loading={"dtype": dtype, "device": device, "attention": attention, "threads": threads},
+        loading=asdict(loading),
         options=answering,
     )
     with hold(folder):

@@ -53,7 +53,6 @@ def certify(
     *,
     model: options.Model = "tiny",
     drafter: options.Method = "auto",
-    draft: options.Draft = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -103,17 +102,9 @@ def certify(
         ),
     ] = None,
     warping: Warping,
-    skip_set: options.SkipSet = None,
-    draft_vocabulary: options.DraftVocabulary = None,
-    tree: options.Tree = None,
-    width: options.Width = None,
-    depth: options.Depth = None,
-    total: options.Total = None,
+    drafting: options.DraftingOptions,
     option: options.Further = None,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    attention: options.Attention = None,
-    threads: options.Threads = None,
+    loading: options.LoadingOptions,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -136,23 +127,14 @@ def certify(
         raise InputError(f"the folder of --out {out} does not exist; make it first")
     prompts = _chosen_prompts(data, num_prompts)
     settings = _settings(asked, warping, verification)
-    drafting = {
-        "draft": draft,
-        "skip_set": skip_set,
-        "draft_vocabulary": draft_vocabulary,
-        "tree": tree,
-        "width": width,
-        "depth": depth,
-        "total": total,
-    }
-    place: dict[str, Any] = {"device": device, "attention": attention, "threads": threads}
 
     def load_in(wanted: str | None) -> Model:
-        return load(model, drafter, option, **drafting, **place, dtype=wanted)
+        return load(model, drafter, option, **asdict(drafting), **{**asdict(loading), "dtype": wanted})
 
     note(f"loading {model} for {drafter}")
-    loaded = load_in(dtype)
-    certificate = _certify(loaded, model, prompts, settings, _arbiter(loaded, judge, load_in), drafting, option)
+    loaded = load_in(loading.dtype)
+    arbiter = _arbiter(loaded, judge, load_in)
+    certificate = _certify(loaded, model, prompts, settings, arbiter, asdict(drafting), option)
     if out is not None:
         write_certificate(certificate, out)
     if as_json:
@@ -214,6 +196,7 @@ def _certify(
     certification = Certification(model=loaded, prompts=prompts, settings=settings, in_float64=in_float64)
     about = {
         **provenance(loaded.target, name, sys.argv),
+        "runtime": loaded.target.executor.name,
         "num_threads": torch.get_num_threads(),
         "options": {name: _shown(value) for name, value in {**given(**drafting), **parse_further(option)}.items()},
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from slipstream.cli import options
 from slipstream.cli.answering import chosen, note, statistics_line, stdin_is_terminal
 from slipstream.cli.conversation import Conversation, Show, read_messages, system_message, write_messages
+from slipstream.cli.from_settings import options_from_settings
 from slipstream.cli.loading import load, note_rounding
 from slipstream.cli.marking import DraftMarks, can_mark
 from slipstream.cli.options import given, parse_further, parse_template
@@ -25,10 +27,11 @@ QUOTES = '"""'
 """Opens and ends a message of several lines."""
 
 
+@options_from_settings()
 def chat(
+    *,
     model: options.Model = "tiny",
     drafter: options.Method = "auto",
-    draft: options.Draft = None,
     system: options.System = None,
     messages: options.Messages = None,
     template: options.Template = None,
@@ -40,18 +43,9 @@ def chat(
     seed: options.Seed = None,
     repetition_penalty: options.RepetitionPenalty = None,
     verification: options.Verification = "coupled",
-    skip_set: options.SkipSet = None,
-    draft_vocabulary: options.DraftVocabulary = None,
-    tree: options.Tree = None,
-    width: options.Width = None,
-    depth: options.Depth = None,
-    total: options.Total = None,
+    drafting: options.DraftingOptions,
     option: options.Further = None,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    attention: options.Attention = None,
-    runtime: options.Runtime = None,
-    threads: options.Threads = None,
+    loading: options.LoadingOptions,
     colour: options.Colour = None,
     verbose: options.Verbose = False,
 ) -> None:
@@ -75,33 +69,20 @@ def chat(
         chat_template_kwargs=parse_template(template) or None,
     )
     begun = system_message(system) if messages is None else read_messages(messages, system)
-    drafting: dict[str, Any] = {
-        "draft": draft,
-        "skip_set": skip_set,
-        "draft_vocabulary": draft_vocabulary,
-        "tree": tree,
-        "width": width,
-        "depth": depth,
-        "total": total,
-    }
     loaded = load(
         model,
         drafter,
         option,
-        **drafting,
         verification=verification,
-        dtype=dtype,
-        device=device,
-        attention=attention,
-        runtime=runtime,
-        threads=threads,
+        **asdict(drafting),
+        **asdict(loading),
     )
     method = chosen(loaded.method, drafter)
     note(f"{model}, {method}")
     note_rounding(loaded)
     note("/help lists commands; Ctrl-C stops an answer, Ctrl-D leaves")
     marks = can_mark() if colour is None else colour
-    Chat(Conversation(loaded, method, settings, begun), given(**drafting, **parse_further(option)), marks).run()
+    Chat(Conversation(loaded, method, settings, begun), given(**asdict(drafting), **parse_further(option)), marks).run()
 
 
 class Command(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ import slipstream
 from slipstream.cli import options
 from slipstream.cli.answering import chosen, note, statistics_line, stdin_is_terminal, stream_answer
 from slipstream.cli.conversation import read_messages, system_message
+from slipstream.cli.from_settings import options_from_settings
 from slipstream.cli.loading import load, note_rounding
 from slipstream.cli.options import given, parse_template
 from slipstream.errors import InputError
@@ -22,10 +24,11 @@ if TYPE_CHECKING:
     from slipstream.engine.sequence import Step
 
 
+@options_from_settings()
 def generate(
+    *,
     model: options.Model = "tiny",
     drafter: options.Method = "auto",
-    draft: options.Draft = None,
     prompt: Annotated[
         str | None,
         typer.Option(
@@ -70,18 +73,9 @@ def generate(
     repetition_penalty: options.RepetitionPenalty = None,
     stop: options.Stop = None,
     verification: options.Verification = "coupled",
-    skip_set: options.SkipSet = None,
-    draft_vocabulary: options.DraftVocabulary = None,
-    tree: options.Tree = None,
-    width: options.Width = None,
-    depth: options.Depth = None,
-    total: options.Total = None,
+    drafting: options.DraftingOptions,
     option: options.Further = None,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    attention: options.Attention = None,
-    runtime: options.Runtime = None,
-    threads: options.Threads = None,
+    loading: options.LoadingOptions,
     as_json: options.Json = False,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show the text while it is generated.")] = True,
     verbose: options.Verbose = False,
@@ -114,19 +108,9 @@ def generate(
         model,
         drafter,
         option,
-        draft=draft,
         verification=verification,
-        skip_set=skip_set,
-        draft_vocabulary=draft_vocabulary,
-        tree=tree,
-        width=width,
-        depth=depth,
-        total=total,
-        dtype=dtype,
-        device=device,
-        attention=attention,
-        runtime=runtime,
-        threads=threads,
+        **asdict(drafting),
+        **asdict(loading),
     )
     asked: Any = begun if text is None else [*begun, {"role": "user", "content": text}] if begun else text
     ids_or_asked = loaded.tokenizer.encode(text) if raw else asked

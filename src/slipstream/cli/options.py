@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -237,6 +238,31 @@ Total = Annotated[
         "counted. 'auto' (the default): by measured cost.",
     ),
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingOptions:
+    """Where a model runs and how: what `slipstream.load` takes by these names."""
+
+    dtype: Dtype = None
+    device: Device = None
+    attention: Attention = None
+    runtime: Runtime = None
+    threads: Threads = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftingOptions:
+    """How one method drafts: options of methods, by their names."""
+
+    draft: Draft = None
+    skip_set: SkipSet = None
+    draft_vocabulary: DraftVocabulary = None
+    tree: Tree = None
+    width: Width = None
+    depth: Depth = None
+    total: Total = None
+
 
 Further = Annotated[
     list[str] | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 
 from slipstream.cli import options
@@ -25,22 +25,14 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
     }
 )
 def serve(
+    *,
     settings: ServerSettings,
     model: options.Model = "tiny",
     drafter: options.Method = "auto",
-    draft: options.Draft = None,
     verification: options.Verification = "coupled",
-    skip_set: options.SkipSet = None,
-    draft_vocabulary: options.DraftVocabulary = None,
-    tree: options.Tree = None,
-    width: options.Width = None,
-    depth: options.Depth = None,
-    total: options.Total = None,
+    drafting: options.DraftingOptions,
     option: options.Further = None,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    attention: options.Attention = None,
-    threads: options.Threads = None,
+    loading: options.LoadingOptions,
     verbose: options.Verbose = False,
 ) -> None:
     """Serve a model by the OpenAI API: chats, completions, streamed or whole.
@@ -60,18 +52,9 @@ def serve(
         model,
         drafter,
         option,
-        draft=draft,
         verification=verification,
-        skip_set=skip_set,
-        draft_vocabulary=draft_vocabulary,
-        tree=tree,
-        width=width,
-        depth=depth,
-        total=total,
-        dtype=dtype,
-        device=device,
-        attention=attention,
-        threads=threads,
+        **asdict(drafting),
+        **asdict(loading),
         keep=settings.keep,
     )
     note(f"{model}, {chosen(loaded.method, drafter)}")

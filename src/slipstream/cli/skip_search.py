@@ -92,10 +92,7 @@ def search(
         ),
     ] = None,
     draft: DraftOptions,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    attention: options.Attention = None,
-    threads: options.Threads = None,
+    loading: options.LoadingOptions,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -117,7 +114,7 @@ def search(
     if out is not None and not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent} for --out; make it first")
     name, messages = _prompts(task, prompts)
-    loaded = _load(model, dtype, device, attention, threads)
+    loaded = _load(model, loading)
     folder = library.found_folder(loaded.target.hash)
     study_file = study or folder / f"{name}.{study_identity(loaded.target, settings, messages)}.study"
     found = SkipSearch(loaded, messages, settings, study_file, task=name, warm_start=warm_start)
@@ -229,12 +226,12 @@ def _draw(found: SkipSearch, out: Path, kind: str | None) -> list[Path]:
     return write_plots(found.best(), values, origins, 1 / found.costs.plain, out, kind)
 
 
-def _load(model: str, dtype: str | None, device: str | None, attention: str | None, threads: int | None) -> Any:
+def _load(model: str, loading: options.LoadingOptions) -> Any:
     from slipstream.cli.loading import load
     from slipstream.search.study import import_optuna
 
     import_optuna()  # before minutes may go into loading the target
-    return load(model, "plain", dtype=dtype, device=device, attention=attention, threads=threads)
+    return load(model, "plain", **asdict(loading))
 
 
 class _Shown(Protocol):

@@ -29,6 +29,11 @@ ROUNDED = (
     "answer may differ; float64, plain or sizes that are given (--total N, -o length=N) rule that out"
 )
 
+COMPILED = (
+    "layers are compiled beside the first passes, and compiled ones round differently: run again, an answer may "
+    "differ; float64 or --runtime eager rule that out"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
@@ -73,18 +78,27 @@ def header(
 ) -> dict[str, Any]:
     """What decides a job's answers. name: the model's; options: the method's; settings: of generation."""
     target = model.target
-    exact = target.dtype == torch.float64 or not model.drafter.varies
     return {
         "slipstream": slipstream.__version__,
         "model": name,
         "target": target.hash,
         "dtype": str(target.dtype).removeprefix("torch."),
+        "runtime": target.executor.name,
         "method": model.method,
         "options": dict(options),
         "settings": dict(settings),
         "seed": seed,
-        "note": EXACT if exact else ROUNDED,
+        "note": _note(model),
     }
+
+
+def _note(model: Model) -> str:
+    """Whether answers are the same whenever and by whomever they are given."""
+    if model.target.dtype == torch.float64:
+        return EXACT
+    if model.target.executor.varies:
+        return COMPILED
+    return ROUNDED if model.drafter.varies else EXACT
 
 
 def answer_all(

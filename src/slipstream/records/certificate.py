@@ -215,6 +215,8 @@ class CertificateRecord:
     distribution: Distribution
     wall_s: float
     answers: list[CertifiedAnswer]
+    runtime: str = "eager"
+    """How passes of the target and of draft models were run: eager or compiled."""
 
 
 def certificate_json(record: CertificateRecord) -> dict[str, Any]:

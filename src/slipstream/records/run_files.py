@@ -21,7 +21,10 @@ REPORT_FILE = "report.html"
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """What `run.json` of a run says. Raises ArtifactError where there is none or it cannot be read."""
+    """What `run.json` of a run says. Raises ArtifactError where there is none or it cannot be read.
+
+    A run of an earlier version, which names no runtime, was eager.
+    """
     path = folder / SETTINGS_FILE
     try:
         run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -31,7 +34,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise ArtifactError(f"{path} is damaged ({error}); start the run anew with another --out") from error
-    return run
+    return {"runtime": "eager", **run}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

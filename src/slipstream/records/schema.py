@@ -78,6 +78,8 @@ class Setup:
     """How sampled drafts are verified."""
     judge: str = "auto"
     """Whether answers that differ are generated again in float64."""
+    runtime: str = "eager"
+    """How passes of the target and of draft models are run: eager or compiled."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Peers that do not apply to the target, and why."""
     continued: list[dict[str, Any]] = field(default_factory=list)

@@ -28,6 +28,7 @@ def setting(record: Record) -> str:
     run = record.run
     size = f" ({_parameters(run.num_parameters)})" if run.num_parameters else ""
     threads = f", {count(run.threads, 'thread')}" if run.device == "cpu" and run.threads else ""
+    runtime = "" if run.runtime == "eager" else f", {run.runtime} passes"
     ours = sum(entrant.kind == "ours" for entrant in run.entrants)
     peers = len(run.entrants) - ours
     rows = f"{count(ours, 'entrant')} of this package" + (f" and {count(peers, 'peer')}" if peers else "")
@@ -36,7 +37,7 @@ def setting(record: Record) -> str:
     repeats = ", each timed once" if run.repeats == 1 else f", each timed {run.repeats} times"
     temperatures = several([f"{one:g}" for one in record.temperatures or run.temperatures])
     return (
-        f"Model {run.model}{size} in {run.dtype} on {run.hardware} (device {run.device}{threads}). "
+        f"Model {run.model}{size} in {run.dtype} on {run.hardware} (device {run.device}{threads}{runtime}). "
         f"{rows} answered {count(record.num_prompts_done, 'prompt')} of {several(task_names(record))} "
         f"({run.data}) at temperature {temperatures}{top_p}, at most {run.max_new_tokens} new tokens each"
         f"{samples}{repeats}, seed {run.seed}."

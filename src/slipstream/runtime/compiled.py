@@ -27,7 +27,7 @@ from slipstream.runtime.buckets import Buckets
 from slipstream.runtime.packed import PackedWeights
 from slipstream.target.attention import with_grouped_attention
 from slipstream.target.cache import KVCache
-from slipstream.target.passes import Executor, PassFunction, PassInputs, PassKey, TargetOutput
+from slipstream.target.passes import Executor, PassFunction, PassInputs, PassKey, Result, TargetOutput
 from slipstream.target.shadow import Change, Forward, shadow
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ BUCKETS = Buckets(rows=(1, 2, 4, 8, 12, 16, 24, 32, 48, 64))
 """Rows beyond the last are those of prompts, which run eagerly and in exact sizes."""
 _PASSES_BEFORE = 2
 """Passes of a size that run before it is compiled: sizes that occur once are not worth it."""
+_MOST_CALLS = 5
+"""Times that a call is made at most until all its sizes are compiled. Sizes of drafts may be others every time."""
 _CONSTANTS = (type(None), bool, int, float, str)
 
 
@@ -50,7 +52,7 @@ class _Sizes(NamedTuple):
 class CompiledPasses(Executor):
     """Runs passes by layers that are compiled in the background. On a CPU only."""
 
-    name = "compiled"
+    name, varies, runs_modules = "compiled", True, False
 
     def __init__(self, buckets: Buckets = BUCKETS) -> None:
         self._buckets, self._weights, self._compiler = buckets, PackedWeights(), _Compiler()
@@ -99,6 +101,13 @@ class CompiledPasses(Executor):
             for _ in range(_PASSES_BEFORE):
                 call()
         self._compiler.wait()
+
+    def settled(self, call: Callable[[], Result]) -> Result:
+        for _ in range(_MOST_CALLS):
+            result = call()
+            if not self._compiler.wait():
+                break
+        return result
 
     def forget(self) -> None:
         self._weights.forget()
@@ -296,6 +305,7 @@ class _Compiler:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None  # while there is anything to do
         self._can_work: bool | None = None  # not known before the first job
+        self._was_asked = False  # since somebody waited
         self._reasons: set[str] = set()
 
     def ask(self, job: _Job) -> None:
@@ -306,14 +316,17 @@ class _Compiler:
             if not self._can_work:
                 return
             self._jobs.append(job)
+            self._was_asked = True
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, daemon=True, name="slipstream-compiler")
                 self._thread.start()
 
-    def wait(self) -> None:
-        """Until all is compiled that was asked for."""
+    def wait(self) -> bool:
+        """Until all is compiled that was asked for. Returns whether anything was since the last time."""
         while (thread := self._thread) is not None:
             thread.join()
+        was_asked, self._was_asked = self._was_asked, False
+        return was_asked
 
     def _work(self) -> None:
         began = time.perf_counter()

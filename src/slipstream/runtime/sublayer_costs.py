@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -72,6 +72,12 @@ class PassCost:
         attention, mlp = set(skip_set.attention), set(skip_set.mlp)
         saved = sum(self.attention[i] for i in attention) + sum(self.mlp[i] for i in mlp)
         return self.full - saved - sum(self.rest[i] for i in attention & mlp)
+
+    def lasting(self, seconds: float) -> PassCost:
+        """The same shares of a pass that takes so long in all."""
+        scale = seconds / self.full
+        attention, mlp, rest = (tuple(scale * one for one in part) for part in (self.attention, self.mlp, self.rest))
+        return PassCost(rows=self.rows, outside=scale * self.outside, attention=attention, mlp=mlp, rest=rest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,8 +144,24 @@ class CostTable:
 def measure_sublayers(target: Target, layers: Sequence[LayerParts], widths: Iterable[int], prefix: int) -> Measured:
     """A `CostTable` of passes over one row and over each of `widths` rows, after `prefix` cached tokens.
 
-    Takes about four seconds, or four passes of each width where that is longer. No overheads yet.
+    Takes about four seconds, or four passes of each width where that is longer. No overheads yet. Inside a layer that
+    was compiled nothing can be timed: a part's share is then that of eager passes.
     """
+    if target.executor.runs_modules:
+        return _by_parts(target, layers, widths, prefix)
+    began = time.perf_counter()
+    eager = _by_parts(Target(target.model), layers, widths, prefix)
+    whole = Passes(target, eager.costs.passes[-1].rows, prefix)
+    calls = [whole.call(one.rows) for one in eager.costs.passes]
+    target.executor.settle(calls)
+    times = rounds_of(calls, target.device, budget_s=_BUDGET_S, most=_MOST_ROUNDS)
+    passes = tuple(one.lasting(seconds) for one, seconds in zip(eager.costs.passes, medians(times), strict=True))
+    worst = max(eager.spread, spread(times))
+    return agree(Measured(replace(eager.costs, passes=passes), time.perf_counter() - began, worst))
+
+
+def _by_parts(target: Target, layers: Sequence[LayerParts], widths: Iterable[int], prefix: int) -> Measured:
+    """A `CostTable` of passes that run the model's modules one after another."""
     began = time.perf_counter()
     rows = sorted({1, *widths})
     passes = Passes(target, rows[-1], prefix)
@@ -193,16 +215,12 @@ class _Stopwatch:
         marks = max(total - whole_s, 0.0) / len(whole)  # what the marks of one layer cost
         between = [max(s - a - m - marks, 0.0) for s, a, m in zip(whole, attention, mlp, strict=True)]
         outside = max(total - sum(whole), 0.0)
-        scale = whole_s / (outside + sum(attention) + sum(mlp) + sum(between))
         fixed = sum(s for s, layer in zip(between, self._layers, strict=True) if not layer.vanishes)
         rest = [s if layer.vanishes else 0.0 for s, layer in zip(between, self._layers, strict=True)]
-        return PassCost(
-            rows=rows,
-            outside=scale * (outside + fixed),
-            attention=tuple(scale * seconds for seconds in attention),
-            mlp=tuple(scale * seconds for seconds in mlp),
-            rest=tuple(scale * seconds for seconds in rest),
+        found = PassCost(
+            rows=rows, outside=outside + fixed, attention=tuple(attention), mlp=tuple(mlp), rest=tuple(rest)
         )
+        return found.lasting(whole_s)
 
     def _marking(self, module: nn.Module) -> Change:
         def change(own: Forward) -> Forward:

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from slipstream.core.logits import ProcessingSettings, resolve
@@ -96,7 +97,7 @@ class MeasuredSpeed:
         costs: CostTable,
         settings: SearchSettings,
     ) -> None:
-        self._samples, self._costs, self._settings = list(samples), costs, settings
+        self._target, self._samples, self._costs, self._settings = target, list(samples), costs, settings
         self._plain = Model(target, PlainDrafter())
         nothing = SkipSet(num_layers=sublayers.num_layers, attention=(), mlp=())
         self._drafter = LayerSkipDrafter(target, nothing, settings.shape)
@@ -111,7 +112,8 @@ class MeasuredSpeed:
     def cycles(self, skip_set: SkipSet) -> list[Step]:
         """The cycles of all prompts but each one's first."""
         self._drafter.draft_with(skip_set)
-        return [step for sample in self._samples for step in self._run(sample).cycles]
+        settled = self._target.executor.settled
+        return [step for sample in self._samples for step in settled(partial(self._run, sample)).cycles]
 
     def against_plain(self, skip_set: SkipSet) -> PlainComparison:
         """A set beside plain decoding: both answer each prompt, one right after the other, and take turns in it."""
@@ -119,9 +121,12 @@ class MeasuredSpeed:
         pairs = []
         for number, sample in enumerate(self._samples * self._settings.repeats):
             order = (self._plain, self._model) if number % 2 else (self._model, self._plain)
-            runs = {model: self._run(sample, model) for model in order}
+            runs = self._target.executor.settled(partial(self._runs, sample, order))
             pairs.append((runs[self._plain], runs[self._model]))
         return PlainComparison.of(pairs, self._settings.shape, self._costs, skip_set)
+
+    def _runs(self, sample: Sample, order: Sequence[Model]) -> dict[Model, Generated]:
+        return {model: self._run(sample, model) for model in order}
 
     def _run(self, sample: Sample, model: Model | None = None) -> Generated:
         prompt_ids = list(sample.token_ids[: sample.prompt_length])
@@ -158,7 +163,8 @@ def answer(model: Model, prompts: Sequence[Messages], settings: SearchSettings) 
     samples, cycles = [], []
     for number, prompt in enumerate(prompts):
         content: Any = prompt if getattr(model.tokenizer, "chat_template", None) else prompt[-1]["content"]
-        generated = generate(model, content, settings, settings.seed + number)
+        generating = partial(generate, model, content, settings, settings.seed + number)
+        generated = model.target.executor.settled(generating)
         output = generated.output
         token_ids = (*output.prompt_ids, *output.token_ids)
         samples.append(Sample(token_ids=token_ids, prompt_length=len(output.prompt_ids), seed=output.seed or 0))

@@ -230,6 +230,7 @@ class SkipSearch:
             "keep_last": self.space.keep_last,
             "dtype": str(self.target.dtype).removeprefix("torch."),
             "device": hardware(self.target.device),
+            "runtime": self.target.executor.name,
             "threads": torch.get_num_threads(),
         }
 
@@ -242,7 +243,7 @@ class SkipSearch:
             "prompts": self._prompts,
             **self._defining(),
         }
-        theirs = self.study.remember("setting", ours)
+        theirs = {"runtime": "eager", **self.study.remember("setting", ours)}  # earlier versions had no other
         different = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
         if different:
             key = different[0]
@@ -297,5 +298,7 @@ def _plain() -> Any:
 def study_identity(target: Target, settings: SearchSettings, messages: Sequence[Messages]) -> str:
     """Names a study by all that its costs and agreements depend on: 8 hexadecimal digits."""
     machine = [hardware(target.device), torch.get_num_threads(), str(target.dtype)]
+    if target.executor.name != "eager":  # earlier versions had no other
+        machine.append(target.executor.name)
     record = json.dumps([FORMAT, machine, settings.defining(), list(messages[: settings.num_prompts])], sort_keys=True)
     return hashlib.sha256(record.encode()).hexdigest()[:8]

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
 from slipstream.target.attention import with_grouped_attention
 from slipstream.target.cache import KVCache
 from slipstream.target.features import Features
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,10 @@ class Executor:
 
     name = "eager"
     """Tells what passes cost from what they cost otherwise run."""
+    varies = False
+    """Whether passes of one key may round differently from one time to the next."""
+    runs_modules = True
+    """Whether a pass calls the modules inside layers, which can then be watched."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """What is run for the target's model or a shadow of it, which computes the same but for the order of sums.
@@ -106,6 +112,10 @@ class Executor:
 
     def settle(self, calls: Iterable[Callable[[], Any]]) -> None:
         """Come to where these calls, which make passes, cost what they will cost from now on."""
+
+    def settled(self, call: Callable[[], Result]) -> Result:
+        """What a call yields whose passes are all run as they will be from now on. It may be made several times."""
+        return call()
 
     def forget(self) -> None:
         """Let go of what was made of the weights: they are others, in a way that torch does not count."""
