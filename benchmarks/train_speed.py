@@ -86,7 +86,7 @@ def measured(
         run.features.packed = packed and run.features.packed
         features, steps_, counts = [], [], []
         for step in range(steps + 1):
-            (indices,) = run.plan.epoch(0)[step % len(run.plan.epoch(0))]
+            indices = run.plan.epoch(0)[step % len(run.plan.epoch(0))]
             counts.append(sum(len(run.dialogues[index].token_ids) for index in indices))
             features.append(timed(lambda chosen=indices: run.features(chosen)))
             batch = run.batch(indices)

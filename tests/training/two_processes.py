@@ -1,19 +1,23 @@
-"""Two runs of `slipstream train eagle` on every process that a launcher starts: a whole one, and one that is stopped
-and resumed.
+"""Runs of `slipstream train` on every process that is started, one after the other.
 
-    torchrun --standalone --nproc_per_node 2 tests/training/two_processes.py OUT STOP_AT OPTION...
+    python tests/training/two_processes.py RUNS
 
-OPTION: of the command, all but --out. OUT/whole and OUT/stopped are made.
+RUNS: a JSON file, a list of `[options, end, how]`: the options of the command; the step after which the run ends, or
+null; and whether it is then `stopped`, as by an error in all processes, or its last process `killed`. RANK, WORLD_SIZE,
+MASTER_ADDR and MASTER_PORT are set as launchers set them.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
-from slipstream.cli.train import app
+from slipstream.cli.app import run
 from slipstream.drafting.recipe import Report
 from slipstream.training.run import HeadRun
 
@@ -22,33 +26,31 @@ class StoppedError(Exception):
     """The run is to end here."""
 
 
-def train(out: Path, options: list[str]) -> None:
-    """The command as a user gives it."""
-    app(["eagle", "--out", str(out), *options], standalone_mode=False)
-
-
-def stopping(at: int) -> object:
-    """Every run ends with StoppedError after step `at`."""
+def ending(at: int | None, how: str) -> object:
+    """Every run ends after step `at`."""
     whole = HeadRun.steps
 
     def steps(self: HeadRun) -> Iterator[Report]:
         for report in whole(self):
             yield report
             if report.step == at:
-                raise StoppedError
+                if how == "stopped":
+                    raise StoppedError
+                if self.accelerator.process_index == self.accelerator.num_processes - 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
     return patch.object(HeadRun, "steps", steps)
 
 
-def main(out: Path, stop_at: int, options: list[str]) -> None:
-    """All runs, one after the other."""
-    train(out / "whole", options)
-    try:
-        with stopping(stop_at):
-            train(out / "stopped", options)
-    except StoppedError:
-        train(out / "stopped", options)
+def train(options: list[str], end: int | None, how: str) -> int:
+    """One run; its exit code."""
+    with ending(end, how):
+        try:
+            return run(["train", *options])
+        except StoppedError:
+            return 0
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    codes = [train(*one) for one in json.loads(Path(sys.argv[1]).read_text())]
+    sys.exit(max(codes))

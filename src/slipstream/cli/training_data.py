@@ -14,7 +14,7 @@ from slipstream.cli.answering import note
 if TYPE_CHECKING:
     from slipstream.target.target import Target
     from slipstream.training.data.corpus import Example
-    from slipstream.training.data.dialogues import Dialogue
+    from slipstream.training.data.dialogues import Dialogue, RegenerateSettings
 
 Data = Annotated[
     list[Path],
@@ -50,12 +50,20 @@ def load_target(model: str, dtype: str | None, device: str | None) -> tuple[Targ
     from slipstream.target.loading import load_model, load_tokenizer
     from slipstream.target.target import Target
 
-    if device not in (None, "cpu", "cuda"):
-        raise InputError(f"--device is {device!r}; use cpu or cuda, and choose among GPUs with CUDA_VISIBLE_DEVICES")
+    if device not in (None, "cpu", "cuda", "auto"):
+        raise InputError(
+            f"--device is {device!r}; use cpu, cuda or auto, and choose among GPUs with CUDA_VISIBLE_DEVICES"
+        )
     if not sys.stderr.isatty():
         hide_progress_bars()
-    place = PartialState(cpu=device == "cpu").device
-    loaded = load_model(model, dtype=dtype, device="cuda" if device == "cuda" else place, attention=None)
+    state = PartialState(cpu=device == "cpu")
+    if device == "auto" and state.num_processes > 1:
+        raise InputError(
+            f"--device auto spreads one target over all devices, but {state.num_processes} processes were started; "
+            "start one, or leave --device out so that each holds a target of its own"
+        )
+    place = device if device in ("cuda", "auto") else state.device
+    loaded = load_model(model, dtype=dtype, device=place, attention=None)
     return Target(loaded), load_tokenizer(model)
 
 
@@ -101,21 +109,43 @@ def read_dialogues(
 def _answered(
     target: Target, tokenizer: Any, examples: list[Example], out: Path, how: dict[str, Any]
 ) -> list[Dialogue]:
-    """The target's own answers; several processes share the work, and each keeps its part in a file of its own."""
+    """The target's own answers. Once made they are the same for any number of processes that go on with them."""
     from accelerate import PartialState
-    from accelerate.utils import gather_object
+    from accelerate.utils import broadcast_object_list
 
     from slipstream.training.data.dialogues import RegenerateSettings, regenerate
 
     state = PartialState(cpu=target.device.type == "cpu")
-    part = f"{state.process_index + 1}of{state.num_processes}"
+    settings = RegenerateSettings(**how)
     key = hashlib.sha256(repr((target.hash, examples, how)).encode()).hexdigest()[:16]
     out.mkdir(parents=True, exist_ok=True)
     if state.is_main_process:
         note(f"the target answers {len(examples)} examples")
-    with state.split_between_processes(examples) as own:
-        store = out / f"answers-{key}-{part}.jsonl"
-        dialogues: list[Dialogue] = gather_object(
-            list(regenerate(target, tokenizer, own, store, RegenerateSettings(**how)))
-        )
-    return dialogues
+    whole = out / f"answers-{key}.jsonl"
+    (there,) = broadcast_object_list([whole.is_file()])
+    if not there:
+        _answer_in_shares(target, tokenizer, examples, whole, settings)
+    return list(regenerate(target, tokenizer, examples, whole, settings))
+
+
+def _answer_in_shares(
+    target: Target, tokenizer: Any, examples: list[Example], whole: Path, settings: RegenerateSettings
+) -> None:
+    """Have each process answer its share of the examples, kept in a file of its own, and all shares put into `whole`."""
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    from slipstream.runtime.heartbeat import together
+    from slipstream.training.data.dialogues import regenerate, stored_answers, write_answers
+
+    state = PartialState()
+    part = whole.with_name(f"{whole.stem}-{state.process_index + 1}of{state.num_processes}.jsonl")
+    with together():
+        with state.split_between_processes(list(range(len(examples)))) as own:
+            for _ in regenerate(target, tokenizer, [examples[index] for index in own], part, settings):
+                pass
+        found = {(own[index], turn): ids for (index, turn), ids in stored_answers(part).items()}
+        shares = gather_object([found])
+        if state.is_main_process:
+            write_answers(whole, {key: ids for share in shares for key, ids in share.items()})
+        state.wait_for_everyone()

@@ -126,7 +126,7 @@ def _calibrate(run: HeadRun, method: str, depth: int) -> None:
 def progress(*, shown: bool, payoff: PayoffEstimate | None = None) -> Iterator[Callable[[Report], None]]:
     """A bar on stderr with the time left, losses and accuracy; held-out accuracies stay as lines above it.
 
-    shown: false in all processes but the main one, of whose batches the figures are. payoff: for a line below those.
+    shown: false in all processes but the main one. payoff: for a line below those.
     """
     from rich.console import Console
 

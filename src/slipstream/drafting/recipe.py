@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from slipstream.drafting.packing import padded
@@ -23,9 +24,14 @@ class Dialogue:
     """Whether each token is (part of) an answer; the loss is taken on these only."""
 
 
+def at_least_one(count: Tensor) -> Tensor:
+    """What to divide by: `count`, and where there is nothing to count, 1."""
+    return torch.where(count > 0, count, torch.ones_like(count))
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Dialogues of one step, one after another, on the target's device."""
+    """A process's share of the dialogues of one step, one after another, on the target's device."""
 
     ids: Tensor  # [n] int64
     answer: Tensor  # [n] bool, whether a token belongs to an answer
@@ -33,8 +39,17 @@ class Batch:
     """Tokens of each dialogue."""
     features: Tensor | None  # [n, width] of the target, as the recipe's `features` asks; None where it needs none
     seed: int
-    """Of this step in this process: noise drawn from it is the same in a run that was interrupted. The global
-    generators are seeded with it too, for dropout."""
+    """Of the step: what is drawn from it is the same in all processes, and in a run that was interrupted."""
+    text_seeds: tuple[int, ...]
+    """Of each dialogue in this step: what is drawn from them is the same whichever process has the dialogue. The global
+    generators are seeded with the first of them, for dropout."""
+    step_answers: Tensor  # [m] tokens that the answers of the whole step hold
+    divisor: Callable[[Tensor], Tensor] = at_least_one
+    """Rows that count in this share, or their weight, as what sums over them are divided by: gradients, averaged over
+    processes, are then those of the mean over the whole step. To be called equally often in all processes."""
+    idle: bool = False
+    """Whether the step has no dialogue for this process: it has one of another's then, and what it finds counts for
+    nothing."""
 
     def padded(self) -> PaddedBatch:
         """The same, a dialogue a row."""

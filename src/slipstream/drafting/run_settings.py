@@ -29,9 +29,10 @@ class RunSettings:
     steps: int | None = None
     """Optimizer steps, instead of `epochs`."""
     batch_size: int | None = 4
-    """Dialogues per step on each device; None: as `tokens_per_step` says."""
+    """Dialogues per step, of all processes together; None: as `tokens_per_step` says."""
     tokens_per_step: int = 2048
-    """Tokens per step on each device where there is no `batch_size`; a longer dialogue is a step of its own."""
+    """Tokens per step, of all processes together, where there is no `batch_size`; a longer dialogue is a step of its
+    own."""
     max_length: int = 2048
     """Tokens of a dialogue; longer ones are cut."""
     learning_rate: float | None = 1e-3

@@ -1,8 +1,11 @@
 """The training run that all drafters share: what differs between them is the recipe (`recipe.py`).
 
-The target is frozen. `accelerate` places, parallelises and resumes the run, which lives in a folder: the artefact as
-the recipe saves it, `training.json` with settings and losses, and in `state/` what resuming needs. A run that was
-interrupted anywhere continues as if it never had been: order, noise and dropout follow from seed and step alone.
+The target is frozen. `accelerate` places and parallelises the run, which lives in a folder: the artefact as the recipe
+saves it, `training.json` with settings and losses, and in `state/` what resuming needs. A run that was interrupted
+anywhere continues as if it never had been: order, noise and dropout follow from seed and step alone.
+
+Several processes share the dialogues of a step, and only share them: losses and gradients are those of the step in one
+process but for rounding, so a run may go on with another number of processes. Dropout alone draws otherwise.
 """
 
 from __future__ import annotations
@@ -15,22 +18,29 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model, save_model
+from torch import Tensor
 
-from slipstream.drafting.recipe import Batch, Paths, Recipe, Report, Score, StepLosses
+from slipstream.drafting.recipe import Batch, Paths, Recipe, Report, Score, StepLosses, at_least_one
 from slipstream.drafting.run_settings import AUTO, PRECISIONS, RunSettings
 from slipstream.errors import ArtifactError, InputError, SlipstreamError
+from slipstream.runtime.heartbeat import together
 from slipstream.target.target import Target
-from slipstream.training.data.batches import Plan, laid_out, split
+from slipstream.training.data.batches import Plan, laid_out, share, split
 from slipstream.training.data.dialogues import Dialogue
 from slipstream.training.data.encoded import write_atomically
 from slipstream.training.data.features import GIB, FeatureSource
 from slipstream.training.optimizers import build_optimizers
 
 LOG, STATE = "training.json", "state"
+WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer{}.bin"
+"""Files of a state, as accelerate names them."""
+_SEEDS = 1 << 63
 
 
 class HeadRun:
@@ -52,9 +62,9 @@ class HeadRun:
             [len(one.token_ids) for one in self.dialogues],
             batch_size=settings.batch_size,
             tokens_per_step=settings.tokens_per_step,
-            num_processes=self.accelerator.num_processes,
             seed=settings.seed,
         )
+        _check_share(settings.batch_size, self.accelerator.num_processes)
         self.num_steps = settings.steps or self.plan.num_steps(settings.epochs)
         assert settings.learning_rate is not None, "the method has a rule"
         self._peak_rate = settings.learning_rate
@@ -85,13 +95,13 @@ class HeadRun:
     def steps(self) -> Iterator[Report]:
         """Train to the end; measures, checkpoints and saves the artefact every `report_every` steps and at the end.
 
-        After `stop` it ends early, with everything saved.
+        After `stop` it ends early, with everything saved. Raises SlipstreamError where another process is gone.
         """
-        with frozen(self.target.model):
+        with frozen(self.target.model), together():
             for indices in self.plan.after(self.step):
                 if self.step >= self.num_steps:
                     break
-                yield self._advance(indices[self.accelerator.process_index])
+                yield self._advance(indices)
                 if self.step < self.num_steps and self._stopping():
                     self._save()
                     break
@@ -114,7 +124,7 @@ class HeadRun:
         loss = losses.total.item()
         seconds = time.perf_counter() - began
         self.step += 1
-        num_tokens = sum(batch.lengths) * self.accelerator.num_processes
+        num_tokens = sum(len(self.dialogues[index].token_ids) for index in indices)
         self.num_tokens += num_tokens
         self._recent.append((num_tokens, seconds))
         due = self.step % self.settings.report_every == 0 or self.step == self.num_steps
@@ -139,19 +149,20 @@ class HeadRun:
         return report
 
     def train_step(self, batch: Batch) -> tuple[float, StepLosses]:
-        """One step of the optimizer. Returns the learning rate and the losses."""
+        """One step of the optimizer on the shares of all processes. Returns the learning rate and the step's losses."""
         rate = self._learning_rate()
         for group in (group for one in self._optimizers for group in one.param_groups):
             group["lr"] = rate
         self._module.train()
-        torch.manual_seed(batch.seed)
-        losses = self.recipe.losses(self._module, batch)
+        torch.manual_seed(batch.text_seeds[0])
+        own = self.recipe.losses(self._module, batch)
+        losses = self._of_all(own, batch.idle)
         if not torch.isfinite(losses.total):
             raise SlipstreamError(
                 f"the loss is {losses.total.item()} at step {self.step}; lower learning_rate, which is "
                 f"{self._peak_rate}"
             )
-        self.accelerator.backward(losses.total)
+        self.accelerator.backward(own.total * (0.0 if batch.idle else 1.0))
         self._clip()
         for optimizer in self._optimizers:
             optimizer.step()
@@ -165,9 +176,26 @@ class HeadRun:
         if how.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self._module.parameters(), how.clip_norm)
 
-    def _step_seed(self) -> int:
-        stream = self.step * self.accelerator.num_processes + int(self.accelerator.process_index)
-        return self.settings.seed * 1_000_003 + int(stream)
+    def _of_all(self, own: StepLosses, idle: bool) -> StepLosses:
+        """The losses of the step from those of its shares, which are divided by mean counts (`Batch.divisor`)."""
+        n, score = self.accelerator.num_processes, own.score
+        if n == 1:
+            return own
+        found = [own.total / n, *(part / n for part in own.parts.values()), *score.num_correct, *score.num_rows]
+        row = torch.stack([one.detach().double() for one in found])
+        total, *values = self._sum_over_processes(row, idle)
+        parts = dict(zip(own.parts, values[: len(own.parts)], strict=True))
+        correct, rows = torch.stack(values[len(own.parts) :]).reshape(2, -1)
+        return StepLosses(total, parts, Score(correct, rows))
+
+    def _divisor(self, idle: bool, count: Tensor) -> Tensor:
+        """A share's divisor: the step's, divided among the processes."""
+        n: int = self.accelerator.num_processes
+        return at_least_one(self._sum_over_processes(count, idle)) / n
+
+    def _sum_over_processes(self, values: Tensor, idle: bool) -> Tensor:
+        whole: Tensor = self.accelerator.reduce(torch.zeros_like(values) if idle else values.detach(), "sum")
+        return whole
 
     def _learning_rate(self) -> float:
         warmup = min(self.settings.warmup_steps, max(1, self.num_steps // 10))
@@ -185,21 +213,38 @@ class HeadRun:
         module = self.accelerator.unwrap_model(self._module)
         scores = []
         for index in range(len(self.held_out)):
-            batch = self._batch(self.held_out, [index], self._held_out_features, self.settings.seed)
+            batch = self._batch(self.held_out, [index], [0], self._held_out_features)
             scores.append(self.recipe.measure(module, batch))
         return _sum(scores) if scores else None
 
     # --- data -------------------------------------------------------------------------------------------------------
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """The batch of the step at hand: dialogues of these numbers with their features."""
-        return self._batch(self.dialogues, indices, self.features, self._step_seed())
+        """This process's share of the step at hand, dialogues of these numbers, with their features."""
+        n = self.accelerator.num_processes
+        places = share(len(indices), self.accelerator.process_index, n)
+        batch = self._batch(self.dialogues, indices, places or [0], self.features)
+        idle = not places
+        return batch if n == 1 else replace(batch, divisor=partial(self._divisor, idle), idle=idle)
 
-    def _batch(self, dialogues: Sequence[Dialogue], indices: Sequence[int], source: FeatureSource, seed: int) -> Batch:
+    def _batch(
+        self, dialogues: Sequence[Dialogue], step: Sequence[int], places: Sequence[int], source: FeatureSource
+    ) -> Batch:
+        """Some of the dialogues of a step, whose numbers are `step`."""
+        indices = [step[place] for place in places]
         chosen = [dialogues[index] for index in indices]
         ids, answer = (one.to(self.target.device) for one in laid_out(chosen))
-        features = source(indices) if self.recipe.features else None
-        return Batch(ids, answer, tuple(len(one.token_ids) for one in chosen), features, seed)
+        all_ids, all_answers = laid_out([dialogues[index] for index in step])
+        seed = self.settings.seed * 1_000_003 + self.step
+        return Batch(
+            ids=ids,
+            answer=answer,
+            lengths=tuple(len(one.token_ids) for one in chosen),
+            features=source(indices) if self.recipe.features else None,
+            seed=seed,
+            text_seeds=tuple((seed * 1_000_003 + place) % _SEEDS for place in places),
+            step_answers=all_ids[all_answers].to(self.target.device),
+        )
 
     # --- files ------------------------------------------------------------------------------------------------------
 
@@ -211,7 +256,6 @@ class HeadRun:
             "target": self.target.hash,
             "num_dialogues": len(self.dialogues) + len(self.held_out),
             "dialogues": self._text_hash,
-            "num_processes": self.accelerator.num_processes,
         }
 
     def resume(self) -> bool:
@@ -233,7 +277,7 @@ class HeadRun:
                 f"the run in {self.out} has other settings: {pairs}. Use the same settings or another folder, or "
                 f"delete {log.parent} to start over."
             )
-        self.accelerator.load_state(str(state))
+        self._load(state)
         self.step, self.elapsed_s, self.history = saved["step"], saved["elapsed_s"], saved["losses"]
         self.num_tokens = saved["num_tokens"]
         return True
@@ -243,9 +287,8 @@ class HeadRun:
         if report is not None:
             self.history.append(report.entry())
         new = self.out / f"{STATE}.new"
-        self.accelerator.save_state(str(new))
-        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            self._write(new)
             log = {
                 "settings": self.identity(),
                 "versions": {"torch": torch.__version__},
@@ -266,6 +309,20 @@ class HeadRun:
             shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
+    def _write(self, folder: Path) -> None:
+        """Weights and optimizers, which all processes hold alike."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        save_model(self.accelerator.unwrap_model(self._module), str(folder / WEIGHTS))
+        for number, optimizer in enumerate(self._optimizers):
+            torch.save(optimizer.state_dict(), folder / OPTIMIZER.format(f"_{number}" if number else ""))
+
+    def _load(self, folder: Path) -> None:
+        load_model(self.accelerator.unwrap_model(self._module), folder / WEIGHTS)
+        for number, optimizer in enumerate(self._optimizers):
+            file = folder / OPTIMIZER.format(f"_{number}" if number else "")
+            optimizer.load_state_dict(torch.load(file, map_location=self.target.device, weights_only=True))
+
 
 @contextmanager
 def frozen(model: torch.nn.Module) -> Iterator[None]:
@@ -278,6 +335,15 @@ def frozen(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+def _check_share(batch_size: int | None, num_processes: int) -> None:
+    """Raise InputError where some processes would have nothing to do in any step."""
+    if batch_size is not None and batch_size < num_processes:
+        raise InputError(
+            f"a step of {batch_size} dialogues cannot be shared among {num_processes} processes; give batch_size "
+            f"{num_processes} or more (--batch-size), or start fewer processes"
+        )
 
 
 def suited_precision(target: Target, asked: str) -> str:

@@ -15,29 +15,29 @@ from slipstream.training.data.dialogues import Dialogue
 LENGTHS = [30, 5, 12, 90, 7, 7, 41, 3, 22, 18, 60, 11]
 
 
-def by_tokens(tokens: int, num_processes: int = 1, seed: int = 0) -> Plan:
-    return Plan(LENGTHS, batch_size=None, tokens_per_step=tokens, num_processes=num_processes, seed=seed)
+def by_tokens(tokens: int, seed: int = 0) -> Plan:
+    return Plan(LENGTHS, batch_size=None, tokens_per_step=tokens, seed=seed)
 
 
 def test_every_dialogue_is_in_an_epoch_once_but_for_a_small_rest():
     for epoch in range(5):
-        found = [index for step in by_tokens(60).epoch(epoch) for index in step[0]]
+        found = [index for step in by_tokens(60).epoch(epoch) for index in step]
         assert len(found) == len(set(found))
         assert sum(LENGTHS) - sum(LENGTHS[index] for index in found) < 30
 
 
 def test_a_step_holds_so_many_tokens_at_most_or_one_dialogue():
     for step in by_tokens(60).epoch(0):
-        assert len(step[0]) == 1 or sum(LENGTHS[index] for index in step[0]) <= 60
+        assert len(step) == 1 or sum(LENGTHS[index] for index in step) <= 60
 
 
 def test_little_data_makes_one_step():
-    assert sorted(by_tokens(10_000).epoch(0)[0][0]) == list(range(12))
+    assert sorted(by_tokens(10_000).epoch(0)[0]) == list(range(12))
 
 
 def test_batches_of_dialogues_have_their_number():
     plan = Plan(LENGTHS, batch_size=5, tokens_per_step=1)
-    assert [len(step[0]) for step in plan.epoch(3)] == [5, 5]
+    assert [len(step) for step in plan.epoch(3)] == [5, 5]
 
 
 def test_any_step_can_be_taken_up_again():
@@ -55,16 +55,9 @@ def test_epochs_are_counted_in_steps():
     assert plan.num_steps(0.001) == 1
 
 
-def test_processes_share_the_steps_of_one():
-    one, two = by_tokens(60).epoch(0), by_tokens(60, num_processes=2).epoch(0)
-    assert [batch for step in two for batch in step] == [step[0] for step in one][: 2 * len(two)]
-
-
 def test_data_that_fills_no_step_is_refused():
     with pytest.raises(InputError, match="12 dialogues are fewer than a batch of 13"):
         Plan(LENGTHS, batch_size=13, tokens_per_step=1)
-    with pytest.raises(InputError, match="12 dialogues are too few for 2 processes"):
-        by_tokens(10_000, num_processes=2)
 
 
 def test_texts_one_after_another_and_padded():

@@ -7,7 +7,7 @@ is `run.py`'s; its folder is a model folder that `AutoModelForCausalLM` loads to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from slipstream.drafting.recipe import Batch, Optimisation, Score, StepLosses
+from slipstream.drafting.recipe import Batch, Optimisation, Score, StepLosses, at_least_one
 from slipstream.methods.draft_model.checkpoint import own_tokenizer, save_draft
 from slipstream.methods.draft_model.settings import DraftSettings
 from slipstream.target.features import Features
@@ -41,7 +41,7 @@ class DraftRecipe:
 
     def losses(self, module: nn.Module, batch: Batch) -> StepLosses:
         rows = batch.padded()
-        loss, score = module(rows.ids, rows.features, rows.answer)
+        loss, score = module(rows.ids, rows.features, rows.answer, batch.divisor)
         return StepLosses(loss, {"token_loss": loss}, score)
 
     def measure(self, module: nn.Module, batch: Batch) -> Score:
@@ -109,11 +109,13 @@ class DistillationLoss(nn.Module):
         self.prompt_weight = prompt_weight
         self._target = target  # not a module: its weights are neither trained nor saved
 
-    def forward(self, ids: Tensor, features: Tensor, answer: Tensor) -> tuple[Tensor, Score]:
+    def forward(
+        self, ids: Tensor, features: Tensor, answer: Tensor, divisor: Callable[[Tensor], Tensor] = at_least_one
+    ) -> tuple[Tensor, Score]:
         """Weighted mean cross-entropy in nats, and the score of answers (one depth).
 
-        ids: [b, n]; features: [b, n, h] the target's last hidden states; answer: [b, n] bool. Row t predicts
-        token t + 1; rows after the last answer token, padding among them, do not count.
+        ids: [b, n]; features: [b, n, h] the target's last hidden states; answer: [b, n] bool; divisor: the batch's.
+        Row t predicts token t + 1; rows after the last answer token, padding among them, do not count.
         """
         hidden = self.body(input_ids=ids, use_cache=False)[0][:, :-1]  # [b, n - 1, width]
         answered = answer[:, 1:]  # [b, n - 1], what each row predicts
@@ -123,7 +125,7 @@ class DistillationLoss(nn.Module):
         rows = hidden[counted], features[:, :-1][counted], weight[counted], answered[counted]
         loss, num_correct = self._sums(*rows)
         score = Score(num_correct[None], answered.sum()[None])
-        return loss / weight.sum().clamp(min=1e-6), score
+        return loss / divisor(weight.sum()), score
 
     def _sums(self, hidden: Tensor, features: Tensor, weight: Tensor, answered: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted sum of the cross-entropies of rows [m], and the number of right first choices in answers."""

@@ -15,7 +15,7 @@ Shapes: n tokens of all texts, h hidden size, r rows of all texts, m rows that c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from slipstream.drafting.packing import attention_within, positions_within
+from slipstream.drafting.recipe import at_least_one
 from slipstream.drafting.token_loss import Logits, all_logits, token_terms
 from slipstream.methods.eagle.head import EagleHead
 from slipstream.target.target import Target
@@ -63,8 +64,11 @@ class RolloutLoss(nn.Module):
         noise: Tensor | None = None,  # [n, h], added to the features that are fed in the first step
         logits: Logits | None = None,
         tops: Sequence[int] = (1,),
+        divisor: Callable[[Tensor], Tensor] = at_least_one,
     ) -> Losses:
-        """Losses of `steps` steps ahead. logits: of which tokens, None for all. tops: see `token_terms`."""
+        """Losses of `steps` steps ahead. logits: of which tokens, None for all. tops: see `token_terms`. divisor: the
+        batch's.
+        """
         rows = Rows.of(answer, lengths, steps)
         predicted = self._rollout(ids, features, rows, steps, noise)  # [steps, tail, h]
         places, positions = rows.places[rows.tail], rows.positions[rows.tail]  # [tail]
@@ -78,10 +82,10 @@ class RolloutLoss(nn.Module):
         terms = token_terms(found, true, counted, logits or all_logits(self._target), tops)
         num_rows = counted.sum(dim=1)
         hit, start = (by_row(one, chosen, len(places)) for one in (terms.hits, counted[None]))
-        at_least_one = num_rows.clamp(min=1)
+        divided_by = divisor(num_rows)
         return Losses(
-            feature / at_least_one,
-            terms.loss / at_least_one,
+            feature / divided_by,
+            terms.loss / divided_by,
             num_rows,
             terms.hits.sum(dim=-1),
             along_paths(start).sum(dim=-1)[0],

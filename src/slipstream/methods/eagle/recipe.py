@@ -48,28 +48,33 @@ class EagleRecipe:
     def losses(self, module: nn.Module, batch: Batch) -> StepLosses:
         settings = self.settings
         assert batch.features is not None
-        logits = None if self._vocabulary is None else self._vocabulary.drawn(batch.ids[batch.answer], batch.seed)
+        logits = None if self._vocabulary is None else self._vocabulary.drawn(batch.step_answers, batch.seed)
         found: Losses = module(
             batch.ids,
             batch.features,
             batch.answer,
             batch.lengths,
             settings.steps_ahead,
-            self._noise(batch.features, batch.seed),
+            self._noise(batch),
             logits,
+            divisor=batch.divisor,
         )
         each = settings.feature_weight * found.feature + settings.token_weight * found.token  # [steps ahead]
         total = (each * settings.ahead_decay ** torch.arange(settings.steps_ahead, device=each.device)).sum()
         parts = {"feature_loss": found.feature[0], "token_loss": found.token[0]}
         return StepLosses(total, parts, Score(found.num_correct, found.num_rows))
 
-    def _noise(self, features: Tensor, seed: int) -> Tensor | None:
+    def _noise(self, batch: Batch) -> Tensor | None:
         """Uniform noise of a step, [n, hidden]."""
+        assert batch.features is not None
         if not self.settings.noise:
             return None
-        generator = torch.Generator(features.device).manual_seed(seed)
-        unit = torch.rand(features.shape, generator=generator, device=features.device) * 2 - 1
-        return unit * self.settings.noise
+        device, width = batch.features.device, batch.features.shape[1]
+        parts = []
+        for length, seed in zip(batch.lengths, batch.text_seeds, strict=True):
+            generator = torch.Generator(device).manual_seed(seed)
+            parts.append(torch.rand(length, width, generator=generator, device=device))
+        return (torch.cat(parts) * 2 - 1) * self.settings.noise
 
     def measure(self, module: nn.Module, batch: Batch) -> Score:
         """The head fed with its own features.

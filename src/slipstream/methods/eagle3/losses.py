@@ -14,7 +14,7 @@ Shapes: n tokens of all texts, t and h widths of the target's hidden states and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,7 @@ from transformers import DynamicCache
 
 from slipstream.drafting.draft_vocabulary import PartialHead
 from slipstream.drafting.packing import attention_within
+from slipstream.drafting.recipe import at_least_one
 from slipstream.drafting.token_loss import Logits, token_terms
 from slipstream.methods.eagle.losses import Rows, along_paths, by_row
 from slipstream.methods.eagle3.head import Eagle3Head
@@ -63,8 +64,9 @@ class TrainingTimeTest(nn.Module):
         lengths: Sequence[int],  # of the texts
         steps: int,
         tops: Sequence[int] = (1,),
+        divisor: Callable[[Tensor], Tensor] = at_least_one,
     ) -> Losses:
-        """Losses of `steps` steps ahead. tops: see `token_terms`."""
+        """Losses of `steps` steps ahead. tops: see `token_terms`. divisor: the batch's."""
         width = self.head.sizes.target_size
         last, states = features[:, :width], features[:, width:]
         rows = Rows.of(answer, lengths, steps)
@@ -78,7 +80,7 @@ class TrainingTimeTest(nn.Module):
         terms = token_terms(predicted, true, taught, self._logits, tops, self._true_logits)
         hit, start = (by_row(one, chosen, len(places)) for one in (terms.hits, counted[None]))
         return Losses(
-            terms.loss / taught.sum(dim=1).clamp(min=1),
+            terms.loss / divisor(taught.sum(dim=1)),
             counted.sum(dim=1),
             terms.hits.sum(dim=-1),
             along_paths(start).sum(dim=-1)[0],

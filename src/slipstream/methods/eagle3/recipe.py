@@ -50,7 +50,9 @@ class Eagle3Recipe:
 
     def losses(self, module: nn.Module, batch: Batch) -> StepLosses:
         settings = self.settings
-        found: Losses = module(batch.ids, batch.features, batch.answer, batch.lengths, settings.steps_ahead)
+        found: Losses = module(
+            batch.ids, batch.features, batch.answer, batch.lengths, settings.steps_ahead, divisor=batch.divisor
+        )
         weights = settings.ahead_decay ** torch.arange(settings.steps_ahead, device=found.token.device)
         parts = {"token_loss": found.token[0], "last_step_loss": found.token[-1]}
         return StepLosses((found.token * weights).sum(), parts, Score(found.num_hits[0], found.num_rows))

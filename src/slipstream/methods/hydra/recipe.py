@@ -11,7 +11,7 @@ The run itself is `run.py`'s; its folder holds the heads in the published layout
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from slipstream.drafting.own_lm_heads import lm_head_to_copy
-from slipstream.drafting.recipe import Batch, Optimisation, Score, StepLosses
+from slipstream.drafting.recipe import Batch, Optimisation, Score, StepLosses, at_least_one
 from slipstream.methods.hydra.checkpoint import save_heads
 from slipstream.methods.hydra.head import HydraHeads, HydraSizes, PrefixSizes
 from slipstream.methods.hydra.settings import HydraSettings
@@ -49,7 +49,7 @@ class HydraRecipe:
 
     def losses(self, module: nn.Module, batch: Batch) -> StepLosses:
         rows = batch.padded()
-        each, score = module(rows.ids, rows.features, rows.answer)  # [heads]
+        each, score = module(rows.ids, rows.features, rows.answer, batch.divisor)  # [heads]
         parts = {f"head_{index}_loss": loss for index, loss in enumerate(each)}
         return StepLosses(each.sum(), parts, score)
 
@@ -98,10 +98,12 @@ class TeacherLoss(nn.Module):
         self.heads = heads
         self._target = target  # not a module: its weights are neither trained nor saved with the heads
 
-    def forward(self, ids: Tensor, features: Tensor, answer: Tensor) -> tuple[Tensor, Score]:
+    def forward(
+        self, ids: Tensor, features: Tensor, answer: Tensor, divisor: Callable[[Tensor], Tensor] = at_least_one
+    ) -> tuple[Tensor, Score]:
         """Cross-entropy [heads] in nats, and the first choices compared with the target's.
 
-        ids: [b, n]; features: [b, n, h] the target's; answer: [b, n] bool.
+        ids: [b, n]; features: [b, n, h] the target's; answer: [b, n] bool; divisor: the batch's.
         """
         features = features.to(self.heads.dtype)
         with torch.no_grad():
@@ -116,7 +118,7 @@ class TeacherLoss(nn.Module):
             inputs = torch.cat([part[counted] for part in seen], dim=-1)  # [m, h + (index + 1) * e]
             parts.append(self._losses(index, inputs, features[:, ahead - 1 : ahead - 1 + rows][counted]))
         each, correct, count = (torch.stack(values) for values in zip(*parts, strict=True))
-        return each, Score(correct, count)
+        return each / divisor(count), Score(correct, count)
 
     def _start(self, features: Tensor) -> Tensor:
         """What the heads start from at every token, [b, n, h]."""
@@ -130,7 +132,7 @@ class TeacherLoss(nn.Module):
         return start
 
     def _losses(self, index: int, inputs: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean cross-entropy of rows [m, ...], how many first choices are the target's, and m."""
+        """Summed cross-entropy of rows [m, ...], how many first choices are the target's, and m."""
         num_rows = inputs.shape[0]
         per_part = max(1, _MAX_LOGITS // self._target.vocab_size)
         if num_rows <= per_part:
@@ -140,7 +142,7 @@ class TeacherLoss(nn.Module):
             for part in zip(torch.split(inputs, per_part), torch.split(teacher, per_part), strict=True):
                 more = checkpoint(self._terms, index, *part, use_reentrant=False)
                 loss, correct = loss + more[0], correct + more[1]
-        return loss / max(1, num_rows), correct, torch.full_like(correct, num_rows)
+        return loss, correct, torch.full_like(correct, num_rows)
 
     def _terms(self, index: int, inputs: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy, and the number of first choices that are the target's. teacher: [m, h] features."""

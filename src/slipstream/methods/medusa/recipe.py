@@ -10,7 +10,7 @@ The run itself is `run.py`'s; its folder holds the heads in the published layout
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.drafting.parts import in_parts
-from slipstream.drafting.recipe import Batch, Optimisation, Score, StepLosses
+from slipstream.drafting.recipe import Batch, Optimisation, Score, StepLosses, at_least_one
 from slipstream.methods.medusa.checkpoint import save_heads
 from slipstream.methods.medusa.head import MedusaHeads
 from slipstream.methods.medusa.settings import MedusaSettings
@@ -46,7 +46,7 @@ class MedusaRecipe:
 
     def losses(self, module: nn.Module, batch: Batch) -> StepLosses:
         rows = batch.padded()
-        each, score = module(rows.ids, rows.features, rows.answer, self.settings.labels)  # [heads]
+        each, score = module(rows.ids, rows.features, rows.answer, self.settings.labels, batch.divisor)  # [heads]
         weights = self.settings.head_decay ** torch.arange(each.shape[0], device=each.device)
         return StepLosses((each * weights).sum(), {f"head_{i}_loss": one for i, one in enumerate(each)}, score)
 
@@ -70,17 +70,25 @@ class MedusaLoss(nn.Module):
         self.heads = heads
         self._target = target  # not a module: its weights are neither trained nor saved with the heads
 
-    def forward(self, ids: Tensor, features: Tensor, answer: Tensor, labels: str) -> tuple[Tensor, Score]:
+    def forward(
+        self,
+        ids: Tensor,
+        features: Tensor,
+        answer: Tensor,
+        labels: str,
+        divisor: Callable[[Tensor], Tensor] = at_least_one,
+    ) -> tuple[Tensor, Score]:
         """Cross-entropy [heads] in nats, and the first choices compared with the labels'.
 
-        ids: [b, n]; features: [b, n, h] the target's; answer: [b, n] bool; labels: one of `LABELS`.
+        ids: [b, n]; features: [b, n, h] the target's; answer: [b, n] bool; labels: one of `LABELS`; divisor: the
+        batch's.
         """
         hidden = self.heads.hidden(features.to(self.heads.weight.dtype))  # [i, b, n, h]
         row, place = answer[:, 1:].nonzero(as_tuple=True)  # [m] the token at place + 1 is to be predicted
         terms = partial(self._terms, hidden, ids, features, labels)
         width = self._target.vocab_size * (1 + self.heads.sizes.num_heads)
         loss, num_correct, num_rows = in_parts(terms, (row, place), width)  # [i] each
-        return loss / num_rows.clamp(min=1), Score(num_correct, num_rows)
+        return loss / divisor(num_rows), Score(num_correct, num_rows)
 
     def _terms(
         self, hidden: Tensor, ids: Tensor, features: Tensor, labels: str, row: Tensor, place: Tensor

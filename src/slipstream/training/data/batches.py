@@ -13,9 +13,10 @@ from slipstream.training.data.dialogues import Dialogue
 
 
 class Plan:
-    """Which dialogues each process trains on in each step: it follows from seed and epoch alone.
+    """Which dialogues make each step: it follows from seed and epoch alone.
 
-    So any step can be taken up again, and the length of a run is known before it begins.
+    So any step can be taken up again, the length of a run is known before it begins, and steps are the same for any
+    number of processes that share them (`share`).
     """
 
     def __init__(
@@ -24,24 +25,20 @@ class Plan:
         *,
         batch_size: int | None,
         tokens_per_step: int,
-        num_processes: int = 1,
         seed: int = 0,
     ) -> None:
-        """lengths: tokens of each dialogue. batch_size: dialogues of a step and process; None: as many as come to
+        """lengths: tokens of each dialogue. batch_size: dialogues of a step; None: as many as come to
         `tokens_per_step` tokens at most, at least one.
 
         Raises InputError where a step cannot be filled.
         """
-        self._lengths, self._seed, self._num_processes = lengths, seed, num_processes
+        self._lengths, self._seed = lengths, seed
         self._batch_size, self._tokens = batch_size, tokens_per_step
         self.epoch = lru_cache(maxsize=2)(self._epoch)
-        if batch_size is not None and len(lengths) < batch_size * num_processes:
+        if batch_size is not None and len(lengths) < batch_size:
             raise InputError(
-                f"{len(lengths)} dialogues are fewer than a batch of {batch_size * num_processes}; give more data or "
-                "a smaller batch"
+                f"{len(lengths)} dialogues are fewer than a batch of {batch_size}; give more data or a smaller batch"
             )
-        if not self.epoch(0):
-            raise InputError(f"{len(lengths)} dialogues are too few for {num_processes} processes; give more data")
 
     def num_steps(self, epochs: float) -> int:
         """Steps of so many passes over the data, at least one."""
@@ -49,8 +46,8 @@ class Plan:
         steps = sum(len(self.epoch(number)) for number in range(whole))
         return max(1, steps + round((epochs - whole) * len(self.epoch(whole))))
 
-    def after(self, step: int) -> Iterator[list[tuple[int, ...]]]:
-        """The dialogues of every process, step by step without end, from `step` on (0, 1, ..)."""
+    def after(self, step: int) -> Iterator[tuple[int, ...]]:
+        """The dialogues, step by step without end, from `step` on (0, 1, ..)."""
         number = 0
         while step >= len(self.epoch(number)):
             step -= len(self.epoch(number))
@@ -59,13 +56,11 @@ class Plan:
             yield from self.epoch(number)[step:]
             step, number = 0, number + 1
 
-    def _epoch(self, number: int) -> list[list[tuple[int, ...]]]:
-        """All steps of an epoch; batches that do not come to a whole step are left out."""
+    def _epoch(self, number: int) -> list[tuple[int, ...]]:
+        """All steps of an epoch; what does not come to a whole step is left out."""
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
         order = torch.randperm(len(self._lengths), generator=generator).tolist()
-        batches = self._by_tokens(order) if self._batch_size is None else self._by_number(order, self._batch_size)
-        n = self._num_processes
-        return [batches[first : first + n] for first in range(0, len(batches) - n + 1, n)]
+        return self._by_tokens(order) if self._batch_size is None else self._by_number(order, self._batch_size)
 
     def _by_number(self, order: list[int], size: int) -> list[tuple[int, ...]]:
         return [tuple(order[first : first + size]) for first in range(0, len(order) - size + 1, size)]
@@ -83,6 +78,11 @@ class Plan:
         if batch and (not found or 2 * tokens >= self._tokens):  # a small rest would weigh as much as a whole step
             found.append(tuple(batch))
         return found
+
+
+def share(num_dialogues: int, rank: int, num_processes: int) -> range:
+    """Places of a step's dialogues that a process takes; none where the step has fewer dialogues than processes."""
+    return range(rank, num_dialogues, num_processes)
 
 
 def laid_out(dialogues: Sequence[Dialogue]) -> tuple[Tensor, Tensor]:

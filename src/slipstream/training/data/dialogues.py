@@ -19,6 +19,7 @@ from slipstream.target.target import Target
 from slipstream.text import TEMPLATE_ERRORS
 from slipstream.training.data.batched_decoding import answer_together
 from slipstream.training.data.corpus import Example
+from slipstream.training.data.encoded import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ def answer_prompts(
 
     Answers that `store` holds are taken from there; the others are made in batches of similar length and appended.
     """
-    done = _stored(store)
+    done = stored_answers(store)
     missing = sorted((key for key in prompts if key not in done), key=lambda key: len(prompts[key]))
     for first in range(0, len(missing), settings.batch_size):
         batch = missing[first : first + settings.batch_size]
@@ -182,7 +183,8 @@ def answer_prompts(
     return {key: done[key] for key in prompts}
 
 
-def _stored(store: Path) -> dict[tuple[int, int], list[int]]:
+def stored_answers(store: Path) -> dict[tuple[int, int], list[int]]:
+    """The answers in a store by (example, turn). Raises ArtifactError for a file of anything else."""
     if not store.is_file():
         return {}
     lines = store.read_text(encoding="utf-8").split("\n")
@@ -195,6 +197,15 @@ def _stored(store: Path) -> dict[tuple[int, int], list[int]]:
         raise ArtifactError(f"{store} does not hold regenerated answers ({error}); delete it") from error
 
 
+def write_answers(store: Path, answers: Mapping[tuple[int, int], list[int]]) -> None:
+    """A whole store at once, or nothing of it."""
+    write_atomically(store, "".join(_line(*key, ids) for key, ids in sorted(answers.items())).encode())
+
+
 def _append(store: Path, index: int, turn: int, ids: list[int]) -> None:
     with store.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"example": index, "turn": turn, "ids": ids}) + "\n")
+        file.write(_line(index, turn, ids))
+
+
+def _line(index: int, turn: int, ids: list[int]) -> str:
+    return json.dumps({"example": index, "turn": turn, "ids": ids}) + "\n"
