@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "text": {"errors"},
     "prompts": {"errors"},
+    "share": {"errors"},
     "files": {"errors"},
     "records": {"errors"},
     "core": {"errors"},
@@ -39,12 +40,12 @@ ALLOWED: dict[str, set[str]] = {
     "search": {*DOOR, "prompts", "records"},
     "training": {*DOOR, "search"},
     "certify": {*DOOR, "prompts", "records"},
-    "bench": {*DOOR, "prompts", "records"},
+    "bench": {*DOOR, "prompts", "records", "share"},
     "report": {"errors", "records"},
-    "jobs": {"door", "errors"},
+    "jobs": {"door", "errors", "share"},
     "plugins": DOOR,
     "server": DOOR,
-    "cli": {*DOOR, "prompts", "records", "search", "training", "certify", "bench", "report", "jobs", "server"},
+    "cli": {*DOOR, "prompts", "records", "share", "search", "training", "certify", "bench", "report", "jobs", "server"},
     "start": {"cli"},
 }
 """Room -> the rooms that it may import, besides itself."""

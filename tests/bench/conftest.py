@@ -14,6 +14,7 @@ from byte_model import save_byte_model
 from slipstream.bench.runner import BenchRun
 from slipstream.bench.settings import BenchSettings, EntrantSpec
 from slipstream.bench.tasks import load_tasks, questions_hash
+from slipstream.share import ALONE, Share
 
 ENTRANTS = ("plain", "layer-skip:width=2,depth=3,total=5", "prompt-lookup", "hf-plain")
 
@@ -49,7 +50,14 @@ Start = Callable[..., BenchRun]
 def start(byte_plain: slipstream.Model, question_folder: Path) -> Start:
     """Start or resume a run in a folder."""
 
-    def make(folder: Path, *, resume: bool = False, prompts_per_task: int | None = None, **changes: object) -> BenchRun:
+    def make(
+        folder: Path,
+        *,
+        share: Share = ALONE,
+        resume: bool = False,
+        prompts_per_task: int | None = None,
+        **changes: object,
+    ) -> BenchRun:
         tasks = load_tasks(question_folder, None, prompts_per_task)
         settings = BenchSettings(
             entrants=tuple(EntrantSpec.parse(text, ["hf-plain"]) for text in changes.pop("entrants", ENTRANTS)),
@@ -59,7 +67,7 @@ def start(byte_plain: slipstream.Model, question_folder: Path) -> Start:
             prompts_per_task=prompts_per_task,
             **{"max_new_tokens": 8, "samples": 2, "repeats": 2, **changes},
         )
-        return BenchRun(folder, byte_plain, "tiny", settings, tasks, resume=resume)
+        return BenchRun(folder, byte_plain, "tiny", settings, tasks, share=share, resume=resume)
 
     return make
 

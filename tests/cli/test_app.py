@@ -71,7 +71,7 @@ def test_options_are_these_and_adding_one_is_deliberate():
         "generate": sampling | loading | drafting | asking | always
         | {"prompt", "prompt_file", "raw", "tools", "stop", "stream", "as_json"},
         "chat": sampling | loading | drafting | asking | always | {"colour"},
-        "answer": sampling | loading | drafting | always | {"prompts", "out", "stop"},
+        "answer": sampling | loading | drafting | always | {"prompts", "out", "stop", "ray", "workers"},
         "demo": {"methods", "num_prompts", "max_new_tokens", "temperature", "seed", "time_limit", "dtype", "device"}
         | {"model", "threads", "as_json"} | always,
         "methods": {"as_json"} | always,

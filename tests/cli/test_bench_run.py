@@ -176,6 +176,27 @@ def command(model: Path, questions: Path, out: Path) -> list[str]:
     return [sys.executable, "-m", "slipstream", "bench", "run", *map(str, words)]
 
 
+def test_two_processes_share_a_run_and_the_last_one_joins_it(model: Path, questions: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words += command(model, questions, tmp_path / "run")[1:]
+    done = subprocess.run([*words, "--json"], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"process [01] of 2 is done; others are not", done.stderr)) == 1
+    record = json.loads(done.stdout)
+    assert (record["complete"], record["num_prompts_done"], record["num_prompts"]) == (True, 6, 6)
+    assert sorted(line[:19] for line in record["run"]["command"].splitlines()) == [
+        *("RANK=0 WORLD_SIZE=2", "RANK=1 WORLD_SIZE=2")
+    ]
+    answers = list(read_answers(tmp_path / "run" / "answers.jsonl"))
+    assert [one.prompt_id for one in answers if one.entrant == "plain"] == [0, 2, 4, 1, 3, 5]
+    alone = subprocess.run(command(model, questions, tmp_path / "alone"), capture_output=True, timeout=300, check=False)
+    assert alone.returncode == 0
+    tokens = {(one.prompt_id, one.entrant): one.token_ids for one in answers}
+    assert tokens == {
+        (one.prompt_id, one.entrant): one.token_ids for one in read_answers(tmp_path / "alone" / "answers.jsonl")
+    }
+
+
 def test_a_killed_run_loses_at_most_a_prompt_and_resumes(model: Path, questions: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     journal = tmp_path / "run" / "answers.jsonl"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,10 +12,12 @@ from pathlib import Path
 import pytest
 
 import slipstream
+from slipstream.cli.app import run as run_command
 from slipstream.errors import InputError
-from slipstream.jobs.job import COMPILED, EXACT, ROUNDED, Done, Share, answer_all, header
+from slipstream.jobs.job import COMPILED, EXACT, ROUNDED, Done, answer_all, header
 from slipstream.jobs.parts import Parts
 from slipstream.jobs.prompts import Row, read_rows
+from slipstream.share import Share
 
 SETTINGS = {"max_new_tokens": 8, "temperature": 0.9}
 PROMPTS = [
@@ -141,7 +142,7 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "slipstream", "answer", *map(str, arguments), *method]
 
 
-def test_a_killed_process_loses_one_answer_and_two_share_the_rest(tmp_path):
+def test_a_killed_process_loses_one_answer_and_two_of_torchrun_share_the_rest(tmp_path):
     prompts = written(tmp_path / "prompts.jsonl", [{"id": n, "prompt": f"Count to {n}."} for n in range(24)])
     whole, shared = tmp_path / "whole.jsonl", tmp_path / "shared.jsonl"
     assert subprocess.run(command("--in", prompts, "--out", whole), check=False).returncode == 0
@@ -153,13 +154,9 @@ def test_a_killed_process_loses_one_answer_and_two_share_the_rest(tmp_path):
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert not shared.exists()
-    both = [
-        subprocess.Popen(
-            command("--in", prompts, "--out", shared), env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"}
-        )
-        for rank in (0, 1)
-    ]
-    assert [one.wait() for one in both] == [0, 0]
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    words = command("--in", prompts, "--out", shared)
+    assert subprocess.run([words[0], *torchrun, *words[1:]], check=False).returncode == 0
     assert shared.read_bytes() == whole.read_bytes()
 
 
@@ -178,3 +175,31 @@ def test_what_the_environment_says_of_processes_is_checked(monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", size)
         with pytest.raises(InputError, match=said):
             Share.from_environment()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--workers", 2], "--workers is about --ray"),
+        (["--ray", "--device", "cuda:1"], "--device is cuda:1, but with --ray each worker has a GPU of its own"),
+        (["--ray"], "--ray needs Ray ("),
+        (["--ray", "somewhere:6379"], "--ray needs Ray ("),
+    ],
+)
+def test_what_ray_cannot_do_is_one_clear_line(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "slipstream.jobs.on_ray", raising=False)
+    prompts = written(tmp_path / "prompts.jsonl", PROMPTS)
+    words = ["answer", "--in", prompts, "--out", tmp_path / "out.jsonl", *arguments]
+    assert run_command(list(map(str, words))) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {said}")
+    assert not (tmp_path / "out.jsonl.parts").exists()
+
+
+def test_ray_and_torchrun_are_not_mixed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    prompts = written(tmp_path / "prompts.jsonl", PROMPTS)
+    assert run_command(["answer", "--ray", "--in", str(prompts), "--out", str(tmp_path / "out.jsonl")]) == 2
+    assert "--ray starts workers itself" in capsys.readouterr().err

@@ -10,13 +10,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from slipstream.bench.entrants import Entrant, ExactEntrants, default_entrants, load_entrants
 from slipstream.bench.hub_tasks import HubTask, fetch_questions, keep_questions, kept_questions, parse_tasks, prompts_of
 from slipstream.bench.peers import PEERS
 from slipstream.bench.record import write_record
-from slipstream.bench.run_folder import check_same, holds_run
+from slipstream.bench.run_folder import LOCK_FILE, check_same, holds_run
 from slipstream.bench.runner import BenchRun
 from slipstream.bench.settings import PLAIN, BenchOptions, BenchSettings, EntrantSpec
+from slipstream.bench.shards import join
 from slipstream.bench.spec_bench import write_answers
 from slipstream.bench.tasks import load_tasks, questions_hash
 from slipstream.errors import InputError, unknown_choice
@@ -29,6 +32,7 @@ from slipstream.records.run_files import JOURNAL_FILE, SPEC_BENCH_FOLDER
 from slipstream.records.schema import Record
 from slipstream.runtime.executor import make_executor
 from slipstream.runtime.threads import check_threads
+from slipstream.share import ALONE, Share
 from slipstream.target.dtypes import resolve_dtype
 
 Load = Callable[..., Model]
@@ -40,7 +44,9 @@ class Request:
     """What the user asked for."""
 
     folder: Path
+    """Where this process runs."""
     model: str
+    share: Share = ALONE
     methods: Sequence[str] = ()
     """As `EntrantSpec.parse` reads them; none: all that can run."""
     drafts: Sequence[str] = ()
@@ -89,7 +95,7 @@ def assemble(request: Request, load: Load, tell: Callable[[str], None]) -> Assem
     plain = load(request.model, PLAIN, **request.loading)
     if named is None:
         settings = replace(settings, entrants=tuple(default_entrants(plain.target.hash, artefacts, request.peers)))
-    bench = BenchRun(request.folder, plain, request.model, settings, tasks, resume=request.resume)
+    bench = BenchRun(request.folder, plain, request.model, settings, tasks, share=request.share, resume=request.resume)
     for one, text in questions.items():
         keep_questions(request.folder, one, text)
 
@@ -106,6 +112,12 @@ def finish(folder: Path) -> Record:
     record = write_record(folder)
     write_answers(folder / SPEC_BENCH_FOLDER, read_answers(folder / JOURNAL_FILE), record.run.model)
     return record
+
+
+def finish_shared(folder: Path, world_size: int) -> Record | None:
+    """As `finish`, of a run that several processes share; None if some are not done."""
+    with FileLock(folder / LOCK_FILE):
+        return finish(folder) if join(folder, world_size) else None
 
 
 def with_plain(specs: Sequence[EntrantSpec]) -> list[EntrantSpec]:

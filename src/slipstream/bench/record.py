@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from itertools import zip_longest
+from itertools import combinations, zip_longest
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -103,15 +103,18 @@ def write_record(folder: Path) -> Record:
 
 
 def build_record(*folders: Path) -> Record:
-    """The record of a run, or of several that differ in their tasks only, such as one for each machine of a kind."""
+    """The record of a run, or of several that differ in their tasks only, such as one for each machine of a kind.
+
+    Shares of one run, as several processes made them, are such runs too.
+    """
     runs = [read_run(folder) for folder in folders]
     first = runs[0]
-    _check_alike(folders, runs)
+    check_alike(folders, runs)
     answers = [one for folder in folders for one in read_answers(folder / JOURNAL_FILE)]
     journals = [Journal(folder / JOURNAL_FILE) for folder in folders]
     settings = first["settings"]
     known = list(TASKS)
-    tasks = [task for run in runs for task in run["settings"]["tasks"]]
+    tasks = list(dict.fromkeys(task for run in runs for task in run["settings"]["tasks"]))
     tasks.sort(key=lambda task: known.index(task) if task in known else len(known))
     num_prompts = sum(sum(run["num_prompts"].values()) for run in runs)
     num_done = sum(len(journal.done) for journal in journals)
@@ -130,7 +133,7 @@ def build_record(*folders: Path) -> Record:
     return Record(
         run=Setup(**run),
         wall_s=round(sum(journal.wall_s for journal in journals), 1),
-        complete=num_done == num_prompts,
+        complete=num_done == num_prompts and _are_whole(runs),
         num_prompts_done=num_done,
         num_prompts=num_prompts,
         tasks={task: _task(answers, task) for task in tasks},
@@ -153,19 +156,41 @@ _PROVENANCE = (
 _FAULT = ("entrant", "temperature", "task", "prompt_id", "turn", "sample", "first_difference", "verdict")
 
 
-def _check_alike(folders: Sequence[Path], runs: Sequence[Mapping[str, Any]]) -> None:
-    """Several runs make one record only if they differ in nothing but their questions."""
+def check_alike(folders: Sequence[Path], runs: Sequence[Mapping[str, Any]]) -> None:
+    """Several runs make one record only if they differ in nothing but their questions. Raises ArtifactError."""
 
     def decisive(run: Mapping[str, Any]) -> dict[str, Any]:
         settings = {k: v for k, v in run["settings"].items() if k not in ("tasks", "questions_hash", "data")}
-        return {**{name: run[name] for name in _PROVENANCE if name not in ("command", "date")}, **settings}
+        which = {name: run[name] for name in _PROVENANCE if name not in ("command", "date")}
+        return {**which, "device": run["device"].partition(":")[0], **settings}
 
     for folder, run in zip(folders[1:], runs[1:], strict=True):
         here, there = decisive(runs[0]), decisive(run)
         if differing := next((name for name in here if here[name] != there.get(name)), None):
             raise ArtifactError(f"{folder} and {folders[0]} differ in {differing}; they cannot be one record")
-        if doubled := set(run["settings"]["tasks"]) & set(runs[0]["settings"]["tasks"]):
-            raise ArtifactError(f"{folder} and {folders[0]} both hold task {min(doubled)!r}; give each task once")
+    for (one, first), (other, second) in combinations(zip(folders, runs, strict=True), 2):
+        doubled = set(first["settings"]["tasks"]) & set(second["settings"]["tasks"])
+        if doubled and not _are_shares_of_one(first, second):
+            raise ArtifactError(f"{other} and {one} both hold task {min(doubled)!r}; give each task once")
+
+
+def _are_shares_of_one(run: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two processes made them, of those that shared a run."""
+    (rank, size), (other_rank, other_size) = _share(run), _share(other)
+    same = run["settings"]["questions_hash"] == other["settings"]["questions_hash"]
+    return same and size == other_size and rank != other_rank
+
+
+def _are_whole(runs: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether no process's share is missing."""
+    num_shares = Counter((run["settings"]["questions_hash"], _share(run)[1]) for run in runs)
+    return all(number >= size for (_, size), number in num_shares.items())
+
+
+def _share(run: Mapping[str, Any]) -> tuple[int, int]:
+    """Rank and number of processes."""
+    rank, size = run.get("share", (0, 1))
+    return rank, size
 
 
 def _grouped(answers: Iterable[Answer], tasks: Sequence[str]) -> dict[tuple[str, str, float], Tally]:

@@ -21,6 +21,7 @@ from slipstream.bench.comparison import first_difference
 from slipstream.bench.entrants import Entrant, ExactEntrants, Reply
 from slipstream.bench.run_folder import check_same, holds_run
 from slipstream.bench.settings import PLAIN, BenchSettings
+from slipstream.bench.shards import share_of_tasks
 from slipstream.bench.tasks import in_turns
 from slipstream.bench.tree_picture import pictured
 from slipstream.bench.tree_statistics import TreeTally
@@ -29,11 +30,12 @@ from slipstream.errors import InputError
 from slipstream.model import Model
 from slipstream.prompts import Prompt
 from slipstream.records.journal import Journal, answer_line
-from slipstream.records.machine import provenance
+from slipstream.records.machine import provenance, shown_command
 from slipstream.records.run_files import JOURNAL_FILE, SETTINGS_FILE, read_run, write_json
 from slipstream.records.schema import Answer, CycleMs, Picture, TreeCounts
 from slipstream.records.shapes import read_shape
 from slipstream.runtime.kept_costs import KeptCosts
+from slipstream.share import ALONE, Share
 
 _HOW = ("dtype", "device", "runtime", "threads")
 _WARM_UP_TOKENS = 8
@@ -90,9 +92,11 @@ class BenchRun:
         settings: BenchSettings,
         tasks: Mapping[str, Sequence[Prompt]],
         *,
+        share: Share = ALONE,
         resume: bool = False,
     ) -> None:
-        """plain: the target with plain decoding. model: what the user calls it. resume: go on in a folder of a run.
+        """plain: the target with plain decoding. model: what the user calls it. tasks: of all processes together.
+        share: this one's. resume: go on in a folder of a run.
 
         Raises InputError for a folder that is in use without `resume`, ArtifactError for one of another run.
         """
@@ -102,8 +106,9 @@ class BenchRun:
                 f"max_new_tokens is {settings.max_new_tokens}, but the model's context is {context}; ask for fewer"
             )
         self.folder, self.plain, self.settings = folder, plain, settings
-        self.prompts = list(in_turns(tasks))
-        self._run = _described_run(plain, model, settings, tasks)
+        mine = share_of_tasks(tasks, share)
+        self.prompts = list(in_turns(mine))
+        self._run = {**_described_run(plain, model, settings, mine), **_described_share(share)}
         self._prepare(resume)
         self._journal = Journal(folder / JOURNAL_FILE)
         self._first = {(prompts[0].kind, prompts[0].id) for prompts in tasks.values()}
@@ -338,6 +343,14 @@ def _described_run(
         "num_prompts": {name: len(prompts) for name, prompts in tasks.items()},
         "num_turns": {name: sum(len(one.turns) for one in prompts) for name, prompts in tasks.items()},
     }
+
+
+def _described_share(share: Share) -> dict[str, Any]:
+    """Nothing if the process is alone."""
+    if share.world_size == 1:
+        return {}
+    command = f"RANK={share.rank} WORLD_SIZE={share.world_size} {shown_command(sys.argv)}"
+    return {"share": [share.rank, share.world_size], "command": command}
 
 
 def _num_turns(prompts: Sequence[Prompt]) -> int:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from slipstream.cli import options
 from slipstream.cli.answering import note
@@ -17,13 +18,33 @@ from slipstream.cli.from_settings import options_from_settings
 from slipstream.cli.loading import load
 from slipstream.cli.options import given, parse_further
 from slipstream.cli.outputs import check_out_file
-from slipstream.errors import SlipstreamError
+from slipstream.errors import InputError, SlipstreamError
+from slipstream.share import ALONE, Share
 
 if TYPE_CHECKING:
-    from slipstream.jobs.job import Share
+    from slipstream import Model
+    from slipstream.jobs.job import Done, Report
+    from slipstream.jobs.prompts import Row
 
+    Load = Callable[[], Model]
+    Describe = Callable[[Model], dict[str, Any]]
+
+SHARING = "Workers"
 _NOTES = 10
 """Lines of progress where there is no terminal."""
+_ANY_CLUSTER = "any"
+"""What `--ray` stands for without an address."""
+
+
+class OptionalAddress(TyperCommand):
+    """A command whose `--ray` may stand without a value, which typer has no word for."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """With the address left out filled in."""
+        filled: list[str] = []
+        for word, after in zip(args, [*args[1:], "-"], strict=True):
+            filled += [word, _ANY_CLUSTER] if word == "--ray" and after.startswith("-") else [word]
+        return super().parse_args(ctx, filled)
 
 
 @options_from_settings()
@@ -47,6 +68,26 @@ def answer(
             help="Answers as JSON lines, in the order of the prompts. What is done lies in FILE.parts until all are.",
         ),
     ],
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="[ADDRESS]",
+            rich_help_panel=SHARING,
+            help="Share the work on a Ray cluster, one worker a GPU. Without an address: the cluster that runs here or "
+            "that RAY_ADDRESS names, else this machine alone.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            metavar="N",
+            min=1,
+            rich_help_panel=SHARING,
+            help="With --ray: how many. Default: one a GPU; without GPUs one a machine.",
+        ),
+    ] = None,
     model: options.Model = "tiny",
     drafter: options.Method = "auto",
     max_new_tokens: options.MaxNewTokens = None,
@@ -72,15 +113,19 @@ def answer(
 
     Under torchrun or accelerate launch every process answers its share, each on its own GPU, and the last one writes
     the file. It holds the same bytes however many processes there were, as far as the note in FILE.job.json says.
+    With --ray one process hands the rows to workers of a Ray cluster, and writes down what they answer; a worker that
+    dies is replaced.
 
     Exit code 1 if a row could not be answered; its line says why.
 
     Example: slipstream answer -m Qwen/Qwen3-0.6B --in prompts.jsonl --out answers.jsonl -n 256
     """
-    from slipstream.jobs.job import Share, answer_all, header
+    from slipstream.jobs.job import header
     from slipstream.jobs.prompts import read_rows
 
-    share, rows = Share.from_environment(), read_rows(prompts)
+    share = Share.from_environment()
+    _check_sharing(share, ray, workers, loading.device)
+    rows = read_rows(prompts)
     method = given(verification=verification, **asdict(drafting))
     settings = given(
         max_new_tokens=max_new_tokens,
@@ -91,11 +136,13 @@ def answer(
         repetition_penalty=repetition_penalty,
         stop=stop or None,
     )
-    loading = replace(loading, device=loading.device or _own_gpu(share))
-    loaded = load(model, drafter, option, **method, **asdict(loading), keep=0)
-    head = header(loaded, model, {**method, **parse_further(option)}, settings, seed)
-    with _progress(share) as report:
-        done = answer_all(loaded, rows, out, head, share=share, report=report)
+    placed = replace(loading, device=loading.device or share.own_gpu())
+    begin = partial(load, model, drafter, option, **method, **asdict(placed), keep=0)
+    describe = partial(header, name=model, options={**method, **parse_further(option)}, settings=settings, seed=seed)
+    if ray:
+        done, head = _on_ray(ray, begin, describe, rows, out, workers, loading.device)
+    else:
+        done, head = _here(begin, describe, rows, out, share)
     if not done.complete:
         note(f"process {share.rank} of {share.world_size} is done; others are not: the last one writes {out}")
         return
@@ -104,15 +151,58 @@ def answer(
         raise SlipstreamError(f"{done.num_failed} of {len(rows)} rows could not be answered; their lines say why")
 
 
-def _own_gpu(share: Share) -> str | None:
-    """The GPU of this process among several, where there are any."""
-    from torch import cuda
+Result = tuple["Done", dict[str, Any]]
+"""What a run of the job came to, and the job's header."""
 
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if share.world_size > 1 and cuda.is_available() else None
+
+def _here(loading: Load, describe: Describe, rows: Sequence[Row], out: Path, share: Share) -> Result:
+    """By this process, which may be one of several."""
+    from slipstream.jobs.job import answer_all
+
+    loaded = loading()
+    head = describe(loaded)
+    with _progress(share) as report:
+        return answer_all(loaded, rows, out, head, share=share, report=report), head
+
+
+def _on_ray(
+    address: str,
+    loading: Load,
+    describe: Describe,
+    rows: Sequence[Row],
+    out: Path,
+    workers: int | None,
+    device: str | None,
+) -> Result:
+    """By workers of a cluster."""
+    from slipstream.jobs.on_ray import Job, answer_all
+
+    with _progress(ALONE) as report:
+        return answer_all(
+            Job(loading, describe, Path.cwd()),
+            rows,
+            out,
+            address=None if address == _ANY_CLUSTER else address,
+            num_workers=workers,
+            on_gpus=device != "cpu",
+            report=report,
+        )
+
+
+def _check_sharing(share: Share, ray: str | None, workers: int | None, device: str | None) -> None:
+    """Raise InputError for options of `--ray` that contradict each other or the environment."""
+    if ray is None:
+        if workers is not None:
+            raise InputError("--workers is about --ray; add that, or leave it out")
+        return
+    if share.world_size > 1:
+        raise InputError("--ray starts workers itself; leave it out, or torchrun and accelerate launch")
+    if device not in (None, "cpu", "cuda"):
+        raise InputError(f"--device is {device}, but with --ray each worker has a GPU of its own; give cuda or cpu")
 
 
 @contextmanager
-def _progress(share: Share) -> Iterator[Callable[[int, int], None]]:
+def _progress(share: Share) -> Iterator[Report]:
     """A bar on stderr, of the first process; a few lines where there is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn

@@ -99,7 +99,7 @@ def root(
 
 app.command()(generate.generate)
 app.command()(chat.chat)
-app.command()(answer.answer)
+app.command(cls=answer.OptionalAddress)(answer.answer)
 app.command()(demo.demo)
 app.command()(methods.methods)
 app.command()(serve.serve)

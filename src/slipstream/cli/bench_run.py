@@ -18,6 +18,7 @@ from slipstream.cli.answering import note
 from slipstream.cli.from_settings import options_from_settings
 from slipstream.cli.outputs import check_out_folder
 from slipstream.errors import InputError, LosslessnessError
+from slipstream.share import Share
 
 if TYPE_CHECKING:
     from slipstream.bench.assembly import Request
@@ -119,7 +120,8 @@ def run(
 
     All answer a question before any sees the next, in turns, on one loaded model. The folder then holds every answer
     (`answers.jsonl`, and in Spec-Bench's layout), the figures (`record.json`) and a page to look at (`report.html`).
-    A run that was killed loses at most one prompt: go on with `--resume`.
+    A run that was killed loses at most one prompt: go on with `--resume`. Under torchrun or accelerate launch every
+    process answers its share of each task, each on its own GPU, and the last one joins them.
 
     Exit code 1 if an answer differs from plain decoding in float64 too.
 
@@ -127,12 +129,15 @@ def run(
     """
     from slipstream.bench.assembly import Request
     from slipstream.bench.run_folder import hold
+    from slipstream.bench.shards import shard_folder
 
     if report:
         _check_plots()
+    share = Share.from_environment()
     folder = out or Path("runs") / f"bench-{_slug(model)}"
     request = Request(
-        folder=folder,
+        folder=shard_folder(folder, share),
+        share=share,
         model=model,
         methods=method or (),
         drafts=drafts or (),
@@ -141,11 +146,14 @@ def run(
         datasets=datasets or (),
         tasks=tasks,
         resume=resume,
-        loading=asdict(loading),
+        loading={**asdict(loading), "device": loading.device or share.own_gpu()},
         options=answering,
     )
-    with hold(folder):
-        record = _carry_out(request)
+    with hold(request.folder):
+        record = _carry_out(request, folder)
+        if record is None:
+            note(f"process {share.rank} of {share.world_size} is done; others are not: the last one writes {folder}")
+            return
         if report:
             _write_report(record, folder)
     note(f"{folder}: record.json, answers.jsonl, spec-bench/" + (", report.html" if report else ""))
@@ -153,9 +161,12 @@ def run(
     _raise_on_fault(record)
 
 
-def _carry_out(request: Request) -> Record:
-    """Do the run under a progress bar; returns its record. An interrupted one leaves a record, too."""
-    from slipstream.bench.assembly import assemble, finish
+def _carry_out(request: Request, whole: Path) -> Record | None:
+    """Do the run under a progress bar; returns its record, None where other processes are not done with their shares.
+
+    whole: the folder of all processes together. An interrupted run leaves a record, too.
+    """
+    from slipstream.bench.assembly import assemble, finish, finish_shared
     from slipstream.cli.loading import load
 
     run = assemble(request, load, note)
@@ -169,7 +180,8 @@ def _carry_out(request: Request) -> Record:
             finish(request.folder)
         note(f"{bench.num_done} of {len(bench.prompts)} prompts are done; go on with --resume")
         raise
-    return finish(request.folder)
+    size = request.share.world_size
+    return finish(whole) if size == 1 else finish_shared(whole, size)
 
 
 def _write_report(record: Record, folder: Path) -> None:

@@ -9,8 +9,7 @@ of other sizes round differently. The header says which it is.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,12 @@ from slipstream.errors import InputError
 from slipstream.jobs.parts import Parts
 from slipstream.jobs.prompts import Row, rows_hash
 from slipstream.model import Model
+from slipstream.share import ALONE, Share
+
+Answers = Callable[[Sequence[Row]], Iterator[dict[str, Any]]]
+"""Answers rows, in any order; what it yields goes into the file."""
+Report = Callable[[int, int], None]
+"""Told how many rows of the share are done, and how many there are."""
 
 EXACT = "answers do not depend on which process gave them, nor on when"
 ROUNDED = (
@@ -33,32 +38,6 @@ COMPILED = (
     "layers are compiled beside the first passes, and compiled ones round differently: run again, an answer may "
     "differ; float64 or --runtime eager rule that out"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """Which part of a job a process does."""
-
-    rank: int = 0
-    world_size: int = 1
-
-    @classmethod
-    def from_environment(cls) -> Share:
-        """As torchrun and `accelerate launch` say it. Raises InputError for what they would not say."""
-        names = ("RANK", "WORLD_SIZE")
-        try:
-            rank, size = (int(os.environ.get(name, default)) for name, default in zip(names, (0, 1), strict=True))
-        except ValueError:
-            raise InputError(
-                f"RANK and WORLD_SIZE are {[os.environ.get(one) for one in names]}; give numbers"
-            ) from None
-        if not 0 <= rank < size:
-            raise InputError(f"RANK is {rank} and WORLD_SIZE {size}; the rank must lie from 0 to {size - 1}")
-        return cls(rank, size)
-
-    def of(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """Its rows."""
-        return rows[self.rank :: self.world_size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,28 +86,45 @@ def answer_all(
     out: Path,
     header: Mapping[str, Any],
     *,
-    share: Share = Share(),
-    report: Callable[[int, int], None] = lambda num_done, num_rows: None,
+    share: Share = ALONE,
+    report: Report = lambda num_done, num_rows: None,
 ) -> Done:
     """Answer a process's share of the rows and join all parts if they are complete.
 
-    header: see `header`; its settings and seed are those of generation. report: told how many rows of the share are
-    done. Raises InputError where `out` belongs to another job.
+    header: see `header`; its settings and seed are those of generation. Raises InputError where `out` belongs to
+    another job.
     """
+
+    def answers(left: Sequence[Row]) -> Iterator[dict[str, Any]]:
+        return (answer(model, row, header) for row in left)
+
+    return carry_out(answers, rows, out, header, share=share, report=report)
+
+
+def carry_out(
+    answers: Answers,
+    rows: Sequence[Row],
+    out: Path,
+    header: Mapping[str, Any],
+    *,
+    share: Share = ALONE,
+    report: Report = lambda num_done, num_rows: None,
+) -> Done:
+    """As `answer_all`, whoever answers the rows."""
     parts = Parts(out, {**header, "prompts": rows_hash(rows), "num_prompts": len(rows)})
     if parts.begin():
         return Done(0, _num_failed(out), True)
     mine, there = share.of(rows), parts.done()
     left = [row for row in mine if row.id not in there]
     with parts.writing(share.rank, share.world_size) as part:
-        for number, row in enumerate(left, 1):
-            part.add(_answer(model, row, header))
+        for number, found in enumerate(answers(left), 1):
+            part.add(found)
             report(len(mine) - len(left) + number, len(mine))
     complete = parts.join([row.id for row in rows])
     return Done(len(left), _num_failed(out) if complete else 0, complete)
 
 
-def _answer(model: Model, row: Row, header: Mapping[str, Any]) -> dict[str, Any]:
+def answer(model: Model, row: Row, header: Mapping[str, Any]) -> dict[str, Any]:
     """The answer to a row, or why there is none."""
     seed = row.seed(header["seed"])
     try:

@@ -59,6 +59,11 @@ def read_answers(path: Path) -> Iterator[Answer]:
         yield read_shape(Answer, line, f"{path}, answer {number}")
 
 
+def num_finished(path: Path) -> int:
+    """How many prompts are finished, without a change to the file: a run may be at it."""
+    return sum(_DONE in line for _, line in _lines(path)) if path.is_file() else 0
+
+
 def answer_line(answer: Answer) -> dict[str, Any]:
     """An answer as the journal has it; `trees` and `picture` only where there are some."""
     line = asdict(answer)
