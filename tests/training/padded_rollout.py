@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from slipstream.drafting.packing import rollout_mask
-from slipstream.methods.eagle.head import EagleHead, additive_mask
+from slipstream.methods.eagle.head import EagleHead
+from slipstream.target.masks import additive
 from slipstream.target.target import Target
 
 
@@ -36,7 +37,7 @@ def padded_losses(
     cache = DynamicCache()
     parts = []
     for step in range(steps):
-        mask = additive_mask(rollout_mask(true.shape[1], true.shape[1], step, ids.device), head.dtype)
+        mask = additive(rollout_mask(true.shape[1], true.shape[1], step, ids.device)[None], head.dtype)
         predicted = head(embeddings, fed, positions[None].expand(ids.shape[0], -1), mask, cache)
         rows = counted & (positions >= step)
         p = target.head(true[rows][None])[0].softmax(dim=-1)

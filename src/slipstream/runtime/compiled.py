@@ -1,8 +1,8 @@
 """Compiled passes on a CPU: each layer is compiled by PyTorch's inductor, the weights are packed once.
 
 What is compiled is a layer, not a model: one graph serves all layers that are alike, in the target, in its shadows for
-skip sets and features, and in a draft model. So a size takes a second or two to compile and holds no weights. Whether
-layers are alike is read off their graphs; parameters, keys and values are inputs of these.
+skip sets and features, in a draft model and in a draft head. So a size takes a second or two to compile and holds no
+weights. Whether layers are alike is read off their graphs; parameters, keys and values are inputs of these.
 
 A pass runs eagerly until its layers are compiled, which happens in a thread beside it, and for good where they cannot
 be: a layer that reads anything on the host but its arguments, and families that `Executor` names as exceptions.
@@ -27,7 +27,7 @@ from slipstream.runtime.buckets import Buckets
 from slipstream.runtime.packed import PackedWeights
 from slipstream.target.attention import with_grouped_attention
 from slipstream.target.cache import KVCache
-from slipstream.target.passes import Executor, PassFunction, PassInputs, PassKey, Result, TargetOutput
+from slipstream.target.passes import Executor, Inputs, Output, PassFunction, PassKey, Result
 from slipstream.target.shadow import Change, Forward, shadow
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class CompiledPasses(Executor):
     def context(self, slots: int) -> int:
         return self._buckets.fit_context(slots)
 
-    def run(self, key: PassKey, function: PassFunction, inputs: PassInputs, cache: KVCache) -> TargetOutput:
+    def run(self, key: PassKey, function: PassFunction[Inputs, Output], inputs: Inputs, cache: KVCache) -> Output:
         many = key.batch > 1 or key.rows > self._buckets.rows[-1]
         if many or not all(layer.is_initialized for layer in cache.layers):
             return function(inputs, cache)

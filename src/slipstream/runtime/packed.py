@@ -102,7 +102,7 @@ def _matches_unpacked() -> bool:
 def _run_packed(own: Forward) -> Forward:
     linear: Any = own.__self__  # type: ignore[attr-defined]
     run = _operator()
-    return lambda rows: run(rows, linear.weight, linear.bias)
+    return lambda rows: own(rows) if rows.requires_grad else run(rows, linear.weight, linear.bias)
 
 
 @functools.cache

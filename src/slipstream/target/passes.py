@@ -17,6 +17,8 @@ from slipstream.target.cache import KVCache
 from slipstream.target.features import Features
 
 Result = TypeVar("Result")
+Inputs = TypeVar("Inputs")
+Output = TypeVar("Output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ class PassKey(NamedTuple):
     """What the work of a pass depends on: passes of one key differ in nothing but the numbers in their tensors."""
 
     model: nn.Module
-    """What is run: the model, or a shadow that leaves sub-layers out or keeps features. Compared by identity."""
+    """What is run: the model, a shadow that leaves sub-layers out or keeps features, a draft head. Compared by
+    identity."""
     features: Features
     batch: int
     rows: int
@@ -60,8 +63,9 @@ class PassKey(NamedTuple):
         return cls(model, features, batch, rows, cache.context, inputs.logits_row is None)
 
 
-PassFunction = Callable[[PassInputs, KVCache], TargetOutput]
-"""Runs a pass. It reads the inputs' tensors and the cache, writes the cache's slots, and does nothing else."""
+PassFunction = Callable[[Inputs, KVCache], Output]
+"""Runs a pass: of the target from `PassInputs` to a `TargetOutput`, of a draft head from inputs of its own. It reads
+the inputs' tensors and the cache, writes the cache's slots, and does nothing else."""
 
 
 class Executor:
@@ -71,7 +75,7 @@ class Executor:
 
     - `PassKey` tells apart what compilers do not guard: for another skip set, or other features, another module is run.
       So hooks and patched forwards need no guards.
-    - From pass to pass only numbers in tensors change: those of `PassInputs`, and keys and values in the cache. Rows
+    - From pass to pass only numbers in tensors change: those of the inputs, and keys and values in the cache. Rows
       are written where `KVCache.places` says, a view of the inputs' slots; an executor with buffers of its own sets it.
       How far rows read is `PassKey.context`. Two families are exceptions, and are to be run eagerly: Llama 4 scales
       queries by `KVCache.get_seq_length` (`Family.query_step`), and a rolling RoPE compares positions on the host
@@ -92,7 +96,7 @@ class Executor:
     """Whether a pass calls the modules inside layers, which can then be watched."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """What is run for the target's model or a shadow of it, which computes the same but for the order of sums.
+        """What is run for a model, a shadow of it, its LM head or a draft head: the same but for the order of sums.
 
         Called once for each. The model itself is never changed.
         """
@@ -106,7 +110,7 @@ class Executor:
         """Slots of the cache that a pass is to see which reads the first `slots`, at least so many."""
         return slots
 
-    def run(self, key: PassKey, function: PassFunction, inputs: PassInputs, cache: KVCache) -> TargetOutput:
+    def run(self, key: PassKey, function: PassFunction[Inputs, Output], inputs: Inputs, cache: KVCache) -> Output:
         """Run a pass. function: runs it eagerly; those of one key are equal."""
         return function(inputs, cache)
 

@@ -140,13 +140,15 @@ class Target:
         last = torch.tensor([count - 1], device=tokens.device) if last_logits_only else None
         return PassInputs(tokens, positions, cache.slots, mask, last)
 
-    def _function(self, features: Features, instead: nn.Module | None) -> tuple[nn.Module, PassFunction]:
+    def _function(
+        self, features: Features, instead: nn.Module | None
+    ) -> tuple[nn.Module, PassFunction[PassInputs, TargetOutput]]:
         """What a pass runs: a module, and how it is called."""
         if features:
             assert instead is None
             watched = self._watch(features)
             return watched.model, partial(self._run_watched, watched)
-        model = self._prepared(self._quiet if instead is None else instead)
+        model = self.prepared(self._quiet if instead is None else instead)
         return model, lambda inputs, cache: TargetOutput(self._run(model, inputs, cache), None)
 
     def forget(self) -> None:
@@ -172,7 +174,7 @@ class Target:
         lm_head: hidden states [batch, n, hidden] to [batch, n, columns], on the device where the model begins.
         """
         if self.bare_head:
-            return lambda hidden: self.upcast(lm_head(hidden))
+            return lambda hidden: self.upcast(self.prepared(lm_head)(hidden))
         change: Change = lambda own: lm_head.forward  # noqa: E731 (a type that a def cannot carry)
         whole = shadow(self._without_base, {self.model.get_output_embeddings(): change})
         return lambda hidden: self._whole_head(hidden, whole)
@@ -198,14 +200,14 @@ class Target:
 
     def _lm_head(self, hidden: Tensor) -> Tensor:
         with self._turn:
-            output: Tensor = self.model.get_output_embeddings()(hidden)
+            output: Tensor = self.prepared(self.model.get_output_embeddings())(hidden)
         return self.upcast(output).to(hidden.device)  # where the model is sharded, the LM head may be elsewhere
 
     def _whole_head(self, hidden: Tensor, without_base: nn.Module | None = None) -> Tensor:
         placeholder = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self.device)
         self._passes.hidden = _HiddenOnly(hidden)
         try:
-            model = self._without_base if without_base is None else without_base
+            model = self.prepared(self._without_base if without_base is None else without_base)
             return self.upcast(model(input_ids=placeholder, use_cache=False).logits)
         finally:
             del self._passes.hidden
@@ -216,8 +218,8 @@ class Target:
         model: nn.Module = self.model
         return shadow(model, {self.base: lambda own: lambda *args, **kwargs: self._passes.hidden})
 
-    def _prepared(self, model: nn.Module) -> nn.Module:
-        """What the executor runs for the model or a shadow of it."""
+    def prepared(self, model: nn.Module) -> nn.Module:
+        """What the executor runs for the model, a shadow of it, its LM head or a draft head."""
         if model not in self._by_model:
             prepared = self.executor.prepare(model)
             self._by_model[model] = None if prepared is model else prepared  # a value must not hold its weak key
@@ -268,7 +270,7 @@ class Target:
 
     def _watch(self, features: Features) -> WatchedModel:
         if features not in self._watched:
-            model = self._prepared(self._quiet)
+            model = self.prepared(self._quiet)
             layers = {index: self._within(model, self.layers[index]) for index in features.layers}
             self._watched[features] = WatchedModel(model, self._within(model, self.base), layers, features)
         return self._watched[features]

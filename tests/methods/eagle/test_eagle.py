@@ -22,8 +22,9 @@ from slipstream.engine.engine import Engine
 from slipstream.errors import InputError
 from slipstream.methods.eagle.checkpoint import save_head
 from slipstream.methods.eagle.drafter import EagleDrafter, EagleExpander
-from slipstream.methods.eagle.head import EagleHead, HeadSizes, additive_mask
+from slipstream.methods.eagle.head import EagleHead, HeadSizes
 from slipstream.methods.registry import METHODS, build_drafter, find_method
+from slipstream.target.masks import additive
 from slipstream.target.target import Target
 
 FAMILIES = ("llama", "qwen2", "gemma2", "mistral", "gpt2", "longrope", "gemma", "granite", "opt")
@@ -154,7 +155,7 @@ def test_cache_holds_the_accepted_tokens_only(name, targets):
     fresh = head.new_cache(target.device, None)
     fresh.begin(0, torch.arange(n))
     embeddings = target.model.get_input_embeddings()(torch.tensor(tokens[1:]))
-    mask = additive_mask(torch.ones(n, n).tril().bool(), head.dtype)
+    mask = additive(torch.ones(n, n).tril().bool()[None], head.dtype)
     with torch.inference_mode():
         head(embeddings[None], true_features(target, tokens[:-1])[None], torch.arange(n)[None], mask, fresh)
     for kept, expected in (

@@ -20,8 +20,9 @@ from slipstream.drafting.artefact_files import artefact_kind, check_kind
 from slipstream.engine.engine import Engine
 from slipstream.errors import ArtifactError, ArtifactWarning
 from slipstream.methods.eagle.checkpoint import load_head, save_head
-from slipstream.methods.eagle.head import EagleHead, HeadSizes, additive_mask
+from slipstream.methods.eagle.head import EagleHead, HeadSizes
 from slipstream.methods.registry import build_drafter
+from slipstream.target.masks import additive
 from slipstream.target.target import Target
 
 H, HEADS, HEAD_DIM, MLP, VOCAB = 32, 4, 8, 48, 64
@@ -102,7 +103,7 @@ def write(folder: Path, tensors: dict[str, torch.Tensor], file: str = "model.saf
 
 def full_pass(head: EagleHead, embeddings: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     n = embeddings.shape[0]
-    mask = additive_mask(torch.ones(n, n).tril().bool(), embeddings.dtype)
+    mask = additive(torch.ones(n, n).tril().bool()[None], embeddings.dtype)
     with torch.inference_mode():
         return head(embeddings[None], features[None], torch.arange(n)[None], mask)[0]
 

@@ -16,10 +16,11 @@ from methods.eagle3.published import DRAFTED, IDS, LAYERS, PUBLISHED, Published,
 from slipstream.core.confidence import ConfidenceScale
 from slipstream.drafting.artefact_files import artefact_kind
 from slipstream.errors import ArtifactError, ArtifactWarning, InputError
-from slipstream.methods.eagle.head import HeadSizes, additive_mask
+from slipstream.methods.eagle.head import HeadSizes
 from slipstream.methods.eagle3.checkpoint import load_head, save_head
 from slipstream.methods.eagle3.head import Eagle3Head, Eagle3Sizes, default_states
 from slipstream.methods.eagle3.layouts import OFFICIAL, SPECULATORS
+from slipstream.target.masks import additive
 from slipstream.target.target import Target
 
 PLAIN, SPECULATORS_PLAIN = PUBLISHED["SafeAILab"], PUBLISHED["speculators"]
@@ -32,7 +33,7 @@ def target() -> Target:
 
 def full_pass(head: Eagle3Head, embeddings: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     n = embeddings.shape[0]
-    mask = additive_mask(torch.ones(n, n).tril().bool(), embeddings.dtype)
+    mask = additive(torch.ones(n, n).tril().bool()[None], embeddings.dtype)
     with torch.inference_mode():
         return head(embeddings[None], features[None], torch.arange(n)[None], mask)[0]
 

@@ -15,9 +15,9 @@ from families import build
 from methods.hydra.hydra_reference import reference_head, reference_logits, reference_prefix
 from slipstream.core.confidence import ConfidenceScale
 from slipstream.errors import ArtifactError, ArtifactWarning
-from slipstream.methods.eagle.head import additive_mask
 from slipstream.methods.hydra.checkpoint import load_heads, save_heads
 from slipstream.methods.hydra.head import HydraHeads, HydraSizes, PrefixSizes
+from slipstream.target.masks import additive
 from slipstream.target.target import Target
 
 H, HEADS, KV, HEAD_DIM, MLP, VOCAB, NUM = 32, 4, 2, 8, 48, 64, 3
@@ -107,7 +107,7 @@ def test_published_heads_load_and_compute_what_the_layout_means(architecture, fi
     start = features
     with torch.inference_mode():
         if heads.prefix is not None:
-            mask = additive_mask(torch.ones(6, 6).tril().bool(), torch.float64)
+            mask = additive(torch.ones(6, 6).tril().bool()[None], torch.float64)
             start = heads.prefix(features[None], torch.arange(6)[None], mask)[0]
             theta = target.config.rope_parameters["rope_theta"]
             expected = reference_prefix(tensors, features, heads=HEADS, eps=target.config.rms_norm_eps, theta=theta)

@@ -22,8 +22,9 @@ from slipstream.drafting.draft_vocabulary import DraftVocabulary, PartialHead
 from slipstream.drafting.drafter import ModelDrafter
 from slipstream.drafting.expander import DraftLogits, Expander
 from slipstream.drafting.growth import Frontier
+from slipstream.drafting.head_passes import HeadPasses
 from slipstream.drafting.shape import Shape
-from slipstream.methods.eagle.head import EagleHead, additive_mask
+from slipstream.methods.eagle.head import EagleHead
 from slipstream.target.features import Features
 from slipstream.target.target import Target
 
@@ -44,6 +45,7 @@ class EagleDrafter(ModelDrafter):
         """Logits of these tokens, [b, n, columns], for predicted features [b, n, h]."""
         self.name = "eagle" if shape.kind == "static" else "eagle2"
         self.head, self.confidence = head, head.confidence
+        self.passes = HeadPasses(target, head, head.dtype)
         self.embed: Callable[[Tensor], Tensor] = target.model.get_input_embeddings()
 
     def expander(self, generation: Generation) -> EagleExpander:
@@ -56,6 +58,7 @@ class HeadDrafter(Protocol):
     target: Target
     shape: Shape
     head: Any
+    passes: HeadPasses
     embed: Callable[[Tensor], Tensor]
     score: Callable[[Tensor], Tensor]
     ids: Tensor | None
@@ -113,9 +116,5 @@ class EagleExpander(Expander):
 
     def _pass(self, tokens: Tensor, features: Tensor, positions: Tensor, visible: Tensor, start: int) -> Tensor:
         """The head over rows [w] written from slot `start` on, which see all committed rows and what `visible` says."""
-        self.cache.begin(start, positions)
-        prefix = torch.ones(visible.shape[0], self.cache.length, dtype=torch.bool, device=visible.device)
-        mask = additive_mask(torch.cat((prefix, visible), dim=1), self._head.dtype)  # [1, 1, w, cache.end]
-        embeddings = self._drafter.embed(tokens[None])
-        output: Tensor = self._head(embeddings, features[None], positions[None], mask, self.cache)
-        return output[0]
+        embeddings = self._drafter.embed(tokens[None])[0]  # [w, e]
+        return self._drafter.passes.run((embeddings, features), positions, visible, self.cache, start)

@@ -166,12 +166,6 @@ class EagleHead(nn.Module):
         return KVCache(1, device, limit)
 
 
-def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where a row may attend, the lowest number elsewhere. visible: [n, rows] bool. Returns [1, 1, n, rows]."""
-    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[None, None]
-
-
 def _intermediate_size(config: Any, hidden: int) -> int:
     """The target's own MLP width where it names one, else Llama's 8/3 of the hidden size."""
     for name in ("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim"):

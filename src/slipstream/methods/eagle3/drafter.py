@@ -16,6 +16,7 @@ from torch import Tensor
 
 from slipstream.drafting.base import Generation, Observed
 from slipstream.drafting.drafter import ModelDrafter
+from slipstream.drafting.head_passes import HeadPasses
 from slipstream.drafting.shape import Shape
 from slipstream.errors import InputError
 from slipstream.methods.eagle.drafter import EagleExpander
@@ -58,8 +59,11 @@ class Eagle3Drafter(ModelDrafter):
         super().__init__(target, shape)
         self.head, self.confidence, self.ids = head, head.confidence, head.ids
         self.features = Features(layers=head.sizes.states)
+        self.passes = HeadPasses(target, head, head.dtype)
         self.embed: Callable[[Tensor], Tensor] = head.embedder(target)
-        lm_head = head.scorer(target)
+        as_run: Any = target.prepared(head)
+        self.fuse: Callable[[Tensor], Tensor] = as_run.fuse
+        lm_head = as_run.scorer(target)
         self.score: Callable[[Tensor], Tensor] = lambda output: lm_head(head.before_lm_head(output))
         """Logits of the draft vocabulary, [b, n, columns], for outputs of the head [b, n, h]."""
 
@@ -77,8 +81,12 @@ class Eagle3Drafter(ModelDrafter):
 class Eagle3Expander(EagleExpander):
     """The head at work on one generation."""
 
+    def __init__(self, drafter: Eagle3Drafter, generation: Generation) -> None:
+        super().__init__(drafter, generation)
+        self._fuse = drafter.fuse
+
     def catch_up(self, observed: Observed) -> None:
         """Take the hidden states of committed tokens, fused; a prompt's go through the head at once, but the last."""
         assert observed.features is not None
-        fused = self._head.fuse(observed.features.to(self._target.device))
+        fused = self._fuse(observed.features.to(self._target.device))
         super().catch_up(replace(observed, features=fused))

@@ -16,6 +16,8 @@ paper, which takes tokens that the target would not have sampled, changes the di
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,8 +25,8 @@ from slipstream.drafting.base import Generation, Observed
 from slipstream.drafting.drafter import ModelDrafter, fit_to_heads
 from slipstream.drafting.expander import DraftLogits, Expander
 from slipstream.drafting.growth import Frontier
+from slipstream.drafting.head_passes import HeadPasses
 from slipstream.drafting.shape import Shape
-from slipstream.methods.eagle.head import additive_mask
 from slipstream.methods.hydra.head import HydraHeads
 from slipstream.target.features import Features
 from slipstream.target.target import Target
@@ -41,6 +43,8 @@ class HydraDrafter(ModelDrafter):
         """
         super().__init__(target, fit_to_heads(shape, heads.sizes.num_heads))
         self.heads, self.confidence = heads, heads.confidence
+        self.as_run: Any = target.prepared(heads)
+        self.prefix_passes = None if heads.prefix is None else HeadPasses(target, heads.prefix, heads.dtype)
         self.embed = target.model.get_input_embeddings()
         offset = heads.sizes.feature_offset
         self.features = Features(layers=(target.num_layers - offset,)) if offset else Features(last_hidden=True)
@@ -53,8 +57,9 @@ class HydraExpander(Expander):
     """The heads at work on one generation."""
 
     def __init__(self, drafter: HydraDrafter) -> None:
-        self._heads, self._target, self._embed = drafter.heads, drafter.target, drafter.embed
-        self._prefix = None if drafter.heads.prefix is None else _PrefixRows(drafter.heads, drafter.target)
+        self._heads, self._target, self._embed = drafter.as_run, drafter.target, drafter.embed
+        passes = drafter.prefix_passes
+        self._prefix = None if passes is None else _PrefixRows(drafter.heads, drafter.target, passes)
         self._feature: Tensor | None = None  # [1, h] of the token before the root
         self._inputs: Tensor  # [w, h + depth * e] what the head of the last level run saw of each of its rows
 
@@ -86,9 +91,8 @@ class HydraExpander(Expander):
 class _PrefixRows:
     """The prefix layer's rows of one generation: row t is made from the feature of token t, at position t."""
 
-    def __init__(self, heads: HydraHeads, target: Target) -> None:
-        assert heads.prefix is not None
-        self._layer, self._target, self._dtype = heads.prefix, target, heads.dtype
+    def __init__(self, heads: HydraHeads, target: Target, passes: HeadPasses) -> None:
+        self._target, self._passes = target, passes
         self.cache = heads.new_cache(target.device, target.context_length)
         self._pending: Tensor | None = None  # [m, h] features of committed tokens whose rows are still to be run
         self._newest: Tensor  # [1, h] the layer's output at the last row run
@@ -105,10 +109,7 @@ class _PrefixRows:
             features, self._pending = self._pending, None
             first, count = self.cache.length, features.shape[0]
             positions = torch.arange(first, first + count, device=features.device)
-            self.cache.begin(first, positions)
-            prefix = torch.ones(count, first, dtype=torch.bool, device=features.device)
-            mask = additive_mask(torch.cat((prefix, self._target.causal(count)), dim=1), self._dtype)
-            output = self._layer(features[None], positions[None], mask, self.cache)
+            output = self._passes.run((features,), positions, self._target.causal(count), self.cache, first)
             self.cache.commit(None, count)
-            self._newest = output[0, -1:]
+            self._newest = output[-1:]
         return self._newest

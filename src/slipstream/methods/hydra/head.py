@@ -160,12 +160,13 @@ class PrefixLayer(nn.Module):
         )
         self.layers = nn.ModuleList([LlamaDecoderLayer(config, layer_idx=0)])
         self.norm = LlamaRMSNorm(hidden_size, eps=sizes.rms_norm_eps)
-        self._config = config
+        self.config = config
+        """The layer's."""
         self.renew_rotary()
 
     def renew_rotary(self) -> None:
         """Make the rotary embedding, which no checkpoint holds, as layers that were laid out without memory need."""
-        self.rotary = LlamaRotaryEmbedding(self._config)
+        self.rotary = LlamaRotaryEmbedding(self.config)
 
     def forward(
         self,
