@@ -37,7 +37,9 @@ from slipstream.methods.registry import build_drafter, find_method
 from slipstream.output import Output, Stats
 from slipstream.plain_speed import PlainSpeed
 from slipstream.prompt_ids import given_ids
+from slipstream.runtime.decisions import agree
 from slipstream.runtime.executor import check_runtime, make_executor
+from slipstream.runtime.heartbeat import for_life, one_line
 from slipstream.runtime.threads import check_threads, check_waiting, settle_threads
 from slipstream.skipping.library import is_name
 from slipstream.skipping.skip_set import SkipSet
@@ -45,6 +47,7 @@ from slipstream.target.adapters import unwrapped
 from slipstream.target.dtypes import resolve_dtype, rounding_note
 from slipstream.target.loading import find_tokenizer, load_model, load_tokenizer, resolve_device
 from slipstream.target.probe import probe
+from slipstream.target.sharding import is_sharded, share
 from slipstream.target.target import Target
 from slipstream.text import AnswerText, decode
 
@@ -77,6 +80,7 @@ def load(
     runtime: str = "auto",
     keep: int = 1,
     threads: int | Literal["auto"] | None = None,
+    tp_size: int | None = None,
     **options: Any,
 ) -> Model:
     """Load a target and a drafter for it.
@@ -100,6 +104,8 @@ def load(
     alone is run; 0: none. `Model.forget` lets go of them.
     threads: of PyTorch on a CPU, in the whole process; "auto": what suits the model, as the commands choose; None: as
     many as PyTorch has.
+    tp_size: processes that share the target's weights (tensor parallelism), started by torchrun; each runs the same
+    program and gets the same answers (docs/tensor-parallel.md).
 
     Raises InputError, ArtifactError for what cannot be loaded, UnsupportedTargetError for a model whose draft trees
     would not be verified exactly.
@@ -112,21 +118,46 @@ def load(
     executor = make_executor(sizes, runtime)
     find_method(drafter, given)  # before minutes may go into loading the target
     _read_skip_set(given)
+    if tp_size is not None and executor.name != "eager":
+        raise InputError(f"runtime={runtime!r} runs no sharded target; use runtime='eager' with tp_size")
     if isinstance(model, str | Path):
-        loaded = load_model(model, dtype=dtype, device=device, attention=attention)
+        loaded = load_model(model, dtype=dtype, device=device, attention=attention, tp_size=tp_size)
         tokenizer = find_tokenizer(model) if tokenizer is None else tokenizer
     else:
         loaded = unwrapped(model)
         _refuse_moving(loaded, dtype, device, attention)
+        if tp_size is not None:
+            raise InputError("tp_size was asked for a loaded model; give its name or folder, or load it sharded")
     if isinstance(tokenizer, str | Path):
         tokenizer = load_tokenizer(tokenizer)
+    if is_sharded(loaded):
+        share()
+        for_life()
     target = Target(loaded, executor)
+    with one_line():
+        return _ready(target, drafter, given, tokenizer, verification, prefill_chunk, keep, runtime, threads)
+
+
+def _ready(
+    target: Target,
+    drafter: str,
+    options: dict[str, Any],
+    tokenizer: Any,
+    verification: str,
+    prefill_chunk: int,
+    keep: int,
+    runtime: str,
+    threads: int | Literal["auto"] | None,
+) -> Model:
+    """A target that is loaded, checked and with its drafter."""
+    if is_sharded(target.model):
+        _ = target.hash  # which all processes make together, whoever asks for it later
     check_runtime(runtime, target.device)
     if threads is not None:
         settle_threads(target, None if threads == "auto" else threads)
     check_waiting(target)
     probe(target)
-    built = _build(drafter, target, given, tokenizer)
+    built = _build(drafter, target, options, tokenizer)
     if (rounds := rounding_note(target.dtype)) and built.name != "plain":
         logger.info("%s", rounds)
     return Model(target, built, tokenizer, verification, prefill_chunk, keep)
@@ -273,7 +304,7 @@ class Model:
         prompt_ids, counted = list(request.prompt_ids), request.stopper is not None
         steps: list[Step] = []
         waited_s = 0.0  # for the consumer of the stream
-        for step in _told(streamer, prompt_ids, self.engine.generate(request)):
+        for step in _told(streamer, prompt_ids, _lost_in_one_line(self.engine.generate(request))):
             if streaming and text is not None:
                 step = self._with_text(step, text, counted=counted)
             steps.append(step)
@@ -399,7 +430,7 @@ class Model:
         settings = dict(settings)
         seed = settings.pop("seed", None)
         sampling = SamplingSettings(
-            seed=draw_seed() if seed is None else seed,
+            seed=agree(draw_seed()) if seed is None else seed,
             stream=settings.pop("stream_id", 0),
             verification=settings.pop("verification", self.verification),
         )
@@ -436,6 +467,12 @@ class Model:
 def _own_number(value: Any) -> Any:
     """Python's own in place of a number of NumPy's or a tensor that holds one."""
     return value.item() if getattr(value, "shape", None) == () else value
+
+
+def _lost_in_one_line(steps: Iterator[Step]) -> Iterator[Step]:
+    """The steps; where another process that shares the target has ended, a line says so."""
+    with one_line():
+        yield from steps
 
 
 def _told(streamer: Any, prompt_ids: list[int], steps: Iterable[Step]) -> Iterator[Step]:

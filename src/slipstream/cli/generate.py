@@ -15,7 +15,7 @@ from slipstream.cli import options
 from slipstream.cli.answering import chosen, note, statistics_line, stdin_is_terminal, stream_answer
 from slipstream.cli.conversation import read_messages, system_message
 from slipstream.cli.from_settings import options_from_settings
-from slipstream.cli.loading import load, note_rounding
+from slipstream.cli.loading import first_alone_speaks, load, note_rounding
 from slipstream.cli.options import given, parse_template
 from slipstream.errors import InputError
 
@@ -76,6 +76,7 @@ def generate(
     drafting: options.DraftingOptions,
     option: options.Further = None,
     loading: options.LoadingOptions,
+    tp_size: options.TpSize = None,
     as_json: options.Json = False,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show the text while it is generated.")] = True,
     verbose: options.Verbose = False,
@@ -91,6 +92,8 @@ def generate(
         raise InputError("--raw has no chat template; leave out --system, --messages, --tools and --template")
     begun = system_message(system) if messages is None else read_messages(messages, system)
     is_asked = messages is None or prompt is not None or prompt_file is not None
+    if tp_size is not None and is_asked and prompt_file is None and prompt in (None, "-"):
+        raise InputError("stdin cannot be read by several processes; with --tp-size give -p TEXT or --prompt-file FILE")
     text = read_prompt(prompt, prompt_file) if is_asked else None
     settings = given(
         max_new_tokens=max_new_tokens,
@@ -104,28 +107,24 @@ def generate(
         tools=None if tools is None else read_tools(tools),
         chat_template_kwargs=parse_template(template) or None,
     )
-    loaded = load(
-        model,
-        drafter,
-        option,
-        verification=verification,
-        **asdict(drafting),
-        **asdict(loading),
-    )
-    asked: Any = begun if text is None else [*begun, {"role": "user", "content": text}] if begun else text
-    ids_or_asked = loaded.tokenizer.encode(text) if raw else asked
-    if as_json:
-        output = loaded.generate(ids_or_asked, **settings)
-        print(json.dumps(_record(loaded, model, asked, settings, output)))
-        return
-    note_rounding(loaded)
-    if stream:
-        output = stream_answer(loaded, ids_or_asked, settings, _print_step)
-        print(flush=True)
-    else:
-        output = loaded.generate(ids_or_asked, **settings)
-        print(output.text)
-    note(statistics_line(output, chosen(loaded.method, drafter)))
+    with first_alone_speaks(tp_size):
+        loaded = load(
+            model, drafter, option, verification=verification, **asdict(drafting), **asdict(loading), tp_size=tp_size
+        )
+        asked: Any = begun if text is None else [*begun, {"role": "user", "content": text}] if begun else text
+        ids_or_asked = loaded.tokenizer.encode(text) if raw else asked
+        if as_json:
+            output = loaded.generate(ids_or_asked, **settings)
+            print(json.dumps(_record(loaded, model, asked, settings, output)))
+            return
+        note_rounding(loaded)
+        if stream:
+            output = stream_answer(loaded, ids_or_asked, settings, _print_step)
+            print(flush=True)
+        else:
+            output = loaded.generate(ids_or_asked, **settings)
+            print(output.text)
+        note(statistics_line(output, chosen(loaded.method, drafter)))
 
 
 def _print_step(step: Step) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import slipstream
@@ -62,6 +66,16 @@ def note_rounding(loaded: Model) -> None:
     rounds = rounding_note(loaded.target.dtype)
     if rounds and loaded.method != "plain" and not logging.getLogger("slipstream").isEnabledFor(logging.INFO):
         note(rounds)
+
+
+@contextmanager
+def first_alone_speaks(tp_size: int | None) -> Iterator[None]:
+    """Of several processes that share a target, only the first one writes to stdout and stderr in this block."""
+    if tp_size is None or os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def hide_progress_bars() -> None:

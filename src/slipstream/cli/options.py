@@ -81,6 +81,15 @@ Threads = Annotated[
         help="Of PyTorch on a CPU; default: 1 for models below 25 million parameters, else PyTorch's.",
     ),
 ]
+TpSize = Annotated[
+    int | None,
+    typer.Option(
+        "--tp-size",
+        metavar="N",
+        rich_help_panel=LOADING,
+        help="Share the weights among N processes, which torchrun --nproc_per_node N starts; the first one prints.",
+    ),
+]
 Attention = Annotated[
     str | None,
     typer.Option(

@@ -131,7 +131,7 @@ def _answered(
 def _answer_in_shares(
     target: Target, tokenizer: Any, examples: list[Example], whole: Path, settings: RegenerateSettings
 ) -> None:
-    """Have each process answer its share of the examples, kept in a file of its own, and all shares put into `whole`."""
+    """Each process answers its share of the examples, kept in a file of its own; all shares are put into `whole`."""
     from accelerate import PartialState
     from accelerate.utils import gather_object
 

@@ -24,6 +24,7 @@ from slipstream.engine.kept import KeptText
 from slipstream.engine.sequence import DraftTrace, Step, TokenSequence
 from slipstream.errors import SlipstreamError
 from slipstream.runtime.clock import CycleClock
+from slipstream.runtime.decisions import agree
 from slipstream.target.target import Target, TargetOutput
 
 
@@ -175,7 +176,7 @@ class Decoding:
         emitted = self.sequence.cut(pass_.outcome.tokens)
         logprobs = self._logprobs(pass_, emitted)
         self._commit(pass_, emitted)
-        seconds = self.clock.seconds_by_part()
+        seconds = agree(self.clock.seconds_by_part())
         self.drafting.end_cycle(seconds)
         num_scouts = 0 if scouts is None else scouts.tokens.shape[0]
         counts = tree.num_nodes, min(len(pass_.outcome.path), len(emitted)), num_scouts
@@ -205,7 +206,7 @@ class Decoding:
         self.clock.lap("verify")
         rows = 1 + tree.num_nodes
         ancestors = visible[:rows, :rows]  # the scouts are no part of the draft
-        choice = self.rule.choose(self.pipeline.process(output.logits[0, :rows], tree.tokens, ancestors), tree)
+        choice = agree(self.rule.choose(self.pipeline.process(output.logits[0, :rows], tree.tokens, ancestors), tree))
         kept = walk(tree, choice, ancestors)
         scouted = () if scouts is None else (scouts.summarise(output.logits[0, rows:]),)
         outcome = read_walk(kept, choice, *scouted)  # the copy

@@ -1,13 +1,15 @@
 """Processes that work together end soon after one of them is gone.
 
 A process that waits for another in torch.distributed may wait for ten minutes and more before it gives up, and a long
-wait is no sign of anything: others may be measuring, saving or writing answers. So each process beats, every few seconds
-and whatever it does, in the store that the process group has; one whose beat stops has ended, and the others end with a
-line that says so.
+wait is no sign of anything: others may be measuring, saving or writing answers. So each process beats, every few
+seconds and whatever it does, in the store that the process group has. One whose beat stops has ended, and the others
+end with a line that says so.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import itertools
 import os
 import sys
@@ -82,8 +84,7 @@ class Heartbeat:
 
 def end(reason: str) -> None:
     """End this process at once with a line: its main thread may wait inside the backend, where nothing reaches it."""
-    sys.stderr.write(f"error: {reason}\n")
-    sys.stderr.flush()
+    os.write(2, f"error: {reason}\n".encode())
     os._exit(1)
 
 
@@ -104,6 +105,13 @@ def together() -> Iterator[None]:
         heartbeat.stop()
         raise
     heartbeat.leave()
+
+
+@functools.cache
+def for_life() -> None:
+    """Beat as long as this process lives, and end with the others. It leaves them where its program comes to its end."""
+    heartbeat = Heartbeat()
+    atexit.register(lambda: None if hasattr(sys, "last_value") else heartbeat.leave())  # set by an error that ended it
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from slipstream.files.cache_folder import cache_folder
 from slipstream.records.machine import hardware
 from slipstream.runtime.costs import LevelCosts, Measured, PassCosts, measure_passes
 from slipstream.runtime.decisions import agree
+from slipstream.target.sharding import num_sharing
 from slipstream.target.target import Target
 
 logger = logging.getLogger(__name__)
@@ -146,4 +147,5 @@ def described(target: Target) -> dict[str, Any]:
         "runtime": target.executor.name,
         "threads": torch.get_num_threads() if target.device.type == "cpu" else None,
         "torch": torch.__version__,
+        **({"processes": num_sharing()} if num_sharing() > 1 else {}),
     }

@@ -20,6 +20,7 @@ from slipstream.runtime.sublayer_costs import LayerParts
 from slipstream.skipping.plan import Patch, Returned, SkipPlan, identity_like, zeros_like
 from slipstream.skipping.probe import at_rest, watch
 from slipstream.skipping.skip_set import SkipSet, check_depth
+from slipstream.target.sharding import is_part
 from slipstream.target.weights import stored_tensors
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ def _weight_bytes(module: nn.Module) -> int:
 
 def _storage_bytes(tensor: Tensor) -> int:
     flatten = getattr(tensor, "__tensor_flatten__", None)  # a subclass for quantised data: its tensors are inside
-    if flatten is None:
+    if flatten is None or is_part(tensor):  # of a part, the bytes of the whole
         return tensor.numel() * tensor.element_size()
     return sum(_storage_bytes(getattr(tensor, name)) for name in flatten()[0])
 

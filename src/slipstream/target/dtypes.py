@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.errors import unknown_choice
+from slipstream.target.sharding import is_part
 
 NAMES = {
     "float32": torch.float32,
@@ -107,6 +108,8 @@ def _sample(model: nn.Module) -> list[Tensor]:
     """Weights of linear layers, as many as may be timed; all of one floating dtype and on the CPU, or none."""
     linear = [module.weight.detach() for module in model.modules() if type(module) is nn.Linear]
     if len({weight.dtype for weight in linear}) != 1 or any(weight.device.type != "cpu" for weight in linear):
+        return []
+    if any(map(is_part, linear)):
         return []
     if linear[0].dtype not in NAMES.values():
         return []

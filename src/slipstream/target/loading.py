@@ -24,6 +24,7 @@ from slipstream.files.packaged import SMOLLM2, TINY
 from slipstream.target.adapters import adapter_base, with_adapter
 from slipstream.target.dtypes import cpu_multiplies_bfloat16, faster_dtype, resolve_dtype
 from slipstream.target.families import other_masks, refuse_class
+from slipstream.target.sharding import arguments, begin, check_heads
 from slipstream.target.source import Source, find_source
 
 logger = logging.getLogger(__name__)
@@ -60,24 +61,34 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
 
 
 def load_model(
-    source: str | Path, *, dtype: str | torch.dtype | None, device: str | torch.device | None, attention: str | None
+    source: str | Path,
+    *,
+    dtype: str | torch.dtype | None,
+    device: str | torch.device | None,
+    attention: str | None,
+    tp_size: int | None = None,
 ) -> PreTrainedModel:
     """A causal language model with all its weights, in evaluation mode.
 
     device: also "auto", which spreads the weights as `device_map="auto"` does. Raises ArtifactError for missing or
     damaged files, UnsupportedTargetError for an attention implementation that takes no tree mask and for a model that
     cannot work, before its weights are read. An adapter of PEFT is put into the model that it was made for.
+    tp_size: processes that share the weights, all of which call this.
     """
     if attention is not None and attention not in _ATTENTION:
         raise UnsupportedTargetError(f"attention {attention!r} cannot verify draft trees: {other_masks(attention)}")
     wanted = resolve_dtype(dtype)
-    place = None if device == "auto" else resolve_device(device)
+    place = begin(tp_size, device) if tp_size is not None else None if device == "auto" else resolve_device(device)
     found = find_source(source)
     if (base := adapter_base(found)) is not None:
+        if tp_size is not None:
+            raise UnsupportedTargetError(f"{found.name} is an adapter, which no sharded model takes; merge it first")
         return with_adapter(load_model(base, dtype=dtype, device=device, attention=attention), found)
     if wanted is None and place is not None and place.type == "cpu":
         wanted = _dtype_on_cpu(found.name)
     config = _loading(found, AutoConfig.from_pretrained)
+    if tp_size is not None:
+        check_heads(config, tp_size, found.name)
     auto = _auto_class(config, found.name)
     if attention is None and getattr(config.get_text_config(), "attn_logit_softcapping", None):
         attention = "eager"  # sdpa leaves the soft-cap out
@@ -90,10 +101,11 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # told by name below
             **({} if attention is None else {"attn_implementation": attention}),
-            **({"device_map": "auto"} if place is None else {}),
+            **({"device_map": "auto"} if device == "auto" else {}),
+            **({} if tp_size is None else arguments(tp_size)),
         )
     _check_tensors(found.name, info)
-    loaded: PreTrainedModel = model if place is None else model.to(place)
+    loaded: PreTrainedModel = model if place is None or tp_size is not None else model.to(place)
     if loaded.dtype == torch.float64 and hasattr(loaded, "set_experts_implementation"):
         loaded.set_experts_implementation("eager")  # grouped kernels have no float64
     if wanted is None and logger.isEnabledFor(logging.INFO) and (faster := faster_dtype(loaded)):

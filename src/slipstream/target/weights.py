@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slipstream.target.sharding import is_part, whole
+
 _READ = 256
 """Elements of a tensor that are read."""
 _ROWS = 32
@@ -25,7 +27,7 @@ def weights_hash(model: nn.Module) -> str:
     for name, tensor in sorted(model.named_parameters(), key=_name) + sorted(_quantised_buffers(model), key=_name):
         if tensor.device.type == "meta":  # offloaded weights are not at hand; the others tell models apart
             continue
-        for inner, shape, head in _readable(name, tensor):
+        for inner, shape, head in _readable(name, whole(tensor) if is_part(tensor) else tensor):
             digest.update(f"{inner}{shape}".encode())
             digest.update(head.to("cpu", torch.float32).to(torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]

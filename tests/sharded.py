@@ -1,0 +1,65 @@
+"""Answers by a target that processes share: what each of them gets, for tests/test_tensor_parallel.py.
+
+    python tests/sharded.py JOB OUT
+
+JOB: a JSON file, see `answers`; OUT: a folder, in which rank N writes its answers to N.json. RANK, LOCAL_RANK,
+WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set as launchers set them; without WORLD_SIZE one process answers alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import slipstream
+from slipstream.certify import Certification, CertifySettings
+from slipstream.prompts import Prompt
+
+
+def answers(job: dict[str, Any], tp_size: int | None, stop_at: int | None = None) -> dict[str, Any]:
+    """By case, the token ids of every answer and how many drafted tokens were verified and kept.
+
+    job: `folder` of the model, `cases` as (name, method, options of `load`), and `asked` as (prompt ids, settings of
+    `generate`). stop_at: answers after which this process ends.
+    """
+    found: dict[str, Any] = {}
+    number = itertools.count()
+    for name, method, options in job["cases"]:
+        model = slipstream.load(job["folder"], method, dtype="float64", tp_size=tp_size, **options)
+        given = []
+        for prompt, settings in job["asked"]:
+            if next(number) == stop_at:
+                os._exit(9)
+            output = model.generate(prompt, **settings)
+            given.append((list(output.token_ids), output.stats.num_drafted, output.stats.num_accepted))
+        found[name] = given
+        found["hash"] = model.target.hash
+    found["verdict"] = verdict(model, job["asked"][0][0])
+    return found
+
+
+def verdict(model: slipstream.Model, prompt_ids: list[int]) -> str:
+    """Of a short certificate."""
+    settings = CertifySettings(max_new_tokens=8, num_samples=100, rules=("coupled",))
+    prompts = [Prompt(id="one", kind="test", turns=(prompt_ids,))]  # type: ignore[arg-type]
+    return Certification(model=model, prompts=prompts, settings=settings).run({}).verdict
+
+
+def skew_clock() -> None:
+    """Let this process's clock run fast, and now faster than then."""
+    real, counted = time.perf_counter, itertools.count()
+    time.perf_counter = lambda: 7 * real() + 0.01 * (next(counted) % 5)
+
+
+if __name__ == "__main__":
+    job, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE")
+    if rank != "0":
+        skew_clock()
+    stop_at = job.get("stop_at") if rank != "0" else None
+    (out / f"{rank}.json").write_text(json.dumps(answers(job, None if size is None else int(size), stop_at)))
