@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "src" / "slipstream"
 BORROWED = sysconfig.get_paths()["purelib"]
-EXTRAS = {"train", "search", "plots", "quality", "data", "eval", "llm", "server", "smollm2", "code", "dev"}
+EXTRAS = {"train", "search", "plots", "quality", "data", "eval", "llm", "server", "ray", "smollm2", "code", "dev"}
 DATA = [
     "demo/README.md",
     "demo/tiny/target/model.safetensors",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,17 @@ def test_what_a_worker_refuses_is_one_line(prompts, tmp_path, capfd):
     assert last.startswith("error: ")
     assert str(tmp_path / "none") in last
     assert not (tmp_path / "out.jsonl.parts").exists()
+
+
+def test_a_worker_of_another_kind_ends_the_job(prompts, tmp_path):
+    def load() -> slipstream.Model:
+        return slipstream.load("tiny", "plain", dtype="float64")
+
+    def describe(model: slipstream.Model) -> dict:
+        return {**header(model, "tiny", {}, SETTINGS, seed=0), "target": str(time.time_ns())}
+
+    with pytest.raises(InputError, match="machines of the cluster differ in target; install the same on all"):
+        answer_all(Job(load, describe, Path.cwd()), read_rows(prompts), tmp_path / "out.jsonl")
 
 
 def test_workers_share_the_processors_of_a_machine():
