@@ -8,16 +8,19 @@ WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set as launchers set them; without W
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import slipstream
 from slipstream.certify import Certification, CertifySettings
+from slipstream.cli.app import run
 from slipstream.prompts import Prompt
 
 
@@ -40,12 +43,22 @@ def answers(job: dict[str, Any], tp_size: int | None, stop_at: int | None = None
         found[name] = given
         found["hash"] = model.target.hash
     found["verdict"] = verdict(model, job["asked"][0][0])
+    found["printed"] = printed(tp_size)
     return found
+
+
+def printed(tp_size: int | None) -> str:
+    """What the command writes to stdout; tiny's LM head is its embedding."""
+    how = ["--dtype", "fp64", "--device", "cpu", "--max-new-tokens", "12", "-t", "0"]
+    shared = [] if tp_size is None else ["--tp-size", str(tp_size)]
+    with redirect_stdout(io.StringIO()) as out:
+        assert run(["generate", "-m", "tiny", "-p", "Give three tips.", *how, *shared]) == 0
+    return out.getvalue()
 
 
 def verdict(model: slipstream.Model, prompt_ids: list[int]) -> str:
     """Of a short certificate."""
-    settings = CertifySettings(max_new_tokens=8, num_samples=100, rules=("coupled",))
+    settings = CertifySettings(max_new_tokens=8, num_samples=0)
     prompts = [Prompt(id="one", kind="test", turns=(prompt_ids,))]  # type: ignore[arg-type]
     return Certification(model=model, prompts=prompts, settings=settings).run({}).verdict
 
