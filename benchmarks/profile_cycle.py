@@ -214,7 +214,7 @@ def draw(record: dict[str, Any], file: Path) -> None:
         axes.set_xlim(right=1.25 * max(row["cycle_ms"] for row in record["rows"]))
         axes.grid(visible=False, axis="y")
         handles, names = axes.get_legend_handles_labels()
-        axes.legend(handles[: len(PARTS)], names[: len(PARTS)], loc="lower right")
+        figure.legend(handles[: len(PARTS)], names[: len(PARTS)], loc="outside upper center", ncols=3)
         figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
         plt.close(figure)
 
