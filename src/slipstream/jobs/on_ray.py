@@ -29,6 +29,8 @@ except ImportError as error:
 
 _ROW, _ANSWER = "row", "answer"
 """Columns of JSON texts: [id, prompt], and a line of the file. Columns of values would need one type for all rows."""
+_DIFFERING = "differing"
+"""In place of an answer: the names of what a worker has otherwise."""
 _MOST_BLOCKS = 4096
 """Pieces of the work at most. A piece is answered by one worker, and again if that dies; short jobs have a row each."""
 
@@ -87,14 +89,15 @@ class Worker:
 
     def __init__(self, job: Job, header: Mapping[str, Any]) -> None:
         self._header = header
-        self._model, self._own_header = job.open()
+        self._model, own = job.open()
+        self._differing = sorted(name for name, value in header.items() if own.get(name) != value)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
-        """Rows as JSON texts; answers as well."""
-        if differing := sorted(name for name, value in self._header.items() if self._own_header.get(name) != value):
-            raise InputError(f"machines of the cluster differ in {', '.join(differing)}; install the same on all")
-        rows = (Row(*json.loads(text)) for text in batch[_ROW])
-        return {_ANSWER: [json.dumps(answer(self._model, row, self._header)) for row in rows]}
+        """Rows as JSON texts; answers as well, or in what the worker differs from the job: Ray would hide an error."""
+        return {_ANSWER: [json.dumps(self._answer(Row(*json.loads(text)))) for text in batch[_ROW]]}
+
+    def _answer(self, row: Row) -> dict[str, Any]:
+        return {_DIFFERING: self._differing} if self._differing else answer(self._model, row, self._header)
 
 
 def answer_all(
@@ -142,8 +145,11 @@ def _answers(job: Job, header: Mapping[str, Any], workers: Workers, left: Sequen
         compute=ray.data.ActorPoolStrategy(size=min(workers.number, len(items))),
         **workers.resources,
     )
-    for found in answered.iter_rows():
-        yield json.loads(found[_ANSWER])
+    for row in answered.iter_rows():
+        found = json.loads(row[_ANSWER])
+        if differing := found.get(_DIFFERING):
+            raise InputError(f"machines of the cluster differ in {', '.join(differing)}; install the same on all")
+        yield found
 
 
 @contextmanager
