@@ -69,8 +69,8 @@ def test_one_process_is_watched_by_nobody():
 
 
 def test_what_a_backend_says_of_a_lost_process_is_one_line():
-    with pytest.raises(SlipstreamError, match="another process of this run has ended; start all processes again"):
-        with one_line():
-            raise RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:1")
+    ended = "another process of this run has ended; start all processes again"
+    with pytest.raises(SlipstreamError, match=ended), one_line():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:1")
     with pytest.raises(RuntimeError, match="shapes differ"), one_line():
         raise RuntimeError("shapes differ")
