@@ -27,8 +27,8 @@ from slipstream.prompts import Prompt
 def answers(job: dict[str, Any], tp_size: int | None, stop_at: int | None = None) -> dict[str, Any]:
     """By case, the token ids of every answer and how many drafted tokens were verified and kept.
 
-    job: `folder` of the model, `cases` as (name, method, options of `load`), and `asked` as (prompt ids, settings of
-    `generate`). stop_at: answers after which this process ends.
+    job: `folder` of the model, `cases` as (name, method, options of `load`), the case that is `certified` too, and
+    `asked` as (prompt ids, settings of `generate`). stop_at: answers after which this process ends.
     """
     found: dict[str, Any] = {}
     number = itertools.count()
@@ -42,7 +42,8 @@ def answers(job: dict[str, Any], tp_size: int | None, stop_at: int | None = None
             given.append((list(output.token_ids), output.stats.num_drafted, output.stats.num_accepted))
         found[name] = given
         found["hash"] = model.target.hash
-    found["verdict"] = verdict(model, job["asked"][0][0])
+        if name == job["certified"]:
+            found["verdict"] = verdict(model, job["asked"][0][0])
     found["printed"] = printed(tp_size)
     return found
 

@@ -74,9 +74,9 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     save_head(EagleHead(HeadSizes.like(target)), folder / "head", target, {})
     head = {"draft": str(folder / "head")}
     fixed = {**head, "total": 6, "depth": 3}
-    options = [{}, {}, {}, head, fixed, head]
+    options = [{}, {"length": 4}, {}, head, fixed, head]
     cases = [(case, case.split()[0], own) for case, own in zip(CASES, options, strict=True)]
-    return {"folder": str(folder / "model"), "cases": cases, "asked": ASKED, "out": str(folder)}
+    return {"folder": str(folder / "model"), "cases": cases, "certified": CASES[4], "asked": ASKED, "out": str(folder)}
 
 
 @pytest.fixture(scope="module")

@@ -109,7 +109,7 @@ def together() -> Iterator[None]:
 
 @functools.cache
 def for_life() -> None:
-    """Beat as long as this process lives, and end with the others. It leaves them where its program ends well."""
+    """Beat as long as this process lives, and end with the others; leave them where its program comes to its end."""
     heartbeat = Heartbeat()
     atexit.register(lambda: None if hasattr(sys, "last_value") else heartbeat.leave())  # set by an error that ended it
 
