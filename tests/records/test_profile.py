@@ -37,8 +37,7 @@ def test_the_page_shows_the_profile() -> None:
 def test_the_page_says_how_long_compiling_takes_and_what_memory_it_costs() -> None:
     first, second = START["first"], START["second"]
     text = re.sub(r"\s+", " ", PAGE)
-    assert (
-        f"takes {int(first['compile_s'])} s at the first start and {int(second['compile_s'])} s at a later one" in text
-    )
+    assert f"takes {int(first['compile_s'])} s at the first start" in text
+    assert f"and {int(second['compile_s'])} s at a later one" in text
     assert f"memory again ({first['packed_mib']} MiB)" in text
     assert first["packed_mib"] == second["packed_mib"]
