@@ -81,6 +81,10 @@ def test_unknown_method_suggests_the_nearest(refused):
     assert "Did you mean 'layer-skip'?" in refused("-d", "layerskip")
 
 
+def test_an_unknown_runtime_is_noticed_before_the_model_is_loaded(refused, tmp_path):
+    assert "unknown runtime 'compild'" in refused("--runtime", "compild", model=tmp_path / "nowhere")
+
+
 def test_a_mistyped_method_is_noticed_before_the_model_is_loaded(refused, tmp_path):
     assert "unknown method 'plian'" in refused("-d", "plian", model=tmp_path / "nowhere")
 
