@@ -160,7 +160,7 @@ def _connected(address: str | None) -> Iterator[None]:
         return
     try:
         ray.init(address=address, include_dashboard=False, logging_level="warning")
-    except (ConnectionError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise InputError(f"no Ray cluster at {address}: {error}") from error
     try:
         yield
