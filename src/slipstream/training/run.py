@@ -326,7 +326,10 @@ class HeadRun:
 
 @contextmanager
 def frozen(model: torch.nn.Module) -> Iterator[None]:
-    """No gradients for the model's weights, as they were before on leaving."""
+    """No gradients for the model's weights, as they were before on leaving.
+
+    But for offloaded ones that accelerate has made anew in a pass without gradients: they cannot have any.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trained:
@@ -334,7 +337,8 @@ def frozen(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         for parameter in trained:
-            parameter.requires_grad_(True)
+            if not parameter.is_inference():
+                parameter.requires_grad_(True)
 
 
 def _check_share(batch_size: int | None, num_processes: int) -> None:
