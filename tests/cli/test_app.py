@@ -69,7 +69,7 @@ def test_options_are_these_and_adding_one_is_deliberate():
     always = {"verbose"}
     assert found == {
         "generate": sampling | loading | drafting | asking | always
-        | {"prompt", "prompt_file", "raw", "tools", "stop", "stream", "as_json"},
+        | {"prompt", "prompt_file", "raw", "tools", "stop", "stream", "tp_size", "as_json"},
         "chat": sampling | loading | drafting | asking | always | {"colour"},
         "answer": sampling | loading | drafting | always | {"prompts", "out", "stop", "ray", "workers"},
         "demo": {"methods", "num_prompts", "max_new_tokens", "temperature", "seed", "time_limit", "dtype", "device"}
