@@ -56,6 +56,20 @@ def test_a_refused_family_is_a_row_with_its_reason(families, name, reason):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("mllama", "a MllamaCrossAttentionDecoderLayer among the layers is not run"),
+        ("gemma3n_text", "more than one each"),
+    ],
+)
+def test_hidden_states_that_no_head_can_read_are_named(families, name, reason):
+    said = families.checked(name)["drafters"]["eagle3"]
+    assert said.startswith("refused: the model cannot be drafted for by heads")
+    assert reason in said
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_what_differs_is_found(families, monkeypatch):
     """A sweep that could not fail would prove nothing."""
     right = families.slipstream.Model.generate

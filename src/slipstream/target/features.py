@@ -58,7 +58,11 @@ class WatchedModel:
 
     def gathered(self, seen: Mapping[nn.Module, Tensor], device: torch.device) -> Tensor:
         """[batch, n, hidden x number of wanted states], last hidden state first, then layers as they were asked for."""
-        return torch.cat([seen[module].to(device) for module in self._wanted], dim=-1)
+        try:
+            return torch.cat([seen[module].to(device) for module in self._wanted], dim=-1)
+        except KeyError as error:
+            unseen = type(error.args[0]).__name__
+            raise RuntimeError(f"a {unseen} among the layers is not run on text alone") from error
 
     def _keep_input(self, module: nn.Module) -> Change:
         def change(own: Forward) -> Forward:

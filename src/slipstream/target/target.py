@@ -383,9 +383,11 @@ class Target:
         try:
             output = self.forward(rows, rows, self.causal(2), self.new_cache(2), features=features)
             assert output.features is not None
-            if output.features.shape[1:] != (2, features.width(hidden)):
-                width = output.features.shape[-1] * hidden / features.width(hidden)
-                raise UnsupportedTargetError(f"{unfit}they have width {width:g}, not {hidden}")
+            shape, expected = tuple(output.features.shape), features.width(hidden)
+            if shape[-1] != expected:
+                raise UnsupportedTargetError(f"{unfit}they have width {shape[-1] * hidden / expected:g}, not {hidden}")
+            if shape[1:] != (2, expected):
+                raise UnsupportedTargetError(f"{unfit}for two tokens they have the shape {shape}, more than one each")
             if not features.last_hidden:
                 return
             difference = (self.head(output.features[..., :hidden]) - output.logits).abs().max()
