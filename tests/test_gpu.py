@@ -57,3 +57,39 @@ def test_a_part_of_a_cycle_lasts_as_long_as_the_device_takes() -> None:
         product[0, 0].item()
         seconds = clock.seconds_by_part()
     assert seconds["verify"] > 10 * seconds["draft"]
+
+
+CAPTURED = {
+    "plain": {},
+    "layer-skip": {"width": 3, "depth": 3, "total": 6},
+    "eagle2": {"width": 4, "depth": 3, "total": 12},
+    "medusa": {"total": 12},
+    "hydra": {"total": 12},
+    "draft-model": {"width": 3, "depth": 3, "total": 6},
+    "prompt-lookup": {"length": 3, "branches": 1},
+}
+
+
+@pytest.mark.parametrize("method", CAPTURED)
+def test_captured_passes_give_the_tokens_of_eager_ones(method: str) -> None:
+    """In float64; the third text replays what was recorded for the first two."""
+    eager, captured = (
+        slipstream.load("tiny", method, dtype="fp64", device="cuda", runtime=runtime, **CAPTURED[method])
+        for runtime in ("eager", "captured")
+    )
+    for temperature in (0.0, 1.0):
+        for prompt in ("Write a list of ten animals.", "What is the sun?", "Write a list of ten animals."):
+            given = {"max_new_tokens": 40, "temperature": temperature, "seed": 3}
+            assert captured.generate(prompt, **given).token_ids == eager.generate(prompt, **given).token_ids
+    executor = captured.target.executor
+    assert executor.num_recorded > 0
+    assert executor.num_replayed > 100
+
+
+def test_a_replayed_cycle_keeps_the_host_out_of_it() -> None:
+    """Three launches of graphs a cycle at most, and what is copied in and out."""
+    model = slipstream.load("tiny", "eagle2", device="cuda", runtime="captured", width=4, depth=3, total=12)
+    for _ in range(4):
+        before = model.target.executor.num_replayed
+        answer = model.generate("Write a list of ten animals.", max_new_tokens=40, temperature=0)
+    assert model.target.executor.num_replayed - before <= 3 * answer.stats.num_cycles + 1

@@ -98,8 +98,9 @@ def load(
     device: "cpu", "cuda", "cuda:1", "auto"; by default CUDA where there is one. attention: "sdpa" or "eager".
     verification: "coupled" (sampled output is plain sampling's, token for token) or "rejection" (the published rules).
     prefill_chunk: prompt tokens run at once. sizes: "exact", or "fixed" for passes padded to a few sizes, which costs
-    time and is what compiled passes have. runtime: how passes are run: "eager", or on a CPU "compiled", which packs the
-    weights (as much memory again) and compiles layers beside the first passes; "auto" is eager.
+    time and is what compiled passes have. runtime: how passes are run: "eager"; on a CPU "compiled", which packs the
+    weights (as much memory again) and compiles layers beside the first passes; on CUDA "captured", which records whole
+    drafts and verifications as CUDA graphs; "auto" is eager.
     keep: texts whose keys and values are kept in memory, so that of a prompt that begins with the same tokens the rest
     alone is run; 0: none. `Model.forget` lets go of them.
     threads: of PyTorch on a CPU, in the whole process; "auto": what suits the model, as the commands choose; None: as

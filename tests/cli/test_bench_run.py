@@ -90,7 +90,7 @@ def test_a_peer_that_does_not_apply_is_left_out_with_its_reason(cli, model, ques
         (["-n", "0"], "max_new_tokens is 0"),
         (["--judge", "maybe"], "unknown judge"),
         (["--threads", "0"], "--threads is 0"),
-        (["--runtime", "compild"], "unknown runtime 'compild'; choose from auto, eager, compiled"),
+        (["--runtime", "compild"], "unknown runtime 'compild'; choose from auto, eager, compiled, captured"),
         (["-d", "prompt-lookup", "-d", "prompt-lookup:length=3"], "'prompt-lookup' is entered twice"),
         (["-d", "eagle2", "-n", "8"], "eagle2: method 'eagle2' needs an EAGLE head"),
         (["--verification", "both"], "unknown verification"),

@@ -155,6 +155,8 @@ class Reference:
         first = self._cache.length
         for place, row in enumerate(rows):  # ascending, so that no row is overwritten before it is copied
             for layer in self._cache.layers:
+                assert layer.keys is not None
+                assert layer.values is not None
                 for states in (layer.keys, layer.values):
                     states[:, :, first + place] = states[:, :, first + row].clone()
             self._cache.positions[:, first + place] = first + place

@@ -7,6 +7,10 @@ searched. The results are exact. Other devices, and rows that are not wide, are 
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -20,6 +24,19 @@ _TRIED = 48
 """Classes of entries that are searched for the winner of a sum. Most rows of logits need fewer than 10."""
 _FEW = 4
 """Rows of sums below which looking for classes takes longer than the sums."""
+
+
+_now = threading.local()
+
+
+@contextmanager
+def reading_nothing() -> Iterator[None]:
+    """In this thread nothing is read on the host: what is called is being recorded."""
+    _now.is_recorded = True
+    try:
+        yield
+    finally:
+        _now.is_recorded = False
 
 
 def argmax(values: Tensor) -> Tensor:
@@ -57,7 +74,7 @@ def argmax_of_sum(values: Tensor, noise: Tensor, rows: Tensor) -> Tensor:
     rounding keeps order. So the classes of the highest bounds are searched, and where another might still hold as much
     as was found, the whole row is.
     """
-    if not _is_cut(values) or values.shape[0] < _FEW:
+    if not _is_cut(values) or values.shape[0] < _FEW or getattr(_now, "is_recorded", False):
         return (values.double() + noise[rows]).argmax(dim=-1)
     classes = _Classes(values.shape[-1])
     bounds = classes.maxima(values).double() + classes.maxima(noise)[rows]  # [n, classes]

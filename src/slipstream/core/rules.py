@@ -14,6 +14,9 @@ length + d + 1, so children of depth d take position length + d.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -50,9 +53,21 @@ class DecodingRule(ABC):
     temperature: float = 0.0
     """Of the sampling; 0: greedy."""
 
+    key: Hashable = None
+    """Rules of one key choose alike from the same logits and the same `inputs`; None: they hang on more."""
+
     def begin(self, length: int) -> None:
         """A cycle starts whose root stands at absolute position `length`."""
         self.length = length
+
+    def inputs(self, depth: int) -> tuple[Tensor, ...]:
+        """Tensors that choices down to `depth` levels below the root hang on in this cycle, beside the logits."""
+        return ()
+
+    @contextmanager
+    def reading(self, inputs: Sequence[Tensor]) -> Iterator[None]:
+        """Choices go by these tensors, which `inputs` gave or whose numbers it gave."""
+        yield
 
     @abstractmethod
     def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
@@ -85,6 +100,7 @@ class GreedyRule(DecodingRule):
     def __init__(self, confidence: ConfidenceScale = _UNCALIBRATED) -> None:
         """confidence: how far a drafter's probabilities may be believed."""
         self._scale = confidence.greedy
+        self.key = ("greedy", self._scale)
 
     def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
         return or_no_token(choose_greedy(logits), logits)
@@ -111,9 +127,26 @@ class CoupledRule(DecodingRule):
         self._processing, self.temperature = processing, processing.temperature
         self._noise = GumbelNoise(sampling.seed, sampling.stream, vocab_size, device)
         self._scale = confidence.at(processing.temperature)
+        self.key = ("coupled", self._scale, replace(processing, prompt_length=0, max_length=0))
+        self._given: Tensor | None = None  # the noise that is gone by instead
+
+    def inputs(self, depth: int) -> tuple[Tensor, ...]:
+        return (self._rows(depth + 1),)
+
+    @contextmanager
+    def reading(self, inputs: Sequence[Tensor]) -> Iterator[None]:
+        (self._given,) = inputs
+        try:
+            yield
+        finally:
+            self._given = None
+
+    def _rows(self, count: int) -> Tensor:
+        """The noise of the positions after the root's, [count, vocab]."""
+        return self._noise.rows(self.length + 1, count) if self._given is None else self._given[:count]
 
     def choose(self, logits: Tensor, tree: DraftTree) -> Tensor:
-        noise = self._noise.rows(self.length + 1, tree.max_depth + 1)  # [max_depth + 1, vocab]
+        noise = self._rows(tree.max_depth + 1)  # [max_depth + 1, vocab]
         rows = torch.cat((tree.depth.new_zeros(1), tree.depth)) if tree.num_nodes > 0 else None  # [n + 1]
         return or_no_token(choose_coupled(logits, noise, rows), logits)
 
@@ -131,11 +164,11 @@ class CoupledRule(DecodingRule):
         A drafter needs no more than float32 for it, unless the models are in float64.
         """
         q = warp_for(self._processing, logits)
-        noise = self._noise.rows(self.length + 1, depth)[depth - 1]  # [vocab]
+        noise = self._rows(depth)[depth - 1]  # [vocab]
         return q + (noise if ids is None else noise[ids]).to(q.dtype)
 
     def guess(self, logits: Tensor, depth: int) -> Tensor:
-        noise = self._noise.rows(self.length + 1, depth - 1 + logits.shape[0])[depth - 1 :]  # [rows, vocab]
+        noise = self._rows(depth - 1 + logits.shape[0])[depth - 1 :]  # [rows, vocab]
         return choose_coupled(warp_for(self._processing, logits), noise)
 
 

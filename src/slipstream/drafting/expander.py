@@ -6,6 +6,7 @@ The two skeletons, `tree.py` and `chain.py`, decide which nodes these are and wh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,23 @@ from slipstream.core.rules import Candidates, DecodingRule, Drawn
 from slipstream.drafting.base import Observed
 from slipstream.drafting.growth import Frontier
 from slipstream.drafting.shape import Shape
+from slipstream.target.cache import KVCache
+from slipstream.target.passes import Executor
+
+
+@dataclass(frozen=True, slots=True)
+class DraftStage:
+    """What `Expander.expand` hangs on in a draft, beside the nodes: then the draft can be run as one stage."""
+
+    executor: Executor
+    key: Hashable
+    """Names the model that drafts: of two drafts with one key the same module runs."""
+    cache: KVCache | None
+    """The one that it writes; None: it runs no passes."""
+    tensors: tuple[Tensor, ...]
+    """All else."""
+    take: Callable[..., None]
+    """Called with tensors in the place of these before the first level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +72,10 @@ class Expander(ABC):
     @abstractmethod
     def begin(self, shape: Shape) -> int:
         """Make ready to draft this shape under the root: run what is pending. Returns the most levels there can be."""
+
+    def stage(self) -> DraftStage | None:
+        """The draft that was begun, as a stage; None: it cannot be one."""
+        return None
 
     @abstractmethod
     def expand(self, frontier: Frontier) -> DraftLogits:

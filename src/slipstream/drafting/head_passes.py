@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from slipstream.target.cache import KVCache
 from slipstream.target.features import Features
-from slipstream.target.masks import additive
+from slipstream.target.masks import additive, allowed_slots
 from slipstream.target.passes import PassKey
 from slipstream.target.target import Target
 
@@ -47,16 +47,10 @@ class HeadPasses:
             rows = [one.index_select(0, filled) for one in rows]
             positions, visible = positions.index_select(0, filled), visible.index_select(0, filled)
         cache.begin(start, positions, self._executor.context(start + size))
-        inputs = HeadInputs(tuple(one[None] for one in rows), positions[None], self._mask(visible, cache))
+        mask = additive(allowed_slots(visible[None], cache.lengths, cache.context), self._dtype)
+        inputs = HeadInputs(tuple(one[None] for one in rows), positions[None], mask)
         key = PassKey(self._head, Features(), 1, size, cache.context, all_logits=True)
         return self._executor.run(key, self._forward, inputs, cache)[0, :count]
-
-    def _mask(self, visible: Tensor, cache: KVCache) -> Tensor:
-        """[1, 1, n, context] for the pass announced to the cache."""
-        seen = visible.new_zeros(visible.shape[0], cache.context)
-        seen[:, : cache.length] = True
-        seen[:, cache.length : cache.length + visible.shape[1]] = visible
-        return additive(seen[None], self._dtype)
 
     def _forward(self, inputs: HeadInputs, cache: KVCache) -> Tensor:
         output: Tensor = self._head(*inputs.rows, inputs.positions, inputs.mask, cache)

@@ -205,6 +205,9 @@ class Chain(Shape):
 class Tree(Shape):
     """A shape that is grown level by level (`growth.py`)."""
 
+    is_plain: ClassVar[bool] = True
+    """Whether growing is all that is done with it: nobody looks on."""
+
     @abstractmethod
     def cut(self, max_depth: int) -> Tree:
         """The same shape, at most `max_depth` deep."""
@@ -573,6 +576,8 @@ class _ChosenShape(ShapeInUse):
 class _DynamicLook(Dynamic):
     """Shows all candidates for `total` nodes, and keeps the best few."""
 
+    is_plain: ClassVar[bool] = False
+
     num_kept: int
     show: Callable[[DraftTree], None]
 
@@ -583,6 +588,8 @@ class _DynamicLook(Dynamic):
 
 class _StaticLook(Static):
     """Shows all nodes, and keeps some levels."""
+
+    is_plain: ClassVar[bool] = False
 
     def __init__(self, paths: Iterable[Path], num_levels: int, show: Callable[[DraftTree], None]) -> None:
         super().__init__(paths)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
 
 from slipstream.core.rules import Candidates
 from slipstream.core.tree import DraftTree, empty_tree
 from slipstream.drafting.base import Drafting, Generation, Observed
 from slipstream.drafting.expander import Expander
 from slipstream.drafting.growth import Frontier, grow
-from slipstream.drafting.shape import ShapeInUse
+from slipstream.drafting.shape import ShapeInUse, Tree
 from slipstream.drafting.sizes import Prospect
 from slipstream.runtime.clock import Part
 
@@ -29,7 +32,7 @@ class TreeDrafting(Drafting):
             return self._nothing
         shape = shape.cut(self._generation.max_depth)
         shape = shape.cut(self.expander.begin(shape))
-        return grow(self._children, self._generation.root, shape)
+        return self._grown(shape)
 
     def prospect(self) -> Prospect | None:
         """What a draft of the next cycle is expected to bring and take; None: that is still to be found out."""
@@ -45,6 +48,25 @@ class TreeDrafting(Drafting):
 
     def end_cycle(self, seconds: Mapping[Part, float]) -> None:
         self._shape.record_times(seconds)
+
+    def _grown(self, shape: Tree) -> DraftTree:
+        """Grow a tree, as one stage of the cycle where that is possible."""
+        rule, stage = self._generation.rule, self.expander.stage()
+        if stage is None or rule.key is None or not shape.is_plain:
+            return grow(self._children, self._generation.root, shape)
+        inputs = rule.inputs(shape.depth)
+
+        def work(root: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+            stage.take(*tensors[len(inputs) :])
+            with rule.reading(tensors[: len(inputs)]):
+                tree = grow(self._children, root, shape)
+            return tree.tokens, tree.parents, tree.depth, tree.log_value
+
+        tensors = (self._generation.root, *inputs, *stage.tensors)
+        key = "draft", stage.key, shape, rule.key
+        grown: Any = stage.executor.stage(key, work, tensors, stage.cache, shape.most_rows)
+        tokens, parents, depth, log_value = grown
+        return DraftTree(tokens, parents, depth, log_value, shape.depth)
 
     def _children(self, frontier: Frontier, k: int) -> Candidates:
         answer = self.expander.expand(frontier)

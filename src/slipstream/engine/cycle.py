@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from slipstream.engine.sequence import DraftTrace, Step, TokenSequence
 from slipstream.errors import SlipstreamError
 from slipstream.runtime.clock import CycleClock
 from slipstream.runtime.decisions import agree
-from slipstream.target.target import Target, TargetOutput
+from slipstream.target.target import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +34,12 @@ class _Pass:
     """A verified tree."""
 
     tree: DraftTree
-    output: TargetOutput
+    logits: Tensor | None  # [n + 1, vocab], where somebody asks for them
+    features: Tensor | None  # [n + 1, features]
     choice: Tensor  # [n + 1]
     order: Tensor  # [n] nodes, those kept first
     outcome: Outcome
+    moved: bool  # whether the rows of the path lie behind the root's already
 
 
 class Decoding:
@@ -161,7 +164,8 @@ class Decoding:
         if count is None:
             return ()
         rows = [0, *(1 + node for node in pass_.outcome.path)][: len(emitted)]
-        return token_logprobs(pass_.output.logits[0, rows], emitted, count)
+        assert pass_.logits is not None
+        return token_logprobs(pass_.logits[rows], emitted, count)
 
     # -- the cycle ---------------------------------------------------------------------------------------------------
 
@@ -193,11 +197,13 @@ class Decoding:
 
     def _verify(self, tree: DraftTree, scouts: Scouts | None) -> _Pass:
         """Run the root, the tree and m scouts, choose at every node, walk. Copies to the host once."""
+        if scouts is None and self._may_replay():
+            return self._replay(tree)
         tokens, parents, depth = rows_after_root(tree, scouts, self.generation.max_depth)  # [n + m] each
         visible = ancestor_mask(parents)  # [1 + n + m, 1 + n + m]
         output = self.target.forward(
             torch.cat((self.generation.root, tokens)),
-            self.cache.length + torch.cat((depth.new_zeros(1), depth)),
+            self.cache.lengths + torch.cat((depth.new_zeros(1), depth)),
             visible,
             self.cache,
             features=self.features,
@@ -211,17 +217,53 @@ class Decoding:
         scouted = () if scouts is None else (scouts.summarise(output.logits[0, rows:]),)
         outcome = read_walk(kept, choice, *scouted)  # the copy
         self.clock.lap("sample")
-        return _Pass(tree, output, choice, kept.order, outcome)
+        features = None if output.features is None else output.features[0]
+        return _Pass(tree, output.logits[0], features, choice, kept.order, outcome, moved=False)
+
+    def _may_replay(self) -> bool:
+        """Whether what verifies a tree hangs on the numbers in tensors alone, and somebody makes use of it."""
+        executor, keys = self.target.executor, (self.rule.key, self.pipeline.key)
+        return executor.replays and self.target.may_replay and None not in keys
+
+    def _replay(self, tree: DraftTree) -> _Pass:
+        """The same as one stage, which moves the rows of the path before the host knows it. Copies to the host once."""
+        with_logits = self.sequence.request.logprobs is not None
+        inputs = self.rule.inputs(tree.max_depth)
+
+        def work(root: Tensor, tokens: Tensor, parents: Tensor, depth: Tensor, *inputs: Tensor) -> tuple[Any, ...]:
+            drafted = replace(tree, tokens=tokens, parents=parents, depth=depth)
+            visible = ancestor_mask(parents)
+            positions = self.cache.lengths + torch.cat((depth.new_zeros(1), depth))
+            output = self.target.forward(
+                torch.cat((root, tokens)), positions, visible, self.cache, features=self.features
+            )
+            with self.rule.reading(inputs):
+                choice = self.rule.choose(self.pipeline.process(output.logits[0], tokens, visible), drafted)
+            kept = walk(drafted, choice, visible)
+            if tree.num_nodes > 0:
+                self.cache.move((self.cache.lengths + 1 + kept.order[: tree.max_depth])[None])
+            features = None if output.features is None else output.features[0]
+            return kept, choice, features, output.logits[0] if with_logits else None
+
+        key = "verify", self.features, tree.num_nodes, tree.max_depth, self.rule.key, self.pipeline.key, with_logits
+        tensors = (self.generation.root, tree.tokens, tree.parents, tree.depth, *inputs)
+        found: Any = self.target.executor.stage(key, work, tensors, self.cache, slots=1 + tree.num_nodes)
+        kept, choice, features, logits = found
+        self.clock.lap("verify")
+        outcome = read_walk(kept, choice)  # the copy
+        self.clock.lap("sample")
+        return _Pass(tree, logits, features, choice, kept.order, outcome, moved=True)
 
     def _commit(self, pass_: _Pass, emitted: list[int]) -> None:
         """Keep the KV of the root and of all emitted tokens but the last, which becomes the root."""
-        path, tokens, features = pass_.outcome.path[: len(emitted) - 1], self.sequence.tokens, pass_.output.features
+        path, tokens, features = pass_.outcome.path[: len(emitted) - 1], self.sequence.tokens, pass_.features
         nodes = nodes_to_move(pass_.order, path)
-        self.cache.commit(None if nodes is None else self.cache.length + 1 + nodes, 1 + len(path))
+        slots = None if nodes is None or pass_.moved else self.cache.length + 1 + nodes
+        self.cache.commit(slots, 1 + len(path))
         rows = slice(0, 1 + len(path)) if nodes is None else torch.cat((nodes.new_zeros(1), 1 + nodes))
         observed = Observed(
             tokens=[tokens[-1], *emitted[:-1]],
-            features=None if features is None else features[0, rows],
+            features=None if features is None else features[rows],
             tree=pass_.tree,
             choice=pass_.choice,
             path=path,

@@ -133,6 +133,7 @@ class Engine:
 
     def _begin(self, sequence: TokenSequence) -> Decoding:
         weights = weights_stamp(self.target.model)
+        self.target.executor.stamp(weights)
         return Decoding(
             sequence,
             self.target,

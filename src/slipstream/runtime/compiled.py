@@ -88,7 +88,7 @@ class CompiledPasses(Executor):
 
     def run(self, key: PassKey, function: PassFunction[Inputs, Output], inputs: Inputs, cache: KVCache) -> Output:
         many = key.batch > 1 or key.rows > self._buckets.rows[-1]
-        if many or not all(layer.is_initialized for layer in cache.layers):
+        if many or not cache.storage.is_ready:
             return function(inputs, cache)
         self._now.pass_ = _Sizes(key.rows, key.context, cache.capacity), cache
         try:

@@ -36,19 +36,46 @@ class KVCache(Cache):
         self.start = 0  # first slot of the pass in progress, in the longest sequence
         self.end = 0  # one past its last slot there
         self.context = 0  # slots that its rows may read
-        self.capacity = 0
         self.limit = limit
-        self.slots = torch.empty(batch, 0, dtype=torch.int64, device=device)  # [batch, n] where its rows go
-        self.places = _short(self.slots)
-        self.positions = torch.empty(batch, 0, dtype=torch.int64, device=device)
-        """[batch, capacity] int64, the text position of each slot."""
+        self.write_to(torch.empty(batch, 0, dtype=torch.int64, device=device))
         self._lengths = [0] * batch
-        super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
+        self.storage = CacheStorage([SlotLayer(self) for _ in range(num_layers)], batch, device)
+        super().__init__(layers=self.storage.layers)
 
     @property
     def length(self) -> int:
         """Committed tokens of the sequence, of the longest one in a batch."""
         return max(self._lengths)
+
+    @property
+    def capacity(self) -> int:
+        """Slots that there is memory for."""
+        return self.storage.capacity
+
+    @property
+    def positions(self) -> Tensor:
+        """[batch, capacity] int64, the text position of each slot."""
+        return self.storage.positions
+
+    def use(self, storage: CacheStorage) -> None:
+        """Keep rows in this memory from now on, which no other cache may use; what it holds is forgotten."""
+        assert self.length == 0
+        for layer in storage.layers:
+            layer.belong_to(self)
+        self.storage = storage
+        self.layers = storage.layers
+
+    def reserve(self, slots: int) -> None:
+        """Have memory for at least so many slots."""
+        if slots > self.capacity:
+            capacity = max(slots, 2 * self.capacity, _FIRST_CAPACITY)
+            if self.limit is not None:
+                capacity = max(slots, min(capacity, self.limit))
+            self.storage.grow(capacity)
+
+    def write_to(self, slots: Tensor) -> None:
+        """The pass's rows go to these slots, [batch, n] int64."""
+        self.slots, self.places = slots, _short(slots)
 
     def begin(self, start: int, positions: Tensor, context: int | None = None) -> None:
         """Announce a pass that writes slots start .. start + n - 1.
@@ -60,11 +87,9 @@ class KVCache(Cache):
         positions = positions.reshape(self.batch, -1)
         self.start, self.end = start, start + positions.shape[1]
         self.context = self.end if context is None else context
-        if self.context > self.capacity:
-            self._reserve(self.context)
+        self.reserve(self.context)
         behind = torch.arange(start - self.length, self.end - self.length, device=self.lengths.device)  # [n]
-        self.slots = self.lengths[:, None] + behind
-        self.places = _short(self.slots)
+        self.write_to(self.lengths[:, None] + behind)
         self.positions.scatter_(1, self.slots, positions)
 
     def commit(self, slots: Tensor | None, count: int | Sequence[int]) -> None:
@@ -75,13 +100,13 @@ class KVCache(Cache):
         """
         counts = [count] * self.batch if isinstance(count, int) else list(count)
         if slots is not None:
-            self._move(slots.reshape(self.batch, -1))
+            self.move(slots.reshape(self.batch, -1))
         self._lengths = [length + more for length, more in zip(self._lengths, counts, strict=True)]
         # Not in place: a cache is made, committed to and rolled back in and out of inference mode.
         self.lengths = self.lengths + (count if isinstance(count, int) else self.lengths.new_tensor(counts))
 
-    def _move(self, slots: Tensor) -> None:
-        """Copy the rows of `slots` [batch, n] to the slots behind each root."""
+    def move(self, slots: Tensor) -> None:
+        """Copy the rows of `slots` [batch, n] to the slots behind each root. Nothing is committed."""
         places = self.lengths[:, None] + torch.arange(1, slots.shape[1] + 1, device=slots.device)  # [batch, n]
         for layer in self.layers:
             layer.move(slots, places)
@@ -98,15 +123,30 @@ class KVCache(Cache):
         tensors = (tensor for layer in self.layers for tensor in (layer.keys, layer.values) if tensor is not None)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    def _reserve(self, slots: int) -> None:
-        capacity = max(slots, 2 * self.capacity, _FIRST_CAPACITY)
-        if self.limit is not None:
-            capacity = max(slots, min(capacity, self.limit))
+
+class CacheStorage:
+    """The memory of a cache: what stays where it is while texts come and go, until it grows."""
+
+    def __init__(self, layers: list[SlotLayer], batch: int, device: torch.device) -> None:
+        self.layers = layers
+        self.positions = torch.empty(batch, 0, dtype=torch.int64, device=device)
+
+    @property
+    def capacity(self) -> int:
+        return self.positions.shape[1]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every layer has been written to."""
+        return all(layer.is_initialized for layer in self.layers)
+
+    def grow(self, capacity: int) -> None:
+        """Move to larger memory; what was never written holds zeros."""
         for layer in self.layers:
             layer.resize(capacity)
-        grown = torch.zeros(self.batch, capacity, dtype=torch.int64, device=self.positions.device)
+        grown = torch.zeros(self.positions.shape[0], capacity, dtype=torch.int64, device=self.positions.device)
         grown[:, : self.capacity] = self.positions
-        self.positions, self.capacity = grown, capacity
+        self.positions = grown
 
 
 class SlotLayer(CacheLayerMixin):
@@ -118,6 +158,10 @@ class SlotLayer(CacheLayerMixin):
 
     def __init__(self, cache: KVCache) -> None:
         super().__init__()
+        self.belong_to(cache)
+
+    def belong_to(self, cache: KVCache) -> None:
+        """Be one of this cache's layers."""
         self._cache = cast(KVCache, weakref.proxy(cache))  # no circle: memory is free with its last user
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:

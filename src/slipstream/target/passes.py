@@ -6,7 +6,7 @@ buckets, so that what is compiled or captured for one pass serves many. b is the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -68,6 +68,11 @@ PassFunction = Callable[[Inputs, KVCache], Output]
 the inputs' tensors and the cache, writes the cache's slots, and does nothing else."""
 
 
+Stage = Callable[..., tuple[Tensor | None, ...]]
+"""Work of a cycle that holds passes, from tensors to tensors. Sizes are fixed, nothing is read on the host; beside its
+arguments it reads weights, and of the cache at hand `lengths` and the rows; it may write rows from each length on."""
+
+
 class Executor:
     """Runs passes: this one as they are, eagerly and in exact sizes.
 
@@ -94,6 +99,8 @@ class Executor:
     """Whether passes of one key may round differently from one time to the next."""
     runs_modules = True
     """Whether a pass calls the modules inside layers, which can then be watched."""
+    replays = False
+    """Whether passes and stages are recorded and replayed, without a line of Python between."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """What is run for a model, a shadow of it, its LM head or a draft head: the same but for the order of sums.
@@ -114,6 +121,20 @@ class Executor:
         """Run a pass. function: runs it eagerly; those of one key are equal."""
         return function(inputs, cache)
 
+    def stage(
+        self, key: Hashable, work: Stage, tensors: Sequence[Tensor], cache: KVCache | None, slots: int = 0
+    ) -> tuple[Tensor | None, ...]:
+        """Run a stage: a whole draft, or the verification of one.
+
+        key: stages of one key differ in nothing but the numbers in `tensors` and in the cache. cache: the one that its
+        passes are made over, None where there are none. slots: those behind the cache's length that it needs at most.
+        """
+        return work(*tensors)
+
+    def take_in(self, cache: KVCache, owner: nn.Module) -> KVCache:
+        """A cache made for `owner`'s passes, before the first of them; returns it. It may be given used memory."""
+        return cache
+
     def settle(self, calls: Iterable[Callable[[], Any]]) -> None:
         """Come to where these calls, which make passes, cost what they will cost from now on."""
 
@@ -123,3 +144,6 @@ class Executor:
 
     def forget(self) -> None:
         """Let go of what was made of the weights: they are others, in a way that torch does not count."""
+
+    def stamp(self, weights: int) -> None:
+        """A generation begins with weights of this stamp; what was made of others is void."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -48,6 +49,11 @@ class LogitsPipeline:
     def needs_path(self) -> bool:
         """Whether anything depends on the text or its length; if not, `process` needs no tree."""
         return any(step.needs_path for step in self._steps)
+
+    @property
+    def key(self) -> Hashable:
+        """Pipelines of one key do the same to the same logits; None: it hangs on the text, too."""
+        return None if self.needs_path else replace(self.settings, prompt_length=0, max_length=0)
 
     def start(self, prompt_ids: Sequence[int]) -> None:
         """Begin a generation; whatever was committed before is forgotten."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from slipstream.drafting.base import Generation, Observed
 from slipstream.drafting.drafter import ModelDrafter
 from slipstream.drafting.exit_rule import ExitRule
-from slipstream.drafting.expander import DraftLogits, Expander
+from slipstream.drafting.expander import DraftLogits, DraftStage, Expander
 from slipstream.drafting.growth import Frontier
 from slipstream.drafting.shape import Chain, Dynamic, Shape
 from slipstream.errors import unknown_choice
@@ -127,11 +127,19 @@ class DraftModelExpander(Expander):
             return self._levels()
         return min(self._levels(), 1 + nodes // shape.level_rows)
 
+    def stage(self) -> DraftStage | None:
+        if not self._draft.may_replay:
+            return None
+        return DraftStage(self._draft.executor, self._drafter, self.cache, (self._after_root,), self._take)
+
+    def _take(self, after_root: Tensor) -> None:
+        self._after_root = after_root
+
     def expand(self, frontier: Frontier) -> DraftLogits:
         if frontier.depth == 0:
             return DraftLogits(self._after_root)
         visible = frontier.visible[:, 1:]  # [w, drafted rows]: without the root's, which is committed
-        positions = torch.full_like(frontier.tokens, self.cache.length - 1 + frontier.depth)
+        positions = (self.cache.lengths - 1 + frontier.depth).to(frontier.tokens.device).expand_as(frontier.tokens)
         start = self.cache.length + visible.shape[1] - visible.shape[0]
         return DraftLogits(self._drafter.forward(frontier.tokens, positions, visible, self.cache, start=start))
 

@@ -11,7 +11,7 @@ the next cycle's rows of the accepted tokens are made anew from the target's fea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from slipstream.drafting.base import Generation, Observed
 from slipstream.drafting.draft_vocabulary import DraftVocabulary, PartialHead
 from slipstream.drafting.drafter import ModelDrafter
-from slipstream.drafting.expander import DraftLogits, Expander
+from slipstream.drafting.expander import DraftLogits, DraftStage, Expander
 from slipstream.drafting.growth import Frontier
 from slipstream.drafting.head_passes import HeadPasses
 from slipstream.drafting.shape import Shape
@@ -52,7 +52,7 @@ class EagleDrafter(ModelDrafter):
         return EagleExpander(self, generation)
 
 
-class HeadDrafter(Protocol):
+class HeadDrafter(Hashable, Protocol):
     """What an expander reads of the drafter: EAGLE's, or one whose head is run in the same way."""
 
     target: Target
@@ -72,7 +72,7 @@ class EagleExpander(Expander):
         self._head, self._target = drafter.head, drafter.target
         context = self._target.context_length
         limit = None if context is None else context + drafter.shape.most_rows
-        self.cache = self._head.new_cache(self._target.device, limit)
+        self.cache = self._target.executor.take_in(self._head.new_cache(self._target.device, limit), self._head)
         self._pending: Tensor | None = None  # [m, h] features of committed tokens whose rows are still to be run
         self._outputs: Tensor  # [rows, h] predicted features of the root and of the tree's rows so far
 
@@ -103,11 +103,17 @@ class EagleExpander(Expander):
         self.cache.commit(None, count)
         return output
 
+    def stage(self) -> DraftStage:
+        return DraftStage(self._target.executor, self._drafter, self.cache, (self._outputs,), self._take)
+
+    def _take(self, outputs: Tensor) -> None:
+        self._outputs = outputs
+
     def expand(self, frontier: Frontier) -> DraftLogits:
         if frontier.depth > 0:
             features = self._outputs[frontier.parent_rows]  # [w, h]
             visible = frontier.visible[:, 1:]  # without the root's row, which is committed
-            positions = torch.full_like(frontier.tokens, self.cache.length - 1 + frontier.depth)
+            positions = (self.cache.lengths - 1 + frontier.depth).expand_as(frontier.tokens)
             start = self.cache.length + visible.shape[1] - visible.shape[0]
             output = self._pass(frontier.tokens, features, positions, visible, start)
             self._outputs = torch.cat((self._outputs, output))

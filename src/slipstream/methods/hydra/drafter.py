@@ -23,7 +23,7 @@ from torch import Tensor
 
 from slipstream.drafting.base import Generation, Observed
 from slipstream.drafting.drafter import ModelDrafter, fit_to_heads
-from slipstream.drafting.expander import DraftLogits, Expander
+from slipstream.drafting.expander import DraftLogits, DraftStage, Expander
 from slipstream.drafting.growth import Frontier
 from slipstream.drafting.head_passes import HeadPasses
 from slipstream.drafting.shape import Shape
@@ -79,6 +79,12 @@ class HydraExpander(Expander):
         self._inputs = self._feature if self._prefix is None else self._prefix.newest()  # [1, h]
         return shape.depth
 
+    def stage(self) -> DraftStage:
+        return DraftStage(self._target.executor, self._heads, None, (self._inputs,), self._take)
+
+    def _take(self, inputs: Tensor) -> None:
+        self._inputs = inputs
+
     def expand(self, frontier: Frontier) -> DraftLogits:
         """The head of this depth over the frontier: each row gets its parent's input and the embedding of its token."""
         run_before = frontier.visible.shape[1] - frontier.visible.shape[0]
@@ -93,7 +99,7 @@ class _PrefixRows:
 
     def __init__(self, heads: HydraHeads, target: Target, passes: HeadPasses) -> None:
         self._target, self._passes = target, passes
-        self.cache = heads.new_cache(target.device, target.context_length)
+        self.cache = target.executor.take_in(heads.new_cache(target.device, target.context_length), heads)
         self._pending: Tensor | None = None  # [m, h] features of committed tokens whose rows are still to be run
         self._newest: Tensor  # [1, h] the layer's output at the last row run
 

@@ -12,13 +12,12 @@ costs of the sub-layers that it keeps, whenever it changes.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from slipstream.core.confidence import ConfidenceScale
 from slipstream.drafting.base import Drafting, Generation, Observed
 from slipstream.drafting.drafter import ModelDrafter
-from slipstream.drafting.expander import DraftLogits, Expander
+from slipstream.drafting.expander import DraftLogits, DraftStage, Expander
 from slipstream.drafting.growth import Frontier
 from slipstream.drafting.shape import Dynamic, Shape
 from slipstream.methods.layer_skip.adapt import AdaptiveSkipSet, AdaptSettings
@@ -121,7 +120,7 @@ class LayerSkipDrafter(ModelDrafter):
         tokens: [w]. visible: [w, draft rows run before + w] bool. plan: of the set to skip, by default that in use.
         """
         start = generation.length + visible.shape[1] - visible.shape[0]
-        positions, model = torch.full_like(tokens, generation.length + depth), (plan or self.plan).model
+        positions, model = (generation.cache.lengths + depth).expand_as(tokens), (plan or self.plan).model
         output = self.target.forward(tokens, positions, visible, generation.cache, start=start, instead=model)
         return output.logits[0]
 
@@ -149,6 +148,10 @@ class LayerSkipExpander(Expander):
             self._comparisons.advance()
         self._plan = self._drafter.plan
         return shape.depth
+
+    def stage(self) -> DraftStage | None:
+        target, cache = self._drafter.target, self._generation.cache
+        return DraftStage(target.executor, self._plan.model, cache, (), lambda: None) if target.may_replay else None
 
     def expand(self, frontier: Frontier) -> DraftLogits:
         logits = self._drafter.forward(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from slipstream.drafting.base import Generation, Observed
 from slipstream.drafting.drafter import ModelDrafter, fit_to_heads
-from slipstream.drafting.expander import DraftLogits, Expander
+from slipstream.drafting.expander import DraftLogits, DraftStage, Expander
 from slipstream.drafting.growth import Frontier
 from slipstream.drafting.shape import Shape
 from slipstream.methods.medusa.head import MedusaHeads
@@ -65,6 +65,12 @@ class MedusaExpander(Expander):
         assert self._feature is not None
         self._logits = self._heads.all_logits(self._feature, self._target, shape.depth)
         return shape.depth
+
+    def stage(self) -> DraftStage:
+        return DraftStage(self._target.executor, self._heads, None, (self._logits,), self._take)
+
+    def _take(self, logits: Tensor) -> None:
+        self._logits = logits
 
     def expand(self, frontier: Frontier) -> DraftLogits:
         """The logits of the frontier's depth, the same for each of its nodes."""
