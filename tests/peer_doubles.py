@@ -9,6 +9,7 @@ _MODULE = '''
 import json
 import os
 import sys
+import time
 
 GGML_TYPE_F32 = 0
 
@@ -47,6 +48,7 @@ class Llama:
             os._exit(3)
         token = tokens[-1]
         while True:
+            time.sleep(0.001)
             token = (token + 1) % self.told["vocab_size"]
             yield token
 '''
