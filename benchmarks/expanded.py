@@ -118,7 +118,7 @@ class Places:
 
     @property
     def attended(self) -> Tensor:
-        """[its query heads * head_dim] where attention's output is not zero: further queries of a key head see values"""
+        """[query heads of its key heads * head_dim]: where attention's output is not zero."""
         return self._of_heads(torch.arange(self.small.kv_heads * self.large.group))
 
     def _of_heads(self, heads: Tensor) -> Tensor:
