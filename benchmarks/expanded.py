@@ -178,7 +178,7 @@ def expand_head(head: EagleHead, shape: Shape, dtype: torch.dtype, *, seed: int 
     places = Places(_shape_of_head(sizes), shape)
     with torch.device(device):
         large = EagleHead(_sizes_of_head(sizes, places)).place(device, dtype)
-    large.confidence = head.confidence
+    large.confidence, large.vocabulary = head.confidence, head.vocabulary
     generator = torch.Generator(device).manual_seed(seed)
     _put(large.fc, head.fc, places.hidden, torch.cat((places.hidden, places.hidden + shape.hidden)), generator)
     _expand_layer(large.layers[0], head.layers[0], places, generator)

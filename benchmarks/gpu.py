@@ -30,7 +30,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpu_measure import RECORD, add_options, step_names
+from gpu_options import RECORD, add_options, step_names
 from timed_steps import drive
 
 from slipstream.training.data.transfer import shard, unshard
@@ -41,8 +41,8 @@ SCRIPTS = Path(__file__).resolve().parent
 SLIPSTREAM = (sys.executable, "-m", "slipstream")
 
 
-def pack(data: Path, out: Path, per_file: int, piece_mib: int, seed: int) -> None:
-    """Write wheels in pieces, and up to `per_file` dialogues of each file of `data`, into `out`."""
+def pack(data: Path | None, out: Path, per_file: int, piece_mib: int, seed: int) -> None:
+    """Write wheels in pieces, and up to `per_file` dialogues of each file of `data`, if given, into `out`."""
     out.mkdir(parents=True, exist_ok=True)
     for wheel in WHEELS:
         subprocess.run(
@@ -53,7 +53,7 @@ def pack(data: Path, out: Path, per_file: int, piece_mib: int, seed: int) -> Non
         file.unlink()
     corpus = out / "corpus"
     corpus.mkdir(exist_ok=True)
-    for file in sorted(data.glob("*.jsonl")):
+    for file in sorted(data.glob("*.jsonl")) if data else ():
         lines = [line for line in file.read_bytes().splitlines(keepends=True) if b'"messages"' in line]
         random.Random(seed).shuffle(lines)
         if lines:
@@ -101,7 +101,8 @@ def steps(files: list[Path], out: Path, minutes: float, device: str, per_file: i
 
 def environment(cache: Path) -> dict[str, str]:
     """What the commands find the package and its cache by."""
-    return {"SLIPSTREAM_CACHE": str(cache), "PYTHONPATH": str(SCRIPTS.parent / "src")}
+    path = filter(None, (str(SCRIPTS.parent / "src"), os.environ.get("PYTHONPATH")))
+    return {"SLIPSTREAM_CACHE": str(cache), "PYTHONPATH": os.pathsep.join(path)}
 
 
 def run(folder: Path, out: Path, minutes: float, device: str, per_file: int) -> int:
@@ -126,22 +127,20 @@ def measure(given: argparse.Namespace, names: Sequence[str], minutes: float) -> 
         if given.pack.is_dir():
             unpack(given.pack, work / "pack")
 
+        same = {
+            "out": given.out,
+            "work": work,
+            "device": given.device,
+            "shape": given.shape,
+            "peers": given.peers,
+            "commit": given.commit,
+            "minutes": f"{minutes:g}",
+            "until": f"{until:.1f}",
+        }
+        words = [word for name, value in same.items() if value for word in (f"--{name}", str(value))]
+
         def command(left: Sequence[str]) -> list[str]:
-            return [
-                *(sys.executable, str(SCRIPTS / "gpu_measure.py"), "--out", str(given.out), "--work", str(work)),
-                *(
-                    "--device",
-                    given.device,
-                    "--shape",
-                    given.shape,
-                    "--peers",
-                    given.peers,
-                    "--minutes",
-                    f"{minutes:g}",
-                ),
-                *("--until", f"{until:.1f}", "--steps", ",".join(left)),
-                *(("--commit", given.commit) if given.commit else ()),
-            ]
+            return [sys.executable, str(SCRIPTS / "gpu_measure.py"), *words, "--steps", ",".join(left)]
 
         os.environ |= environment(work / "cache")
         return drive(command, names, given.out / RECORD, until)
@@ -150,7 +149,7 @@ def measure(given: argparse.Namespace, names: Sequence[str], minutes: float) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("do", choices=("pack", "run", "measure"))
-    parser.add_argument("--data", type=Path, help="pack: folder of .jsonl files of dialogues")
+    parser.add_argument("--data", type=Path, help="pack: folder of .jsonl files of dialogues; `measure` needs none")
     parser.add_argument("--pack", type=Path, default=Path(".pack"), help="run, measure: what `pack` wrote")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--per-file", type=int, default=3000, help="dialogues of each file")
@@ -161,8 +160,8 @@ def main() -> None:
     add_options(parser)
     given = parser.parse_args()
     if given.do == "pack":
-        if given.data is None or not given.data.is_dir():
-            parser.error("pack needs --data FOLDER")
+        if given.data is not None and not given.data.is_dir():
+            parser.error(f"--data {given.data} is no folder")
         pack(given.data, given.out, given.per_file, given.piece_mib, given.seed)
     elif given.do == "run":
         sys.exit(run(given.pack, given.out, given.minutes or 6.0, given.device, given.per_file))

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from expanded import LLAMA_8B, Shape, expand, expand_head, expand_skip_set, zero_share
+from gpu_options import RECORD, SHARES, add_options, step_names
 from timed_steps import Journal, Step, work
 from torch import Tensor
 
@@ -35,6 +36,7 @@ from slipstream.bench.runner import BenchRun, Progress, Watcher
 from slipstream.bench.settings import PLAIN, BenchSettings, EntrantSpec
 from slipstream.bench.tasks import load_tasks, questions_hash
 from slipstream.certify.identity import compare
+from slipstream.drafting.draft_vocabulary import VOCABULARY_FILE
 from slipstream.errors import InputError
 from slipstream.methods.eagle.checkpoint import load_head, save_head
 from slipstream.methods.registry import packaged_artefact
@@ -47,20 +49,8 @@ from slipstream.skipping.resolve import resolve_skip_set
 from slipstream.skipping.sublayers import SubLayers
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORD = "gpu.json"
-SHARES = {
-    "build": 1.0,
-    "tests": 1.5,
-    "identity": 2.0,
-    "passes": 1.0,
-    "bench-captured": 3.0,
-    "bench-eager": 2.0,
-    "peers": 3.0,
-}
-"""The steps in their order, and how much of the time each may take."""
 RUNTIMES = ("captured", "eager")
 """How passes are run, the better first; one that `load` refuses is recorded as refused."""
-PEERS = ("hf-plain", "hf-compiled")
 TEMPERATURES = (0.0, 1.0)
 HEAD = "eagle"
 """Folder of the expanded head."""
@@ -87,7 +77,7 @@ class Size:
     """What the device copies to show its bandwidth."""
 
 
-SIZES = {
+SIZES: dict[str, Size] = {
     "8b": Size(
         model="smollm2",
         shape=LLAMA_8B,
@@ -190,6 +180,8 @@ class Subjects:
         large = self.large(self.size.dtype)
         head = expand_head(load_head(shipped, source), self.size.shape, large.target.dtype)
         save_head(head, Path(HEAD), large.target)
+        if head.vocabulary is not None:
+            head.vocabulary.save(Path(HEAD) / VOCABULARY_FILE)
 
     def model(self, plain: slipstream.Model, name: str) -> slipstream.Model:
         """One of our methods over the target of a plain model."""
@@ -502,7 +494,7 @@ def peers(subjects: Subjects, names: list[str]) -> list[EntrantSpec]:
 
 
 def steps(subjects: Subjects, out: Path, named_peers: list[str]) -> dict[str, Step]:
-    """All of them, by the names in `SHARES`."""
+    """All of them, by their names in `gpu_options.py`."""
 
     def ours() -> list[EntrantSpec]:
         return list(subjects.specs.values())
@@ -540,22 +532,6 @@ def driver() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Those that `gpu.py measure` hands on."""
-    parser.add_argument("--shape", choices=SIZES, default="8b", help="measure: sizes of the target")
-    parser.add_argument("--peers", default=",".join(PEERS), help="measure: transformers' own to compare with")
-    parser.add_argument("--steps", default=",".join(SHARES), help="measure: only these")
-    parser.add_argument("--commit", help="measure: of the code, where git is not at hand")
-
-
-def step_names(parser: argparse.ArgumentParser, text: str) -> list[str]:
-    """Names of steps separated by commas, in their order."""
-    asked = text.split(",")
-    if unknown := [name for name in asked if name not in SHARES]:
-        parser.error(f"unknown step {unknown[0]!r}; choose from {', '.join(SHARES)}")
-    return [name for name in SHARES if name in asked]
 
 
 def main() -> int:
