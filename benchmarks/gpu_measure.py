@@ -52,6 +52,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNTIMES = ("captured", "eager")
 """How passes are run, the better first; one that `load` refuses is recorded as refused."""
 TEMPERATURES = (0.0, 1.0)
+TREE = {"width": 10, "depth": 6, "total": 60}
+"""EAGLE-2's, as published."""
 HEAD = "eagle"
 """Folder of the expanded head."""
 
@@ -68,7 +70,7 @@ class Size:
     num_tokens: int
     """Of an answer."""
     num_compared: int
-    """Prompts whose answers are compared in float32."""
+    """Prompts whose answers are compared for identity, if there is time."""
     rows: tuple[int, ...]
     """Of the passes that are timed."""
     context: int
@@ -110,6 +112,7 @@ class Subjects:
         self.size, self.device = size, device
         self._small: dict[str, slipstream.Model] = {}
         self._large: dict[str, slipstream.Model] = {}
+        self._models: dict[tuple[str, str], slipstream.Model] = {}
 
     def small(self, dtype: str) -> slipstream.Model:
         """With plain decoding."""
@@ -155,7 +158,7 @@ class Subjects:
         options: dict[str, tuple[str, dict[str, Any]]] = {
             PLAIN: (PLAIN, {}),
             "eagle2": ("eagle2", {"draft": HEAD}),
-            "eagle2-60": ("eagle2", {"draft": HEAD, "width": 10, "depth": 6, "total": 60}),
+            "eagle2-60": ("eagle2", {"draft": HEAD, **TREE}),
             "layer-skip": ("layer-skip", {"skip_set": skip_set}),
             "prompt-lookup": ("prompt-lookup", {}),
             "auto": ("auto", {"draft": HEAD}),
@@ -183,10 +186,12 @@ class Subjects:
         if head.vocabulary is not None:
             head.vocabulary.save(Path(HEAD) / VOCABULARY_FILE)
 
-    def model(self, plain: slipstream.Model, name: str) -> slipstream.Model:
-        """One of our methods over the target of a plain model."""
-        spec = self.specs[name]
-        return plain.with_method(spec.method, **spec.options)
+    def model(self, dtype: str, name: str) -> slipstream.Model:
+        """The large model with one of our methods and eager passes."""
+        if (dtype, name) not in self._models:
+            spec = self.specs[name]
+            self._models[dtype, name] = self.large(dtype).with_method(spec.method, **spec.options)
+        return self._models[dtype, name]
 
 
 # -- steps ---------------------------------------------------------------------------------------------------------
@@ -231,37 +236,32 @@ def tests() -> Step:
 
 
 def identity(subjects: Subjects) -> Step:
-    """Compare the large model with the small one, and every method with plain decoding."""
+    """Compare the large model with the small one, and every method with plain decoding, prompt by prompt."""
 
     def step(seconds: float) -> Iterator[Mapping[str, Any]]:
-        size, prompts = subjects.size, load_prompts()[: subjects.size.num_compared]
         found: dict[str, Any] = {"expanded": {}, "head": {}, "float32": {}, "same_shape": {}}
-        for dtype in dict.fromkeys(("fp32", size.dtype)):
-            pair = (subjects.small(dtype), subjects.large(dtype))
-            for prompt in prompts:
-                _count(found["expanded"].setdefault(dtype, {}), _compare_pair(pair, prompt, size.num_tokens))
-                yield found
-        for prompt in prompts:
-            _count(found["head"], _compare_drafts(subjects, prompt, size.num_tokens))
-            yield found
-        plain = subjects.large("fp32")
-        for temperature in TEMPERATURES:
-            for name in subjects.specs:
-                if name == PLAIN:
-                    continue
-                method = subjects.model(plain, name)
-                for prompt in prompts[: max(1, len(prompts) // 2)]:
-                    row = found["float32"].setdefault(f"{name}, T={temperature:g}", {})
-                    _count(row, _compare_answers((plain, method), prompt, size.num_tokens, temperature))
-                    yield found
-        plain = subjects.large(size.dtype)
-        for name in subjects.specs:
-            if name != PLAIN:
-                row = found["same_shape"].setdefault(name, {})
-                _count(row, _compare_shapes(subjects.model(plain, name), prompts[0], size.num_tokens))
+        for prompt in load_prompts()[: subjects.size.num_compared]:
+            for part, name, figures in _comparisons(subjects, prompt):
+                _count(found[part].setdefault(name, {}), figures)
                 yield found
 
     return step
+
+
+def _comparisons(subjects: Subjects, prompt: Prompt) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """All that is asked of one prompt: part of the record, name in it, figures."""
+    size = subjects.size
+    names = [name for name in subjects.specs if name != PLAIN]
+    for dtype in dict.fromkeys(("fp32", size.dtype)):
+        yield "expanded", dtype, _compare_pair(subjects.small(dtype), subjects.large(dtype), prompt, size.num_tokens)
+    yield "head", "eagle2-60", _compare_drafts(subjects, prompt, size.num_tokens)
+    for temperature in TEMPERATURES:
+        expected = _answer(subjects.large("fp32"), prompt, size.num_tokens, temperature)
+        for name in names:
+            ours = _answer(subjects.model("fp32", name), prompt, size.num_tokens, temperature)
+            yield "float32", f"{name}, T={temperature:g}", _agreement(ours.token_ids, expected.token_ids)
+    for name in names:
+        yield "same_shape", name, _compare_shapes(subjects.model(size.dtype, name), prompt, size.num_tokens)
 
 
 def _count(row: dict[str, Any], found: Mapping[str, Any]) -> None:
@@ -270,15 +270,9 @@ def _count(row: dict[str, Any], found: Mapping[str, Any]) -> None:
         row[name] = max(row.get(name, 0.0), value) if isinstance(value, float) else row.get(name, 0) + int(value)
 
 
-def _compare_answers(
-    pair: tuple[slipstream.Model, slipstream.Model], prompt: Prompt, num_tokens: int, temperature: float = 0.0
-) -> dict[str, Any]:
-    """The second one's answer beside the first one's."""
-    reference, ours = (
-        model.generate(prompt.turns[0], max_new_tokens=num_tokens, temperature=temperature, seed=0).token_ids
-        for model in pair
-    )
-    return _agreement(ours, reference)
+def _answer(model: slipstream.Model, prompt: Prompt, num_tokens: int, temperature: float = 0.0) -> slipstream.Output:
+    """To its first turn, from the whole distribution, sampled answers with one seed."""
+    return model.generate(prompt.turns[0], max_new_tokens=num_tokens, temperature=temperature, top_k=0, top_p=1, seed=0)
 
 
 def _agreement(ours: list[int], reference: list[int]) -> dict[str, Any]:
@@ -291,29 +285,23 @@ def _agreement(ours: list[int], reference: list[int]) -> dict[str, Any]:
     }
 
 
-def _compare_pair(pair: tuple[slipstream.Model, slipstream.Model], prompt: Prompt, num_tokens: int) -> dict[str, Any]:
-    """The same, and the logits of both over the first one's text, read in one pass."""
-    reference, ours = (model.generate(prompt.turns[0], max_new_tokens=num_tokens, temperature=0.0) for model in pair)
+def _compare_pair(small: slipstream.Model, large: slipstream.Model, prompt: Prompt, num_tokens: int) -> dict[str, Any]:
+    """Greedy answers of both, and their logits over the small one's text, read in one pass."""
+    reference = _answer(small, prompt, num_tokens)
     text = [*reference.prompt_ids, *reference.token_ids]
-    small, large = (_logits(model, text) for model in pair)  # [tokens, vocab]
+    logits, others = (_logits(model, text) for model in (small, large))  # [tokens, vocab]
     return {
-        **_agreement(ours.token_ids, reference.token_ids),
-        "logit_distance": round(float((small - large).abs().max()), 7),
+        **_agreement(_answer(large, prompt, num_tokens).token_ids, reference.token_ids),
+        "logit_distance": round(float((logits - others).abs().max()), 7),
         "num_positions": len(text),
-        "num_same_choice": int((small.argmax(-1) == large.argmax(-1)).sum()),
+        "num_same_choice": int((logits.argmax(-1) == others.argmax(-1)).sum()),
     }
 
 
 def _compare_drafts(subjects: Subjects, prompt: Prompt, num_tokens: int) -> dict[str, Any]:
     """Trees of one size on both models, each with its head, in float32: what was accepted of them."""
-    options = {"width": 10, "depth": 6, "total": 60}
-    models = (
-        subjects.small("fp32").with_method("eagle2", **options),
-        subjects.large("fp32").with_method("eagle2", draft=HEAD, **options),
-    )
-    small, large = (
-        model.generate(prompt.turns[0], max_new_tokens=num_tokens, temperature=0.0).stats for model in models
-    )
+    models = (subjects.small("fp32").with_method("eagle2", **TREE), subjects.model("fp32", "eagle2-60"))
+    small, large = (_answer(model, prompt, num_tokens).stats for model in models)
     return {
         "num_answers": 1,
         "num_same_lengths": small.accept_lengths == large.accept_lengths,
@@ -487,25 +475,31 @@ class UntilLate(Watcher):
             raise LateError
 
 
-def peers(subjects: Subjects, names: list[str]) -> list[EntrantSpec]:
-    """Transformers' own beside plain decoding and the head."""
-    ours = [subjects.specs[name] for name in (PLAIN, "eagle2")]
-    return [*ours, *(EntrantSpec(name=name, kind="peer", method=name) for name in names)]
+def peers(names: list[str]) -> list[EntrantSpec]:
+    """Transformers' own of these names."""
+    return [EntrantSpec(name=name, kind="peer", method=name) for name in names]
 
 
 def steps(subjects: Subjects, out: Path, named_peers: list[str]) -> dict[str, Step]:
-    """All of them, by their names in `gpu_options.py`."""
+    """All of them, by their names in `gpu_options.py`.
 
-    def ours() -> list[EntrantSpec]:
-        return list(subjects.specs.values())
+    What transformers must compile first is in the last step: it may take all the time that there is.
+    """
+
+    def methods() -> list[EntrantSpec]:
+        eager = [one for one in peers(named_peers) if one.method != "hf-compiled"]
+        return [*subjects.specs.values(), *eager]
+
+    def compiled() -> list[EntrantSpec]:
+        return [subjects.specs[PLAIN], subjects.specs["eagle2"], *peers(named_peers)]
 
     return {
         "build": build(subjects),
         "tests": tests(),
         "identity": identity(subjects),
         "passes": passes(subjects),
-        **{f"bench-{one}": bench(subjects, out, f"bench-{one}", (one,), ours) for one in RUNTIMES},
-        "peers": bench(subjects, out, "peers", RUNTIMES, lambda: peers(subjects, named_peers)),
+        **{f"bench-{one}": bench(subjects, out, f"bench-{one}", (one,), methods) for one in RUNTIMES},
+        "peers": bench(subjects, out, "peers", RUNTIMES, compiled),
     }
 
 

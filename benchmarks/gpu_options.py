@@ -12,7 +12,7 @@ SHARES = {
     "passes": 1.0,
     "bench-captured": 3.0,
     "bench-eager": 2.0,
-    "peers": 3.0,
+    "peers": 4.0,
 }
 """The steps in their order, and how much of the time each may take."""
 SIZES = ("8b", "small")

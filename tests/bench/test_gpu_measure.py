@@ -128,7 +128,8 @@ def test_every_step_runs_at_small_sizes(tmp_path) -> None:
     for row in found["identity"]["expanded"].values():
         assert row["num_identical"] == row["num_answers"] > 0
         assert row["num_same_choice"] == row["num_positions"]
-    assert found["identity"]["head"]["num_same_lengths"] == found["identity"]["head"]["num_answers"] > 0
+    drafted = found["identity"]["head"]["eagle2-60"]
+    assert drafted["num_same_lengths"] == drafted["num_answers"] > 0
     ours = {"eagle2", "eagle2-60", "layer-skip", "prompt-lookup", "auto"}
     compared = found["identity"]["float32"]
     assert compared.keys() == {f"{name}, T={temperature}" for name in ours for temperature in (0, 1)}
@@ -136,8 +137,8 @@ def test_every_step_runs_at_small_sizes(tmp_path) -> None:
     assert all(row["identical to same shape"] == 1 for row in found["identity"]["same_shape"].values())
     assert found["passes"]["runtimes"]["eager"]["plain_ms_per_token"] > 0
     rows = found["bench-eager"]["rows"]
-    assert {row["entrant"] for row in rows} == {"plain", *ours}
-    assert all(row["num_identical"] == row["num_answers"] > 0 for row in rows)
+    assert {row["entrant"] for row in rows} == {"plain", "hf-plain", *ours}
+    assert all(row["num_identical"] == row["num_answers"] > 0 for row in rows if row["entrant"] != "hf-plain")
     taus = {row["entrant"]: row["tau"] for row in rows if row["temperature"] == 0}
     assert taus["eagle2-60"] > 1.5, "the head drafts for the model that was made large"
     assert {row["entrant"] for row in found["peers"]["rows"]} == {"plain", "eagle2", "hf-plain"}
