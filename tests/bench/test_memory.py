@@ -27,7 +27,7 @@ def test_a_passing_allocation_is_in_the_peak_and_not_in_the_next_one() -> None:
 
 
 def test_a_system_that_does_not_tell_gives_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(memory, "_CLEAR", tmp_path / "no" / "such")
+    monkeypatch.setattr(memory, "_PROCESSES", tmp_path / "none")
     with peak_memory(CPU) as found:
         pass
     assert found.peak_gib is found.growth_gib is None

@@ -34,9 +34,9 @@ def test_show_prints_the_paper_s_layout_and_what_came_out(bench):
     assert "Speed-up and tau by task, T = 0" in lines
     assert "Speed-up and tau by task, T = 1" in lines
     eagle2 = next(line for line in lines if line.split()[:1] == ["eagle2"])
-    assert eagle2.split()[1:] == ["1.50x", "2.00", "1.65x", "2.20", "1.58x", "2.10"]
+    assert eagle2.split()[1:] == ["1.50x", "2.00", "1.65x", "2.20", "1.58x", "2.10", "180.0"]
     peer = next(line for line in lines if line.split()[:1] == ["hf-plain"])
-    assert peer.split()[1:] == ["0.50x", "-", "0.55x", "-", "0.53x", "-"]
+    assert peer.split()[1:] == ["0.50x", "-", "0.55x", "-", "0.53x", "-", "60.0"]
     assert "eagle2 is the fastest" in done.stdout
 
 
@@ -45,7 +45,7 @@ def test_a_narrow_terminal_gets_the_table_in_parts_that_each_name_the_rows(bench
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 42
     found = [line.split() for line in lines if line.split()[:1] == ["eagle2-60"]]
-    assert found == [["eagle2-60", "0.75x", "4.00", "0.83x", "4.40"], ["eagle2-60", "0.79x", "4.20"]]
+    assert found == [["eagle2-60", "0.75x", "4.00", "0.83x", "4.40"], ["eagle2-60", "0.79x", "4.20", "90.0"]]
     assert "…" not in done.stdout
 
 
@@ -68,7 +68,7 @@ def test_show_details_and_json(bench):
 
 def test_show_prints_markdown(bench):
     shown = bench("show", "-t", "0", "--markdown").stdout
-    assert "| method | MT-bench | GSM8K | mean |" in shown
+    assert "| method | MT-bench | GSM8K | mean | tokens/s |" in shown
     assert "(speed / tau)" in shown
 
 

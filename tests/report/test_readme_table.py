@@ -43,8 +43,8 @@ def test_the_table_goes_between_the_marks_with_command_and_record(script, folder
     assert text.endswith("\n<!-- bench:end -->\n\nafter\n")
     assert "[the record](records/r.json)" in text
     assert "\n    slipstream bench run -m demo --threads 1\n" in text
-    assert "| `eagle2` | 1.50x / 2.00 | 1.65x / 2.20 | 1.58x / 2.10 | 40 of 40 |" in text
-    assert "| `hf-plain` | 0.50x / - | 0.55x / - | 0.53x / - | - |" in text  # at T=1 a peer samples by itself
+    assert "| `eagle2` | 1.50x / 2.00 | 1.65x / 2.20 | 1.58x / 2.10 | 180.0 | 40 of 40 |" in text
+    assert "| `hf-plain` | 0.50x / - | 0.55x / - | 0.53x / - | 60.0 | - |" in text  # at T=1 a peer samples by itself
     assert text.count("| method |") == 2
 
 

@@ -28,13 +28,34 @@ def text_of(table, method, key):
 
 def test_eagle_layout_has_speed_up_and_tau_by_task_and_the_mean_over_tasks():
     table = eagle_table(parse_record(make_record()), 0.0)
-    assert [group for group, _ in header_groups(table.columns)] == ["", "MT-bench", "GSM8K", "mean"]
+    assert [group for group, _ in header_groups(table.columns)] == ["", "MT-bench", "GSM8K", "mean", ""]
     assert [row["method"] for row in table.rows] == [entrant["name"] for entrant in ENTRANTS]
     assert text_of(table, "eagle2", "mt_bench.speedup") == "1.50x"
     assert text_of(table, "eagle2", "gsm8k.tau") == "2.20"
     assert row_of(table, "eagle2")["mean.speedup"] == pytest.approx((1.5 + 1.65) / 2)
     assert row_of(table, "eagle2")["mean.tau"] == pytest.approx(2.1)  # of the two tasks; all answers together: 2.4
     assert "plain" in table.notes[0]
+
+
+def test_every_row_has_its_speed_and_not_only_a_ratio():
+    record = parse_record(make_record())
+    for table in (eagle_table(record, 0.0), spec_bench_table(record, 0.0), detail_tables(record, 0.0)[0]):
+        assert [text_of(table, name, "tokens_per_second") for name in ("plain", "hf-plain")] == ["100.0", "60.0"]
+
+
+def test_another_model_is_marked_in_every_table_and_its_name_stays_in_json():
+    data = make_record()
+    peer = {"software": "llama-cpp-python 1.0", "weights": "4-bit blocks", "is_another_model": True}
+    data["run"]["peers"] = {"hf-assisted": peer, "hf-plain": {**peer, "is_another_model": False}}
+    record = parse_record(data)
+    for layout in ("eagle", "spec-bench", "details"):
+        for table in tables(record, layout, [0.0]):
+            shown = [table.columns[0].text(row) for row in table.rows]
+            if "hf-assisted" in [row["method"] for row in table.rows]:
+                assert "hf-assisted (another model)" in shown
+                assert "hf-plain" in shown
+            assert "hf-assisted: another model, with other weights (4-bit blocks)" in " ".join(table.notes)
+            assert "another model" not in str(table_json(table)["rows"])
 
 
 def test_a_peer_s_tau_is_not_known():
@@ -69,9 +90,11 @@ def test_spec_bench_layout_is_sorted_by_overall_speed_up():
         "GSM8K",
         "# mean accepted tokens",
         "overall",
+        "tokens/s",
     ]
     assert text_of(table, "eagle2", "tau") == "2.40"
     assert text_of(table, "eagle2", "overall") == "1.80x"
+    assert text_of(table, "eagle2", "tokens_per_second") == "180.0"
 
 
 def test_details_have_speed_cycle_and_evidence():
@@ -119,6 +142,6 @@ def test_markdown_joins_a_group_s_columns_and_escapes_bars():
     for row in data["rows"]:
         row["entrant"] = row["entrant"].replace("eagle2", "eagle2|x")
     lines = markdown(eagle_table(parse_record(data), 0.0)).split("\n")
-    assert lines[0] == "| method | MT-bench | GSM8K | mean |"
-    assert lines[1] == "|---|---:|---:|---:|"
-    assert lines[3] == "| `eagle2\\|x` | 1.50x / 2.00 | 1.65x / 2.20 | 1.58x / 2.10 |"
+    assert lines[0] == "| method | MT-bench | GSM8K | mean | tokens/s |"
+    assert lines[1] == "|---|---:|---:|---:|---:|"
+    assert lines[3] == "| `eagle2\\|x` | 1.50x / 2.00 | 1.65x / 2.20 | 1.58x / 2.10 | 180.0 |"

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from slipstream.bench.entrants import Entrant, ExactEntrants, default_entrants, load_entrants
+from slipstream.bench.entrants import Answering, ExactEntrants, default_entrants, load_entrants
 from slipstream.bench.hub_tasks import HubTask, fetch_questions, keep_questions, kept_questions, parse_tasks, prompts_of
 from slipstream.bench.peers import PEERS
+from slipstream.bench.processes.entrants import OTHERS, Interpreters, Processes, parse_peer
 from slipstream.bench.record import write_record
 from slipstream.bench.run_folder import LOCK_FILE, check_same, holds_run
 from slipstream.bench.runner import BenchRun
@@ -53,6 +55,10 @@ class Request:
     """METHOD=PATH, the artefacts of methods."""
     peers: bool = True
     """Transformers' own methods too, where no methods are named."""
+    processes: Sequence[str] = ()
+    """Peers in processes of their own, as `parse_peer` reads them."""
+    interpreters: Sequence[str] = ()
+    """The Pythons that run them, as `Interpreters.parse` reads them."""
     data: Path | None = None
     datasets: Sequence[str] = ()
     tasks: str | None = None
@@ -68,8 +74,10 @@ class Assembled:
     """A run that is ready to start, and those that take part."""
 
     bench: BenchRun
-    entrants: Mapping[str, Entrant]
+    entrants: Mapping[str, Answering]
     exact: ExactEntrants
+    processes: Processes
+    """Of peers; to be closed when the run is over."""
 
 
 def assemble(request: Request, load: Load, tell: Callable[[str], None]) -> Assembled:
@@ -81,20 +89,25 @@ def assemble(request: Request, load: Load, tell: Callable[[str], None]) -> Assem
     check_threads(request.loading.get("threads"))
     tasks, questions, sources = _read_tasks(request)
     artefacts = dict(map(parse_draft, request.drafts))
-    named = with_plain(parse_methods(request.methods, artefacts)) if request.methods else None
+    processes = [with_artefact(parse_peer(text), artefacts) for text in request.processes]
+    interpreters = Interpreters.parse(request.interpreters, processes)
+    named = parse_methods(request.methods, artefacts, processes)
     settings = BenchSettings(
-        entrants=tuple(named or with_plain([])),
+        entrants=tuple(with_plain([*named, *processes])),
         tasks=tuple(tasks),
         data=", ".join(sources),
         questions_hash=questions_hash(tasks),
         **asdict(request.options),
     )
+    interpreters.check(processes)
     if holds_run(request.folder, resume=request.resume):
-        check_same(request.folder, _known_before_loading(request, settings, are_named=named is not None))
+        check_same(request.folder, _known_before_loading(request, settings))
     tell(f"loading {request.model}")
     plain = load(request.model, PLAIN, **request.loading)
-    if named is None:
-        settings = replace(settings, entrants=tuple(default_entrants(plain.target.hash, artefacts, request.peers)))
+    if not request.methods:
+        taken = {spec.name for spec in processes}
+        found = default_entrants(plain.target.hash, artefacts, request.peers)
+        settings = replace(settings, entrants=(*(one for one in found if one.name not in taken), *processes))
     bench = BenchRun(request.folder, plain, request.model, settings, tasks, share=request.share, resume=request.resume)
     for one, text in questions.items():
         keep_questions(request.folder, one, text)
@@ -103,8 +116,16 @@ def assemble(request: Request, load: Load, tell: Callable[[str], None]) -> Assem
         tell(f"{name} is left out: {reason}")
         bench.leave_out(name, reason)
 
+    children = Processes(request.model, request.loading, interpreters, tell)
+    try:
+        start = partial(children.start, target=plain.target, settings=settings)
+        entrants = load_entrants(plain, settings, left_out, start)
+        bench.describe_peers(children.software)
+    except BaseException:
+        children.close()
+        raise
     exact = ExactEntrants(lambda: load(request.model, PLAIN, **{**request.loading, "dtype": "float64"}), settings)
-    return Assembled(bench, load_entrants(plain, settings, left_out), exact)
+    return Assembled(bench, entrants, exact, children)
 
 
 def finish(folder: Path) -> Record:
@@ -126,16 +147,29 @@ def with_plain(specs: Sequence[EntrantSpec]) -> list[EntrantSpec]:
     return [plain, *(spec for spec in specs if spec != plain)]
 
 
-def parse_methods(texts: Sequence[str], artefacts: Mapping[str, str]) -> list[EntrantSpec]:
-    """What `-d` names, each with the artefact that `--draft` gave its method."""
-    specs = [EntrantSpec.parse(text, list(PEERS)) for text in texts]
-    methods = {spec.method for spec in specs}
-    if unused := next((name for name in artefacts if name not in methods), None):
+def parse_methods(
+    texts: Sequence[str], artefacts: Mapping[str, str], processes: Sequence[EntrantSpec] = ()
+) -> list[EntrantSpec]:
+    """What `-d` names, each with the artefact that `--draft` gave its method. processes: what `--peer` names."""
+    specs = [_parse_method(text) for text in texts]
+    methods = {spec.method for spec in (*specs, *processes)}
+    if texts and (unused := next((name for name in artefacts if name not in methods), None)):
         raise InputError(f"--draft names {unused!r}, which is none of the methods of -d; add it or leave it out")
-    return [
-        replace(spec, options={"draft": artefacts[spec.method], **spec.options}) if spec.method in artefacts else spec
-        for spec in specs
-    ]
+    return [with_artefact(spec, artefacts) for spec in specs]
+
+
+def with_artefact(spec: EntrantSpec, artefacts: Mapping[str, str]) -> EntrantSpec:
+    """An entrant with the artefact that `--draft` gave its method, unless it names one itself."""
+    if spec.method not in artefacts:
+        return spec
+    return replace(spec, options={"draft": artefacts[spec.method], **spec.options})
+
+
+def _parse_method(text: str) -> EntrantSpec:
+    name = text.partition(":")[0].rpartition("=")[2]
+    if name in OTHERS:
+        raise InputError(f"{name} runs in a process of its own: --peer {text}")
+    return EntrantSpec.parse(text, list(PEERS))
 
 
 def parse_draft(text: str) -> tuple[str, str]:
@@ -148,10 +182,10 @@ def parse_draft(text: str) -> tuple[str, str]:
     return name, path
 
 
-def _known_before_loading(request: Request, settings: BenchSettings, *, are_named: bool) -> dict[str, Any]:
+def _known_before_loading(request: Request, settings: BenchSettings) -> dict[str, Any]:
     """What `run.json` must say, as far as it is known. Whether a default is the same, the loaded model tells."""
     asked = settings.to_dict()
-    if not are_named:
+    if not request.methods:
         asked.pop("entrants", None)
     known: dict[str, Any] = {"model": shown_name(request.model), "settings": asked}
     if (dtype := resolve_dtype(request.loading.get("dtype"))) is not None:

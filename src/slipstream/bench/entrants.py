@@ -1,10 +1,14 @@
-"""What answers in a benchmark: our methods and transformers' peers, over one target, behind one question."""
+"""What answers in a benchmark: our methods and transformers' peers, over one target, behind one question.
+
+Peers in processes of their own answer behind the same question: `slipstream.bench.processes`.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from slipstream.bench.memory import Peak, peak_memory
 from slipstream.bench.peers import PEERS, Peer, peer
@@ -23,7 +27,7 @@ class Reply:
 
     token_ids: list[int]
     stats: Stats
-    """Of a peer: tokens, passes and their histogram; no times by part."""
+    """Of a peer: tokens, passes and their histogram, and the time until its first token; no other times by part."""
     total_s: float
     """Wall time, the device idle before and after; measured alike for all."""
     memory: Peak
@@ -31,8 +35,22 @@ class Reply:
     """The verified trees; empty for peers."""
 
 
-class Entrant:
+class Answering(Protocol):
     """One row of the tables, ready to answer."""
+
+    spec: EntrantSpec
+    name: str
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether it is other software."""
+
+    def answer(self, prompt_ids: Sequence[int], temperature: float, sample: int, max_new_tokens: int) -> Reply:
+        """Answer a prompt of token ids, timed. sample: which of several answers at this temperature."""
+
+
+class Entrant:
+    """One that answers in this process."""
 
     def __init__(self, spec: EntrantSpec, settings: BenchSettings, answering: Model | Peer) -> None:
         self.spec, self.name = spec, spec.name
@@ -74,9 +92,13 @@ class Entrant:
                 temperature=temperature,
                 seed=settings.seed + sample,
                 top_p=1.0 if settings.top_p is None else settings.top_p,
+                top_k=0,
             )
             stats = Stats(
-                num_tokens=len(found.token_ids), num_cycles=found.num_passes, accept_lengths=list(found.accept_lengths)
+                num_tokens=len(found.token_ids),
+                num_cycles=found.num_passes,
+                accept_lengths=list(found.accept_lengths),
+                prefill_s=found.prefill_s,
             )
             return found.token_ids, stats
         output = self._answering.generate(
@@ -93,15 +115,23 @@ class Entrant:
 
 
 def load_entrants(
-    plain: Model, settings: BenchSettings, left_out: Callable[[str, str], None] | None = None
-) -> dict[str, Entrant]:
+    plain: Model,
+    settings: BenchSettings,
+    left_out: Callable[[str, str], None] | None = None,
+    start: Callable[[EntrantSpec], Answering] | None = None,
+) -> dict[str, Answering]:
     """All entrants over the target of `plain`, by name, in the order of the settings.
 
     left_out: told name and reason of each peer that does not apply to this target; None: it is an error.
-    Raises InputError for a method of ours that cannot be loaded.
+    start: makes those that run in processes of their own.
+    Raises InputError for a method of ours, or a process, that cannot be loaded.
     """
-    found: dict[str, Entrant] = {}
+    found: dict[str, Answering] = {}
     for spec in settings.entrants:
+        if spec.process:
+            assert start is not None
+            found[spec.name] = start(spec)
+            continue
         try:
             found[spec.name] = Entrant(spec, settings, _load(spec, plain))
         except InputError as error:
@@ -113,13 +143,18 @@ def load_entrants(
 
 def _load(spec: EntrantSpec, plain: Model) -> Model | Peer:
     if spec.kind == "peer":
-        options = dict(spec.options)
-        if PEERS[spec.method].option == "draft":
-            options.setdefault("draft", packaged_artefact("draft-model", plain.target.hash))
-        return peer(spec.method, plain.target, plain.tokenizer, **options)
+        return load_peer(spec.method, spec.options, plain)
     if spec.name == PLAIN:
         return plain
     return plain.with_method(spec.method, **spec.options)
+
+
+def load_peer(name: str, options: Mapping[str, Any], model: Model) -> Peer:
+    """One of `PEERS` on a model's target, by default with the draft model that ships for it. Raises as `peer` does."""
+    options = dict(options)
+    if PEERS[name].option == "draft":
+        options.setdefault("draft", packaged_artefact("draft-model", model.target.hash))
+    return peer(name, model.target, model.tokenizer, **options)
 
 
 class ExactEntrants:

@@ -35,6 +35,7 @@ def peer_settings(
     max_new_tokens: int,
     temperature: float,
     top_p: float | None,
+    top_k: int | None = None,
 ) -> GenerationConfig:
     """The `generation_config` of one answer, without any drafting; its `max_new_tokens` is cut at the context limit.
 
@@ -49,7 +50,7 @@ def peer_settings(
         raise ContextLengthError(f"the prompt has {prompt_length} tokens, the context {target.context_length}")
     processing = resolve(
         own,
-        {"temperature": temperature, "top_p": top_p},
+        {"temperature": temperature, "top_p": top_p, "top_k": top_k},
         prompt_length=prompt_length,
         max_new_tokens=max_new_tokens,
         eos_token_ids=eos_token_ids(own),

@@ -82,6 +82,8 @@ class PeerAnswer:
     """Without the prompt; up to the end-of-sequence token (included), the budget or the context limit."""
     seconds: float
     """Wall time of `generate`, prefill included, the device idle before and after."""
+    prefill_s: float
+    """Of that, until the first pass had emitted its tokens."""
     accept_lengths: list[int]
     """Histogram: entry k counts the target's passes that emitted k tokens."""
 
@@ -153,8 +155,9 @@ class Peer:
         temperature: float,
         seed: int,
         top_p: float | None = None,
+        top_k: int | None = None,
     ) -> PeerAnswer:
-        """Answer a prompt. temperature: 0 decodes greedily. top_p: by default the model's own.
+        """Answer a prompt. temperature: 0 decodes greedily. top_p, top_k (0: off): by default the model's own.
 
         The model, its configs and the caller's random state are left as they were, and no answer depends on an
         earlier one. Raises ContextLengthError for a prompt without room, UnsupportedSettingError for a model whose
@@ -167,6 +170,7 @@ class Peer:
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
+            top_k=top_k,
         )
         drafting = copy.deepcopy(settings)
         drafting.update(**self.drafting)
@@ -191,7 +195,9 @@ class Peer:
             synchronize(self.target.device)
             seconds = time.perf_counter() - began
         assert settings.max_new_tokens is not None
-        return _answer(passes.emitted, settings.max_new_tokens, eos_token_ids(settings), seconds)
+        return _answer(
+            passes.emitted, settings.max_new_tokens, eos_token_ids(settings), seconds, passes.first_at - began
+        )
 
 
 class _Passes(BaseStreamer):  # type: ignore[misc]  # transformers does not type it
@@ -203,9 +209,13 @@ class _Passes(BaseStreamer):  # type: ignore[misc]  # transformers does not type
 
     def __init__(self) -> None:
         self._streamed: list[Tensor] = []
+        self.first_at = 0.0
+        """When the first pass had emitted its tokens, by `time.perf_counter`."""
 
     def put(self, value: Tensor) -> None:
         self._streamed.append(value)
+        if len(self._streamed) == 2:
+            self.first_at = time.perf_counter()
 
     def end(self) -> None:
         pass
@@ -216,7 +226,9 @@ class _Passes(BaseStreamer):  # type: ignore[misc]  # transformers does not type
         return [tokens.flatten().tolist() for tokens in self._streamed[1:]]
 
 
-def _answer(emitted: Iterable[list[int]], budget: int, eos: Sequence[int], seconds: float) -> PeerAnswer:
+def _answer(
+    emitted: Iterable[list[int]], budget: int, eos: Sequence[int], seconds: float, prefill_s: float
+) -> PeerAnswer:
     """The answer up to its end, whatever transformers emits behind it in the same pass."""
     token_ids: list[int] = []
     lengths: list[int] = []  # tokens of each pass
@@ -228,7 +240,7 @@ def _answer(emitted: Iterable[list[int]], budget: int, eos: Sequence[int], secon
         if len(token_ids) == budget or kept[-1] in eos:
             break
     accept_lengths = [lengths.count(length) for length in range(max(lengths) + 1)]
-    return PeerAnswer(token_ids=token_ids, seconds=seconds, accept_lengths=accept_lengths)
+    return PeerAnswer(token_ids=token_ids, seconds=seconds, prefill_s=prefill_s, accept_lengths=accept_lengths)
 
 
 def _assistant(target: Target, draft: str | Path | PreTrainedModel | None, tokenizer: Any) -> PreTrainedModel:

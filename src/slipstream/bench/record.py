@@ -28,6 +28,7 @@ from slipstream.records.schema import (
     Depths,
     Entrant,
     Fault,
+    PeerSoftware,
     Picture,
     Place,
     Positions,
@@ -129,6 +130,9 @@ def build_record(*folders: Path) -> Record:
         "tasks": tasks,
         "continued": [one for run in runs for one in run.get("continued", [])],
         "left_out": {name: reason for run in runs for name, reason in run.get("left_out", {}).items()},
+        "peers": {
+            name: PeerSoftware(**one) for run in runs for name, one in run.get("peers", {}).items() if name in heard
+        },
     }
     return Record(
         run=Setup(**run),
@@ -223,6 +227,7 @@ def _row(groups: Mapping[tuple[str, str, float], Tally], task: str, entrant: str
     drafted = tally.sum("num_drafted")
     ours = any(one.cycle_ms.verify for one in tally.answers)
     repeated = tally.repetition()
+    prefill_s = sum(one.prefill_s for one in tally.answers)
     tau = tokens / cycles if cycles else None
     ratio = _ratio(tally, plain)
     return Row(
@@ -240,7 +245,7 @@ def _row(groups: Mapping[tuple[str, str, float], Tally], task: str, entrant: str
         num_ngrams=repeated.num_ngrams,
         repetition_rate=_rounded(repeated.rate),
         total_s=round(tally.total_s, 4),
-        prefill_s=round(sum(one.prefill_s for one in tally.answers), 4) if ours else None,
+        prefill_s=round(prefill_s, 4) if ours or prefill_s else None,
         tokens_per_second=_rounded(tokens / tally.total_s),
         ms_per_token=_spread([1000 * seconds_of(one) / len(one.token_ids) for one in tally.answers]),
         ratio_to_plain=_rounded(ratio),

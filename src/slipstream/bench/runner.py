@@ -3,7 +3,8 @@
 All entrants answer a turn before any sees the next, and who goes first rotates, so that a machine that slows down or
 speeds up hits all alike. Everyone continues the same conversation: before a second turn, plain decoding's answer stands
 as the assistant's. An answer that differs from plain decoding's is generated again by both in float64: equal there, the
-difference was rounding, otherwise it is a fault. Peers are judged alike wherever they can be compared.
+difference was rounding, otherwise it is a fault. Peers are judged alike wherever they can be compared and have a
+float64; another model's answers are not compared.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from slipstream.bench.comparison import first_difference
-from slipstream.bench.entrants import Entrant, ExactEntrants, Reply
+from slipstream.bench.entrants import Answering, ExactEntrants, Reply
+from slipstream.bench.processes.entrants import has_float64, is_another_model
 from slipstream.bench.run_folder import check_same, holds_run
 from slipstream.bench.settings import PLAIN, BenchSettings
 from slipstream.bench.shards import share_of_tasks
@@ -32,7 +34,7 @@ from slipstream.prompts import Prompt
 from slipstream.records.journal import Journal, answer_line
 from slipstream.records.machine import provenance, shown_command
 from slipstream.records.run_files import JOURNAL_FILE, SETTINGS_FILE, read_run, write_json
-from slipstream.records.schema import Answer, CycleMs, Picture, TreeCounts
+from slipstream.records.schema import Answer, CycleMs, PeerSoftware, Picture, TreeCounts
 from slipstream.records.shapes import read_shape
 from slipstream.runtime.kept_costs import KeptCosts
 from slipstream.share import ALONE, Share
@@ -158,7 +160,12 @@ class BenchRun:
         run["left_out"] = {**run.get("left_out", {}), name: reason}
         self._write(run)
 
-    def run(self, entrants: Mapping[str, Entrant], exact: ExactEntrants, watcher: Watcher | None = None) -> None:
+    def describe_peers(self, peers: Mapping[str, PeerSoftware]) -> None:
+        """Remember what runs in processes of its own, by entrant."""
+        if peers:
+            self._write({**read_run(self.folder), "peers": {name: asdict(one) for name, one in peers.items()}})
+
+    def run(self, entrants: Mapping[str, Answering], exact: ExactEntrants, watcher: Watcher | None = None) -> None:
         """Warm up, then answer every prompt that is not finished yet."""
         watcher = watcher or Watcher()
         if not self.left:
@@ -171,7 +178,7 @@ class BenchRun:
             self._journal.finish(prompt.kind, prompt.id, lines, time.perf_counter() - began)
             watcher.finished(Progress(self.num_done, len(self.prompts), prompt, self._left_s(expected)))
 
-    def _warm_up(self, entrants: Mapping[str, Entrant], watcher: Watcher) -> Mapping[str, float]:
+    def _warm_up(self, entrants: Mapping[str, Answering], watcher: Watcher) -> Mapping[str, float]:
         """Short answers from all, so that no first call is timed; returns the seconds that a full answer may take.
 
         That is measured once a run: one that goes on has each entrant answer once and reads the rest from the folder.
@@ -212,7 +219,7 @@ class BenchRun:
         return encode_within(self.plain, messages, min((one for one in limits if one is not None), default=None))
 
     def _answers(
-        self, prompt: Prompt, number: int, entrants: Mapping[str, Entrant], exact: ExactEntrants, watcher: Watcher
+        self, prompt: Prompt, number: int, entrants: Mapping[str, Answering], exact: ExactEntrants, watcher: Watcher
     ) -> Iterator[Answer]:
         for temperature in self.settings.temperatures:
             for sample in range(self.settings.samples if temperature else 1):
@@ -254,7 +261,7 @@ class BenchRun:
         temperature: float,
         sample: int,
         first: int,
-        entrants: Mapping[str, Entrant],
+        entrants: Mapping[str, Answering],
         watcher: Watcher,
     ) -> list[dict[str, Reply]]:
         """Each entrant's reply, once for every repeat."""
@@ -272,7 +279,7 @@ class BenchRun:
     def _verdict(
         self,
         name: str,
-        entrant: Entrant,
+        entrant: Answering,
         difference: int | None,
         ids: list[int],
         temperature: float,
@@ -281,11 +288,11 @@ class BenchRun:
     ) -> str | None:
         """Against plain decoding; None where the two cannot be compared token by token."""
         sampled_freely = temperature > 0 and (entrant.is_peer or self.settings.verification == "rejection")
-        if sampled_freely and name != PLAIN:
+        if (sampled_freely and name != PLAIN) or is_another_model(entrant.spec):
             return None
         if difference is None:
             return "identical"
-        if not self._judged:
+        if not self._judged or not has_float64(entrant.spec):
             return "differs"
         ours, plain = (
             exact[one].answer(ids, temperature, sample, self.settings.max_new_tokens).token_ids for one in (name, PLAIN)

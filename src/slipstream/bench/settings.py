@@ -24,6 +24,8 @@ class EntrantSpec:
     method: str
     """The method's name, or the peer's."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    process: bool = False
+    """Whether it runs in a process of its own."""
 
     @classmethod
     def parse(cls, text: str, peers: Sequence[str] = ()) -> EntrantSpec:

@@ -72,6 +72,26 @@ def run(
         bool,
         typer.Option("--peers/--no-peers", rich_help_panel=BENCH, help="Run transformers' own methods beside ours."),
     ] = True,
+    processes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--peer",
+            metavar="PEER",
+            rich_help_panel=BENCH,
+            help="[NAME=]PEER[:OPTION=VALUE,...], a peer in a process of its own, in turns with the others: hf-plain, "
+            "hf-assisted, hf-prompt-lookup, hf-early-exit, hf-compiled, llama-cpp, llama-cpp-q4; repeatable.",
+        ),
+    ] = None,
+    interpreters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--peer-python",
+            metavar="[PEER=]PATH",
+            rich_help_panel=BENCH,
+            help="The Python that runs the peers of --peer, or one of them: their software need not be installed here; "
+            "repeatable.",
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -142,6 +162,8 @@ def run(
         methods=method or (),
         drafts=drafts or (),
         peers=peers,
+        processes=processes or (),
+        interpreters=interpreters or (),
         data=data,
         datasets=datasets or (),
         tasks=tasks,
@@ -180,6 +202,8 @@ def _carry_out(request: Request, whole: Path) -> Record | None:
             finish(request.folder)
         note(f"{bench.num_done} of {len(bench.prompts)} prompts are done; go on with --resume")
         raise
+    finally:
+        run.processes.close()
     size = request.share.world_size
     return finish(whole) if size == 1 else finish_shared(whole, size)
 

@@ -103,7 +103,8 @@ Runtime = Annotated[
         metavar="KIND",
         rich_help_panel=LOADING,
         help="eager (auto, the default); compiled: on a CPU, layers are compiled beside the first passes, and "
-        "weights are packed, which takes as much memory again; captured: on CUDA, drafts and verifications become graphs.",
+        "weights are packed, which takes as much memory again; captured: on CUDA, drafts and verifications become "
+        "graphs.",
     ),
 ]
 

@@ -30,6 +30,20 @@ class Entrant:
     """"ours" or "peer": other software, measured in the same run."""
     method: str
     options: dict[str, Any]
+    process: bool = False
+    """Whether it ran in a process of its own."""
+
+
+@dataclass(frozen=True)
+class PeerSoftware:
+    """What a peer in a process of its own is."""
+
+    software: str
+    """Its name and version."""
+    weights: str
+    """What its weights are, in words."""
+    is_another_model: bool
+    """Whether they are not the target's, so that its answers are not compared."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,8 @@ class Setup:
     """How passes of the target and of draft models are run: eager or compiled."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Peers that do not apply to the target, and why."""
+    peers: dict[str, PeerSoftware] = field(default_factory=dict)
+    """Those in processes of their own, by entrant."""
     continued: list[dict[str, Any]] = field(default_factory=list)
     """How often it was gone on with: the dates, and what was different then."""
 

@@ -47,6 +47,8 @@ PEER_LOOKS = {
     "hf-prompt-lookup": ("#C3C8CE", "\\\\\\"),
     "hf-early-exit": ("#C3C8CE", "xxx"),
     "hf-compiled": ("#9AA1AB", "..."),
+    "llama-cpp": ("#7F8893", "+++"),
+    "llama-cpp-q4": ("#DDE0E4", "ooo"),
 }
 NUM_SHADES = 4
 OTHER_LOOK = ("#B0B6BE", "---")

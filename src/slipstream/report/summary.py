@@ -50,7 +50,8 @@ def provenance(record: Record) -> str:
     commit = f"commit {run.commit}" if run.commit else "commit unknown"
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     target = f" Target weights {run.target}." if run.target else ""
-    return f"{versions}; {commit}; {run.date}; took {_duration(record.wall_s)}.{target}"
+    peers = "".join(f" {name}: {one.software}, {one.weights}." for name, one in run.peers.items())
+    return f"{versions}; {commit}; {run.date}; took {_duration(record.wall_s)}.{target}{peers}"
 
 
 def headlines(record: Record) -> list[str]:
@@ -84,7 +85,7 @@ def _faster_peer(record: Record, temperature: float, best: Row) -> str:
     peer = _fastest_peer(record, temperature)
     if peer is None or _ratio(peer) <= _ratio(best):
         return ""
-    return f" (transformers' own {peer.entrant}: {peer.ratio_to_plain:.2f})"
+    return f" (the peer {peer.entrant}: {peer.ratio_to_plain:.2f})"
 
 
 def _best(record: Record, temperature: float) -> Row | None:
@@ -100,7 +101,7 @@ def identity(record: Record) -> str:
     """How many answers of ours were compared with plain's, and how many equal them."""
     total = ours_verdicts(record)
     if not total.total:
-        return "No answer was compared with plain decoding's."
+        return f"No answer of a method was compared with plain decoding's{_peers_identity(record)}."
     others = {"differ by rounding alone": total.rounding, "are faults": total.fault, "differ unjudged": total.differs}
     rest = "".join(f"; {number:,} {what}" for what, number in others.items() if number)
     return (
@@ -181,11 +182,16 @@ def _headline(record: Record, temperature: float) -> str | None:
 def _best_peer(record: Record, temperature: float) -> str:
     """How fast other software was in the same run, be it faster or not."""
     best = _fastest_peer(record, temperature)
-    return f"; the fastest peer is {best.entrant}, {best.ratio_to_plain:.2f} times plain's" if best else ""
+    text = f"; the fastest peer is {best.entrant}, {best.ratio_to_plain:.2f} times plain's" if best else ""
+    others = (record.row(ALL, name, temperature) for name, peer in record.run.peers.items() if peer.is_another_model)
+    known = (row for row in others if row is not None and row.ratio_to_plain is not None)
+    return text + "".join(f"; {row.entrant}, another model, has {row.ratio_to_plain:.2f} times" for row in known)
 
 
 def _fastest_peer(record: Record, temperature: float) -> Row | None:
-    peers = {one.name for one in record.run.entrants if one.kind == "peer"}
+    """Of those that run the very model."""
+    other_models = {name for name, peer in record.run.peers.items() if peer.is_another_model}
+    peers = {one.name for one in record.run.entrants if one.kind == "peer"} - other_models
     rows = (row for row in record.rows_of(ALL, temperature) if row.entrant in peers)
     return max((row for row in rows if row.ratio_to_plain is not None), key=_ratio, default=None)
 

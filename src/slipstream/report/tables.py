@@ -7,7 +7,7 @@ pass of the target emitted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from statistics import fmean
 from typing import Any, Literal
@@ -22,6 +22,7 @@ SPEED_UP = (
     "Speed-up (speed): tokens per second over those of plain, this package's own plain decoding, in the same run."
 )
 TAU = "tau: tokens per target pass."
+TOKENS = "tokens/s: all tokens over all seconds, prefill included."
 
 Cell = str | int | float | Spread | Verdicts | None
 
@@ -69,12 +70,16 @@ def tables(record: Record, layout: Layout, temperatures: Iterable[float]) -> lis
 
 
 def eagle_table(record: Record, temperature: float) -> Table:
-    """Table 1 of the EAGLE-2 paper (arXiv 2406.16858): speed-up and tau of every task, and their means over tasks."""
+    """Table 1 of the EAGLE-2 paper (arXiv 2406.16858): speed-up and tau of every task, and their means over tasks.
+
+    Beside them stands the speed itself, which a ratio does not tell.
+    """
     tasks = record.measured_tasks
-    columns = [Column("method", "method")]
+    columns = [_method(record)]
     for task in (*tasks, "mean"):
         columns.append(Column(f"{task}.speedup", "speed", "{:.2f}x", task_name(task)))
         columns.append(Column(f"{task}.tau", "tau", "{:.2f}", task_name(task)))
+    columns.append(_TOKENS_PER_SECOND)
     rows = []
     for entrant in _entrants(record, temperature):
         found = [record.row(task, entrant, temperature) for task in tasks]
@@ -84,19 +89,21 @@ def eagle_table(record: Record, temperature: float) -> Table:
             cells[f"{task}.tau"] = row.tau if row else None
         cells["mean.speedup"] = mean(row.ratio_to_plain if row else None for row in found)
         cells["mean.tau"] = mean(row.tau if row else None for row in found)
+        cells["tokens_per_second"] = _tokens_per_second(record.row(ALL, entrant, temperature))
         rows.append(cells)
-    notes = (SPEED_UP, TAU, "mean: of the tasks' figures, each task weighing the same.")
+    notes = (SPEED_UP, TAU, "mean: of the tasks' figures, each task weighing the same.", TOKENS, *_other_models(record))
     return Table("eagle", "Speed-up and tau by task", temperature, columns, rows, notes)
 
 
 def spec_bench_table(record: Record, temperature: float) -> Table:
-    """Spec-Bench's leaderboard: speed-up by task, tau and speed-up of all answers together; fastest first."""
+    """Spec-Bench's leaderboard: speed-up by task, tau and speed of all answers together; fastest first."""
     tasks = record.measured_tasks
     columns = [
-        Column("method", "method"),
+        _method(record),
         *(Column(f"{task}.speedup", task_name(task), "{:.2f}x") for task in tasks),
         Column("tau", "# mean accepted tokens", "{:.2f}"),
         Column("overall", "overall", "{:.2f}x"),
+        _TOKENS_PER_SECOND,
     ]
     rows = []
     for entrant in _entrants(record, temperature):
@@ -107,12 +114,15 @@ def spec_bench_table(record: Record, temperature: float) -> Table:
             cells[f"{task}.speedup"] = row.ratio_to_plain if row else None
         cells["tau"] = total.tau if total else None
         cells["overall"] = total.ratio_to_plain if total else None
+        cells["tokens_per_second"] = _tokens_per_second(total)
         rows.append(cells)
     rows.sort(key=lambda cells: -_number(cells["overall"]))
     notes = (
         SPEED_UP,
         "# mean accepted tokens: Spec-Bench's name for tau, the tokens per target pass, the target's own included.",
         "overall: all tokens over all seconds.",
+        TOKENS,
+        *_other_models(record),
     )
     return Table("spec-bench", "Spec-Bench's leaderboard layout, fastest first", temperature, columns, rows, notes)
 
@@ -120,13 +130,41 @@ def spec_bench_table(record: Record, temperature: float) -> Table:
 def detail_tables(record: Record, temperature: float) -> list[Table]:
     """All answers together: speed, where a cycle's time goes, and what speaks for and against the figures."""
     rows = record.rows_of(ALL, temperature)
-    return [make(rows, temperature) for make in (_speed_table, _cycle_table, _evidence_table)]
+    found = [make(rows, temperature) for make in (_speed_table, _cycle_table, _evidence_table)]
+    return [
+        replace(one, columns=(_method(record), *one.columns), notes=(*one.notes, *_other_models(record)))
+        for one in found
+    ]
+
+
+_TOKENS_PER_SECOND = Column("tokens_per_second", "tokens/s", "{:.1f}")
+
+
+def _tokens_per_second(row: Row | None) -> float | None:
+    return row.tokens_per_second if row else None
+
+
+def _method(record: Record) -> Column:
+    """The column that names the row; another model is marked."""
+    others = _names_of_other_models(record)
+    return Column("method", "method", lambda name: f"{name} (another model)" if name in others else name)
+
+
+def _names_of_other_models(record: Record) -> list[str]:
+    return [name for name, peer in record.run.peers.items() if peer.is_another_model]
+
+
+def _other_models(record: Record) -> list[str]:
+    """A line for each entrant whose weights are not the target's."""
+    return [
+        f"{name}: another model, with other weights ({record.run.peers[name].weights}); its answers are not compared."
+        for name in _names_of_other_models(record)
+    ]
 
 
 def _speed_table(rows: Sequence[Row], temperature: float) -> Table:
     columns = (
-        Column("method", "method"),
-        Column("tokens_per_second", "tokens/s", "{:.1f}"),
+        _TOKENS_PER_SECOND,
         Column("ms_per_token", "ms a token", "{:.2f}"),
         Column("ratio_to_plain", "of sums", "{:.2f}x", "speed-up over plain"),
         Column("ratio_to_plain_spread", "median (quartiles)", spread_text, "speed-up over plain"),
@@ -151,7 +189,7 @@ def _speed_table(rows: Sequence[Row], temperature: float) -> Table:
         SPEED_UP,
         "of sums: all tokens over all seconds. median (quartiles): over answers, each paired with plain's to the same "
         "prompt. ms a token: median over answers.",
-        "hf-plain: the generate function of transformers in the same process. efficiency: speed-up / tau, the share of "
+        "hf-plain: the generate function of transformers in the same run. efficiency: speed-up / tau, the share of "
         "the saved passes that became speed.",
     )
     return Table("speed", "Speed, all tasks together", temperature, columns, cells, notes)
@@ -160,7 +198,6 @@ def _speed_table(rows: Sequence[Row], temperature: float) -> Table:
 def _cycle_table(rows: Sequence[Row], temperature: float) -> Table:
     parts = ("draft", "build", "verify", "sample", "host")
     columns = (
-        Column("method", "method"),
         *(Column(part, part, "{:.2f}", "mean ms of a cycle") for part in parts),
         Column("total", "sum", "{:.2f}", "mean ms of a cycle"),
         Column("num_drafted", "drafted a cycle", "{:.1f}"),
@@ -191,7 +228,6 @@ def _cycle_table(rows: Sequence[Row], temperature: float) -> Table:
 
 def _evidence_table(rows: Sequence[Row], temperature: float) -> Table:
     columns = (
-        Column("method", "method"),
         Column("num_answers", "answers", "{:,}"),
         Column("num_tokens", "tokens", "{:,}"),
         Column("verdicts", "identical to plain", verdicts_text),

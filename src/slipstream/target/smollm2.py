@@ -68,6 +68,12 @@ def folder(report: Callable[[str], None] = logger.info) -> Path:
 # The wheel
 
 
+def source_file() -> Path:
+    """The wheel's GGUF file, as it is. Raises as `folder` does where it is lacking or not the known one."""
+    _check_packages()
+    return _checked_file()
+
+
 def _check_packages() -> None:
     """Raises InputError with the one command that brings what is lacking."""
     wheel, gguf = _wheel() is not None, find_spec("gguf") is not None
