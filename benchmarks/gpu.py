@@ -122,6 +122,7 @@ def run(folder: Path, out: Path, minutes: float, device: str, per_file: int) -> 
 def measure(given: argparse.Namespace, names: Sequence[str], minutes: float) -> int:
     """Run the steps of `gpu_measure.py` under a watch; returns how many did not end well."""
     until = time.time() + 60 * minutes
+    given.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="slipstream-gpu-") as folder:
         work = Path(folder)
         if given.pack.is_dir():
@@ -136,6 +137,7 @@ def measure(given: argparse.Namespace, names: Sequence[str], minutes: float) -> 
             "commit": given.commit,
             "minutes": f"{minutes:g}",
             "until": f"{until:.1f}",
+            "command": json.dumps(sys.argv),
         }
         words = [word for name, value in same.items() if value for word in (f"--{name}", str(value))]
 

@@ -1,14 +1,13 @@
 """What a GPU is to be asked of a large target: identity, passes against the bandwidth, methods, transformers' own.
 
-    python benchmarks/gpu_measure.py --out OUT [--steps passes,bench-eager] [--shape small --device cpu]
-
-The target is a small model that `expanded.py` made large, so that tau and cost are both real. `gpu.py measure` runs
-this script under a watch. All that is found stands in `OUT/gpu.json`, and the record of each benchmark beside it.
+The target is a small model that `expanded.py` made large, so that tau and cost are both real. `gpu.py measure` starts
+this script, under a watch. All that is found stands in `OUT/gpu.json`, and the record of each benchmark beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -531,16 +530,15 @@ def driver() -> str | None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument(
-        "--until", type=float, help="when all must be over, in seconds since 1970; or --minutes from now"
-    )
-    parser.add_argument("--work", type=Path, default=Path("runs/gpu"), help="folder of the head and of the runs")
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--minutes", type=float, required=True, help="of all steps")
+    parser.add_argument("--until", type=float, required=True, help="when all must be over, in seconds since 1970")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the head and of the runs")
+    parser.add_argument("--command", required=True, help="what the user gave, as a list in JSON")
     add_options(parser)
     given = parser.parse_args()
     names = step_names(parser, given.steps)
-    until = given.until or time.time() + 60 * given.minutes
+    sys.argv = json.loads(given.command)  # what every record calls the command
     out = given.out.resolve()
     for folder in (out, given.work):
         folder.mkdir(parents=True, exist_ok=True)
@@ -549,7 +547,7 @@ def main() -> int:
     journal.describe(provenance(torch.device(given.device), given))
     subjects = Subjects(SIZES[given.shape], given.device)
     every = steps(subjects, out, given.peers.split(","))
-    return work({name: every[name] for name in names}, SHARES, journal, until)
+    return work({name: every[name] for name in names}, SHARES, journal, given.until)
 
 
 if __name__ == "__main__":

@@ -120,6 +120,7 @@ def test_every_step_runs_at_small_sizes(tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     record = json.loads((out / "gpu.json").read_text())
     assert record["provenance"]["commit"] == "abc"
+    assert record["provenance"]["command"].startswith("python .../gpu.py measure --out .../out")
     steps = record["steps"]
     assert {one["ended"] for one in steps.values()} == {"done"}
     found = {name: one["found"] for name, one in steps.items()}
@@ -143,4 +144,6 @@ def test_every_step_runs_at_small_sizes(tmp_path) -> None:
     assert taus["eagle2-60"] > 1.5, "the head drafts for the model that was made large"
     assert {row["entrant"] for row in found["peers"]["rows"]} == {"plain", "eagle2", "hf-plain"}
     for name in ("bench-eager", "peers"):
-        assert json.loads((out / f"{name}.json").read_text())["complete"]
+        bench = json.loads((out / f"{name}.json").read_text())
+        assert bench["complete"]
+        assert bench["run"]["command"].startswith("gpu.py measure --out .../out")
