@@ -24,6 +24,7 @@ from transformers import Cache
 
 from slipstream.errors import first_line
 from slipstream.runtime.buckets import Buckets
+from slipstream.runtime.few_rows_attention import with_few_rows_attention
 from slipstream.runtime.packed import PackedWeights
 from slipstream.target.attention import with_grouped_attention
 from slipstream.target.cache import KVCache
@@ -75,7 +76,7 @@ class CompiledPasses(Executor):
     def _replacing(self, layer: nn.Module) -> Change:
         """Shadows share the layers that they leave alone, and so what is compiled of these."""
         if layer not in self._layers:
-            grouped = with_grouped_attention(layer)
+            grouped = with_few_rows_attention(layer)
             self._layers[layer] = self._compiling(shadow(grouped, self._weights.changes(grouped)))
         forward = self._layers[layer]
         return lambda own: forward

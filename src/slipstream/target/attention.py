@@ -11,6 +11,7 @@ is more than grouped queries under one mask goes to `sdpa` as before: sinks, bia
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from slipstream.target.shadow import shadow
 
 NAME = "slipstream_grouped"
+AttentionFunction = Callable[..., tuple[Tensor, None]]
+"""An attention function of transformers."""
 _IMPLEMENTATION = "_attn_implementation"
 _MORE = ("softcap", "s_aux", "position_bias", "cache")  # arguments that ask for more than a mask
 
@@ -34,7 +37,7 @@ def grouped_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """An attention function of transformers: [b, n, heads, d of values], and no weights."""
-    if attention_mask is None or not _folds(query, key, attention_mask, kwargs):
+    if attention_mask is None or not _folds(query, key) or not is_plain(attention_mask, kwargs):
         output: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
@@ -51,32 +54,44 @@ def grouped_attention(
     return out.reshape(b, heads, n, value.shape[-1]).transpose(1, 2).contiguous(), None
 
 
-def _folds(query: Tensor, key: Tensor, mask: Tensor, more: dict[str, Any]) -> bool:
-    """Whether queries can be made rows. One row is left to `sdpa`, which does the same for it."""
-    plain = not more.get("dropout") and all(more.get(name) is None for name in _MORE)
-    return plain and query.shape[1] > key.shape[1] and query.shape[2] > 1 and mask.shape[1] == 1
+def is_plain(mask: Tensor, more: dict[str, Any]) -> bool:
+    """Whether an attention function is asked for nothing but attention under one mask for all heads."""
+    return mask.shape[1] == 1 and not more.get("dropout") and all(more.get(name) is None for name in _MORE)
+
+
+def _folds(query: Tensor, key: Tensor) -> bool:
+    """Whether queries are to be made rows. One row is left to `sdpa`, which does the same for it."""
+    return query.shape[1] > key.shape[1] and query.shape[2] > 1
 
 
 def with_grouped_attention(model: nn.Module) -> nn.Module:
     """A shadow of `model` that attends so; `model` itself where no queries share keys, or not through `sdpa`."""
-    sharing = [module for module in model.modules() if _shares_keys(module)]
-    if not sharing:
+    return with_attention(model, NAME, grouped_attention, fewest=2)
+
+
+def with_attention(model: nn.Module, name: str, function: AttentionFunction, fewest: int = 1) -> nn.Module:
+    """A shadow of `model` that attends by a function that gets this name; `model` itself where nothing attends by it.
+
+    fewest: queries that share a key at least, where modules attend so that do so by `sdpa`.
+    """
+    modules = [module for module in model.modules() if _attends(module, fewest)]
+    if not modules:
         return model
-    AttentionInterface.register(NAME, grouped_attention)
-    configs = {id(module.config): _renamed(module.config) for module in sharing}
-    twin, own = shadow(model, {module: lambda own: own for module in sharing}), set(model.modules())
+    AttentionInterface.register(name, function)
+    configs = {id(module.config): _renamed(module.config, name) for module in modules}
+    twin, own = shadow(model, {module: lambda own: own for module in modules}), set(model.modules())
     for module in twin.modules():
-        if module not in own and _shares_keys(module):
+        if module not in own and _attends(module, fewest):
             module.config = configs[id(module.config)]
     return twin
 
 
-def _shares_keys(module: nn.Module) -> bool:
-    config = module.__dict__.get("config")
-    return module.__dict__.get("num_key_value_groups", 1) > 1 and getattr(config, _IMPLEMENTATION, None) == "sdpa"
+def _attends(module: nn.Module, fewest: int) -> bool:
+    config, shared = module.__dict__.get("config"), module.__dict__.get("num_key_value_groups", 0)
+    return shared >= fewest and getattr(config, _IMPLEMENTATION, None) == "sdpa"
 
 
-def _renamed(config: Any) -> Any:
+def _renamed(config: Any, name: str) -> Any:
     renamed = copy.deepcopy(config)
-    setattr(renamed, _IMPLEMENTATION, NAME)
+    setattr(renamed, _IMPLEMENTATION, name)
     return renamed

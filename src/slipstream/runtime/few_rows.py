@@ -1,0 +1,228 @@
+"""Linear layers and attention over few rows, in C: built once on a machine that has a compiler and gains by it.
+
+A verification or a level of a draft has 2 to 60 rows. oneDNN multiplies so few rows by dot products of bfloat16, which
+processors with AVX-512 but without matrix units (AMX) do at half the rate of float32. `few_rows.c` multiplies as
+float32 and reads each weight once. It attends in the same way, in float32 throughout, and leaves out what the mask
+hides. What it gives for a row is the same whatever other rows there are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import json
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from slipstream.errors import SlipstreamError, first_line
+from slipstream.files.cache_folder import cache_folder
+from slipstream.files.kept_folder import KeptFolder
+
+logger = logging.getLogger(__name__)
+
+MOST_ROWS = 64
+"""Rows beyond these are no few."""
+_SOURCE = Path(__file__).with_name("few_rows.c")
+_LIBRARY, _MEASURED = "few_rows.so", "measured.json"
+_OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC")
+_SIZES, _MOST_WIDTH = 13, 256  # of attention
+_TIMED = (16, 768, 2048)  # rows, inputs and outputs by which it is compared with oneDNN
+_ROUNDS = 9
+_WORTH = 1.1  # times as fast
+
+
+class FewRowsError(SlipstreamError):
+    """The library cannot be built or does not work here."""
+
+
+class FewRows:
+    """The library."""
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        pointer, number, whole = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+        self._pack, self._linear = library.slipstream_pack, library.slipstream_linear
+        self._pack.argtypes, self._pack.restype = [pointer, pointer, number, number, whole], None
+        self._linear.argtypes = [pointer, pointer, pointer, pointer, number, number, number, whole]
+        self._linear.restype = whole
+        self._attention = library.slipstream_attention
+        self._attention.argtypes = [pointer] * 5 + [number * _SIZES, ctypes.c_float, whole]
+        self._attention.restype = None
+
+    def packed(self, weight: Tensor) -> Tensor:
+        """A weight [n, k] in bfloat16, contiguous, in the form that `linear` reads, which has as many bytes."""
+        n, k = weight.shape
+        packed = torch.empty(-(-n // 16) * 16, -(-k // 2) * 2, dtype=torch.bfloat16)
+        self._pack(weight.data_ptr(), packed.data_ptr(), n, k, torch.get_num_threads())
+        return packed
+
+    def linear(self, rows: Tensor, packed: Tensor, bias: Tensor | None, n: int) -> Tensor:
+        """Outputs [..., n] of at most `MOST_ROWS` rows [..., k]. bias: [n], contiguous; all in bfloat16."""
+        rows = rows.contiguous()
+        k = rows.shape[-1]
+        output = rows.new_empty(*rows.shape[:-1], n)
+        failed = self._linear(
+            rows.data_ptr(),
+            packed.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            output.data_ptr(),
+            rows.numel() // k,
+            n,
+            k,
+            torch.get_num_threads(),
+        )
+        if failed:
+            raise MemoryError("no memory for the rows of a linear layer")
+        return output
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+        """softmax(scale q k^T + mask) v. query: [1, heads, n, d]; key and value: [1, key heads, s, d or dv]; mask:
+        [1, 1, n, s]; all in bfloat16 and of sizes that `attends` says yes to. Returns [1, n, heads, dv], contiguous.
+        """
+        query, key, value, mask = map(_by_rows, (query, key, value, mask))
+        _, heads, n, d = query.shape
+        width = value.shape[-1]
+        output = query.new_empty(1, n, heads, width)
+        places = (query.stride(1), query.stride(2), key.stride(1), key.stride(2), value.stride(1), value.stride(2))
+        sizes = (heads, key.shape[1], n, key.shape[2], d, width, *places, mask.stride(2))
+        self._attention(
+            query.data_ptr(),
+            key.data_ptr(),
+            value.data_ptr(),
+            mask.data_ptr(),
+            output.data_ptr(),
+            (ctypes.c_long * _SIZES)(*sizes),
+            scale,
+            torch.get_num_threads(),
+        )
+        return output
+
+    @staticmethod
+    def attends(query: Tensor, key: Tensor, value: Tensor) -> bool:
+        """Whether `attention` takes such queries, keys and values."""
+        widths = (query.shape[-1], value.shape[-1])
+        fits = query.shape[0] == 1 and query.shape[2] <= MOST_ROWS and query.shape[1] % key.shape[1] == 0
+        return fits and all(width % 16 == 0 and width <= _MOST_WIDTH for width in widths)
+
+
+def _by_rows(tensor: Tensor) -> Tensor:
+    """A tensor whose last dimension lies together."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+@functools.cache
+def few_rows() -> FewRows | None:
+    """The library where it works here and is faster than oneDNN; built at the first call on a machine, in seconds.
+
+    None otherwise; the log (INFO) says why.
+    """
+    try:
+        folder = _built()
+        faster = float(json.loads((folder / _MEASURED).read_text(encoding="utf-8"))["times_as_fast"])
+        library = FewRows(folder / _LIBRARY)
+    except (SlipstreamError, OSError) as error:
+        logger.info("linear layers over few rows are left to oneDNN: %s", first_line(error))
+        return None
+    logger.info("linear layers over few rows: %.1f times as fast as oneDNN", faster)
+    return library if faster >= _WORTH else None
+
+
+def _built() -> Path:
+    """The folder of the library and of what it brings, made if it is not there. Raises FewRowsError."""
+    if platform.machine() not in ("x86_64", "AMD64") or os.name != "posix":
+        raise FewRowsError(f"it is written for Linux on x86-64, not {platform.system()} on {platform.machine()}")
+    compiler = _compiler()
+    source = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()
+    origin = {"source": source, "compiler": compiler, "processor": _processor(), "torch": torch.__version__}
+    name = hashlib.sha256(repr(sorted(origin.items())).encode()).hexdigest()[:16]
+    kept = KeptFolder(cache_folder() / "few_rows" / name, origin)
+    if kept.flaw() is not None:
+        kept.make(lambda folder: _build(compiler, folder), num_bytes=1_000_000)
+    return kept.path
+
+
+def _compiler() -> str:
+    """The C compiler: CC, else gcc. Clang's OpenMP is another than PyTorch's. Raises FewRowsError."""
+    given = os.environ.get("CC") or "gcc"
+    if shutil.which((shlex.split(given) or [""])[0]) is None:
+        raise FewRowsError("no C compiler is installed (gcc); set CC to name one")
+    return given
+
+
+def _build(compiler: str, folder: Path) -> None:
+    """Compile, link, try and time the library.
+
+    PyTorch's own OpenMP is found when it is loaded, so that there is one pool of threads.
+    """
+    command, unit = shlex.split(compiler), folder / "few_rows.o"
+    for call in (
+        [*command, *_OPTIONS, "-c", str(_SOURCE), "-o", str(unit)],
+        [*command, "-shared", str(unit), "-o", str(folder / _LIBRARY)],
+    ):
+        done = subprocess.run(call, capture_output=True, text=True, check=False)
+        if done.returncode:
+            errors = [line for line in done.stderr.splitlines() if "error" in line]
+            raise FewRowsError(f"{compiler} cannot compile it: {next(iter(errors), done.stderr.strip())}")
+    unit.unlink()
+    library = FewRows(folder / _LIBRARY)
+    _check(library)
+    (folder / _MEASURED).write_text(json.dumps({"times_as_fast": _times_as_fast(library)}), encoding="utf-8")
+
+
+def _processor() -> str:
+    """Names what `-march=native` looks at."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return hashlib.sha256("\n".join(sorted({one for one in lines if one.startswith("flags")})).encode()).hexdigest()
+    return platform.processor()
+
+
+def _check(library: FewRows) -> None:
+    """Raises FewRowsError where it computes anything else than a linear layer."""
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = (torch.randn(size, generator=generator).to(torch.bfloat16) for size in ((70, 37), (70,)))
+    packed = library.packed(weight)
+    for count in (1, 7, 30, MOST_ROWS):
+        rows = torch.randn(count, 37, generator=generator).to(torch.bfloat16)
+        expected = rows.double() @ weight.double().T + bias.double()
+        found = library.linear(rows, packed, bias, 70).double()
+        if not bool(((found - expected).abs() <= 2.0**-7 * expected.abs() + 1e-4).all()):
+            raise FewRowsError("its linear layers are wrong here")
+    query, key, value = (torch.randn(1, size, 20, 32, generator=generator).to(torch.bfloat16) for size in (4, 2, 2))
+    mask = torch.zeros(20, 20).masked_fill(~torch.ones(20, 20).tril().bool(), -3e38).to(torch.bfloat16)[None, None]
+    found = library.attention(query, key, value, mask, 0.5).double()
+    key, value = (one.double().repeat_interleave(2, dim=1) for one in (key, value))
+    expected = scaled_dot_product_attention(query.double(), key, value, attn_mask=mask.double(), scale=0.5)
+    if not bool(((found - expected.transpose(1, 2)).abs() <= 0.02).all()):
+        raise FewRowsError("its attention is wrong here")
+
+
+def _times_as_fast(library: FewRows) -> float:
+    """How many times it is as fast as oneDNN, over 16 rows."""
+    count, k, n = _TIMED
+    rows, weight = (torch.ones(size, k, dtype=torch.bfloat16) for size in (count, n))
+    ours, theirs = library.packed(weight), torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+    calls: list[Callable[[], object]] = [
+        lambda: torch.ops.mkldnn._linear_pointwise(rows, theirs, None, "none", [], ""),
+        lambda: library.linear(rows, ours, None, n),
+    ]
+    times: list[list[float]] = [[], []]
+    for _ in range(_ROUNDS):
+        for call, found in zip(calls, times, strict=True):
+            began = time.perf_counter()
+            call()
+            found.append(time.perf_counter() - began)
+    return min(times[0]) / min(times[1])

@@ -1,0 +1,62 @@
+"""Attention by `few_rows.c`, as an attention function of transformers that compilers leave as it is."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slipstream.runtime.few_rows import FewRows, few_rows
+from slipstream.target.attention import grouped_attention, is_plain, with_attention, with_grouped_attention
+
+NAME = "slipstream_few_rows"
+_OPERATOR = "slipstream::few_rows_attention"
+
+
+def with_few_rows_attention(model: nn.Module) -> nn.Module:
+    """A shadow of `model` whose passes over few rows attend so, where that is possible, and others by groups."""
+    if few_rows() is None or any(one.dtype != torch.bfloat16 for one in model.parameters()):
+        return with_grouped_attention(model)
+    return with_attention(model, NAME, attention)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,  # [b, heads, n, d]
+    key: Tensor,  # [b, key heads, s, d]
+    value: Tensor,  # [b, key heads, s, d of values]
+    attention_mask: Tensor | None,  # [b, 1, n, s] additive
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """An attention function of transformers: [b, n, heads, d of values], and no weights."""
+    if attention_mask is None or not is_plain(attention_mask, kwargs) or not _fits(query, key, value, attention_mask):
+        return grouped_attention(module, query, key, value, attention_mask, scaling, **kwargs)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _operator()(query, key, value, attention_mask, scale), None
+
+
+def _fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> bool:
+    plain = all(one.dtype == torch.bfloat16 and not one.requires_grad for one in (query, key, value, mask))
+    return plain and FewRows.attends(query, key, value)
+
+
+@functools.cache
+def _operator() -> Any:
+    """`slipstream::few_rows_attention(query, key, value, mask, scale)`."""
+    torch.library.define(_OPERATOR, "(Tensor query, Tensor key, Tensor value, Tensor mask, float scale) -> Tensor")
+    torch.library.impl(_OPERATOR, "cpu", _run)
+    torch.library.register_fake(_OPERATOR, _shape)
+    return torch.ops.slipstream.few_rows_attention.default
+
+
+def _run(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    library = few_rows()
+    assert library is not None
+    return library.attention(query, key, value, mask, scale)
+
+
+def _shape(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    return query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])

@@ -1,0 +1,226 @@
+"""Linear layers and attention over few rows: right to bfloat16's last place, and a row alone is a row among others."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from families import FAMILIES, prompt_ids
+from slipstream.runtime import few_rows as module
+from slipstream.runtime.few_rows import MOST_ROWS, FewRows, FewRowsError, few_rows
+from slipstream.runtime.few_rows_attention import attention, with_few_rows_attention
+
+LOWEST = torch.finfo(torch.bfloat16).min
+
+
+@pytest.fixture(scope="module")
+def library() -> FewRows:
+    """Built, whether it is faster here or not."""
+    try:
+        return FewRows(module._built() / module._LIBRARY)
+    except (FewRowsError, OSError) as error:
+        pytest.skip(f"the library is not built here: {error}")
+
+
+def normal(seed: int, *size: int) -> Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed)).to(torch.bfloat16)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, MOST_ROWS),
+    k=st.integers(1, 400),
+    n=st.integers(1, 300),
+    bias=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_a_linear_layer_is_right_and_its_rows_know_nothing_of_each_other(
+    library: FewRows, rows: int, k: int, n: int, bias: bool, seed: int
+) -> None:
+    x, weight, offset = normal(seed, MOST_ROWS, k), normal(seed + 1, n, k), normal(seed + 2, n) if bias else None
+    packed = library.packed(weight)
+    found = library.linear(x[:rows], packed, offset, n)
+    exact = x[:rows].double() @ weight.double().T + (0 if offset is None else offset.double())
+    scale = x[:rows].double().abs() @ weight.double().abs().T  # what rounding in float32 is measured by
+    assert ((found.double() - exact).abs() <= 2**-8 * exact.abs() + 2**-20 * scale).all()
+    assert torch.equal(found, library.linear(x, packed, offset, n)[:rows])
+    assert torch.equal(found[-1:], library.linear(x[rows - 1 : rows], packed, offset, n))
+
+
+def test_what_is_no_number_stays_so_and_infinite_sums_are_infinite(library: FewRows) -> None:
+    weight = torch.ones(20, 8, dtype=torch.bfloat16)
+    x = torch.ones(3, 8, dtype=torch.bfloat16)
+    x[0, 3], x[1, 2] = float("nan"), float("inf")
+    found = library.linear(x, library.packed(weight), None, 20)
+    assert found[0].isnan().all()
+    assert (found[1] == float("inf")).all()
+    assert (found[2] == 8).all()
+
+
+def test_rows_that_do_not_lie_together_are_read_right(library: FewRows) -> None:
+    x, weight = normal(0, 2, 5, 64), normal(1, 48, 64)
+    packed = library.packed(weight)
+    expected = library.linear(x.transpose(0, 1).contiguous(), packed, None, 48)
+    assert torch.equal(library.linear(x.transpose(0, 1), packed, None, 48), expected)
+    assert expected.shape == (5, 2, 48)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, MOST_ROWS),
+    key_heads=st.integers(1, 3),
+    group=st.integers(1, 4),
+    length=st.integers(0, 150),
+    spare=st.integers(0, 200),
+    width=st.sampled_from([16, 32, 64, 80, 128]),
+    value_width=st.sampled_from([16, 64, 96]),
+    seed=st.integers(0, 99),
+)
+def test_attention_is_right_and_hangs_on_nothing_that_the_mask_hides(
+    library: FewRows,
+    rows: int,
+    key_heads: int,
+    group: int,
+    length: int,
+    spare: int,
+    width: int,
+    value_width: int,
+    seed: int,
+) -> None:
+    """A tree's mask: all see the text before and themselves, and at random each other."""
+    slots = length + rows + spare
+    query = normal(seed, 1, rows, key_heads * group, width).transpose(1, 2)
+    key, value = (normal(seed + 1, 1, key_heads, slots + 7, one)[:, :, :slots] for one in (width, value_width))
+    seen = torch.zeros(rows, slots, dtype=torch.bool)
+    seen[:, :length] = True
+    among = torch.rand(rows, rows, generator=torch.Generator().manual_seed(seed)) < 0.3
+    seen[:, length : length + rows] = among | torch.eye(rows, dtype=torch.bool)
+    mask = torch.zeros(1, 1, rows, slots, dtype=torch.bfloat16).masked_fill(~seen, LOWEST)
+    assert library.attends(query, key, value)
+    found = library.attention(query, key, value, mask, width**-0.5)
+    wide_key, wide_value = (one.double().repeat_interleave(group, dim=1) for one in (key, value))
+    exact = scaled_dot_product_attention(
+        query.double(), wide_key, wide_value, attn_mask=mask.double(), scale=width**-0.5
+    ).transpose(1, 2)
+    assert ((found.double() - exact).abs() <= 2**-8 * exact.abs() + 2e-5 * value.abs().max()).all()
+    first = library.attention(query[:, :, :1], key, value, mask[:, :, :1], width**-0.5)
+    assert torch.equal(first, found[:, :1])
+    value[:, :, length + rows :] = 1e30  # what nobody sees
+    assert torch.equal(library.attention(query, key, value, mask, width**-0.5), found)
+
+
+def test_a_window_hides_whole_blocks_before_and_behind(library: FewRows) -> None:
+    query, key, value = normal(0, 1, 4, 3, 64), normal(1, 1, 2, 400, 64), normal(2, 1, 2, 400, 64)
+    mask = torch.full((1, 1, 3, 400), LOWEST, dtype=torch.bfloat16)
+    mask[..., 200:230] = 0
+    found = library.attention(query, key, value, mask, 0.125)
+    cut = library.attention(query, key[:, :, 200:230], value[:, :, 200:230], mask[..., 200:230].contiguous(), 0.125)
+    assert torch.allclose(found.float(), cut.float(), atol=2**-8)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "gpt2"])
+@torch.inference_mode()
+def test_a_model_that_attends_so_says_what_it_says(
+    name: str, monkeypatch: pytest.MonkeyPatch, library: FewRows
+) -> None:
+    with torch.inference_mode(False):
+        model = FAMILIES[name]().to(torch.bfloat16)
+    monkeypatch.setattr("slipstream.runtime.few_rows_attention.few_rows", lambda: library)
+    twin = with_few_rows_attention(model)
+    ids = torch.tensor([prompt_ids(12)])
+    mask = torch.zeros(1, 1, 12, 12, dtype=torch.bfloat16).masked_fill(~torch.ones(12, 12).tril().bool(), LOWEST)
+    found, expected = (one(input_ids=ids, attention_mask=mask).logits for one in (twin, model))
+    assert torch.allclose(found.float(), expected.float(), atol=0.05)
+
+
+def test_what_asks_for_more_than_attention_goes_elsewhere(monkeypatch: pytest.MonkeyPatch, library: FewRows) -> None:
+    monkeypatch.setattr("slipstream.runtime.few_rows_attention.few_rows", lambda: library)
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "slipstream.runtime.few_rows_attention.grouped_attention", lambda *args, **kwargs: asked.append("elsewhere")
+    )
+    query, key = normal(0, 1, 4, 3, 64), normal(1, 1, 2, 9, 64)
+    mask = torch.zeros(1, 1, 3, 9, dtype=torch.bfloat16)
+    attention(torch.nn.Module(), query, key, key, mask)
+    assert asked == []
+    attention(torch.nn.Module(), query, key, key, None)
+    attention(torch.nn.Module(), query, key, key, mask, s_aux=torch.zeros(4))
+    attention(torch.nn.Module(), query, key, key, mask.expand(1, 4, 3, 9))
+    attention(torch.nn.Module(), query.float(), key.float(), key.float(), mask.float())
+    attention(torch.nn.Module(), normal(0, 1, 4, 65, 64), key, key, torch.zeros(1, 1, 65, 9, dtype=torch.bfloat16))
+    attention(torch.nn.Module(), query[..., :24], key[..., :24], key, mask)
+    assert asked == ["elsewhere"] * 6
+
+
+def test_threads_have_scratch_of_their_own(library: FewRows) -> None:
+    weight = normal(0, 640, 320)
+    packed = library.packed(weight)
+    inputs = [normal(seed, 1 + 9 * seed, 320) for seed in range(6)]
+    expected = [library.linear(one, packed, None, 640) for one in inputs]
+    found: dict[int, bool] = {}
+
+    def ask(number: int) -> None:
+        found[number] = all(
+            torch.equal(library.linear(inputs[number], packed, None, 640), expected[number]) for _ in range(40)
+        )
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == dict.fromkeys(range(6), True)
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        ("no-such-compiler", "no C compiler is installed (gcc); set CC to name one"),
+        ("false", "false cannot compile it"),
+    ],
+)
+def test_without_a_compiler_one_line_says_so_and_onednn_goes_on(
+    compiler: str, reason: str, empty_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+    with caplog.at_level(logging.INFO):
+        assert few_rows.__wrapped__() is None
+    said = [one.message for one in caplog.records if "few rows" in one.message]
+    assert len(said) == 1
+    assert said[0].startswith(f"linear layers over few rows are left to oneDNN: {reason}")
+    assert not list(empty_cache.glob("few_rows/*/few_rows.so"))
+
+
+def test_it_is_built_once(library: FewRows, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    right = subprocess.run
+    monkeypatch.setattr(module.subprocess, "run", lambda call, **more: calls.append(call) or right(call, **more))
+    first, second = module._built(), module._built()
+    assert first == second
+    assert len(calls) == 2, "compiled and linked, once"
+
+
+def test_a_library_that_computes_something_else_is_not_used(library: FewRows) -> None:
+    class Wrong:
+        packed, attention = library.packed, library.attention
+
+        def linear(self, rows: Tensor, packed: Tensor, bias: Tensor | None, n: int) -> Tensor:
+            return library.linear(rows, packed, bias, n) * 1.1
+
+    with pytest.raises(FewRowsError, match="its linear layers are wrong here"):
+        module._check(Wrong())
