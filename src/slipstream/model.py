@@ -38,7 +38,7 @@ from slipstream.output import Output, Stats
 from slipstream.plain_speed import PlainSpeed
 from slipstream.prompt_ids import given_ids
 from slipstream.runtime.decisions import agree
-from slipstream.runtime.executor import check_runtime, make_executor
+from slipstream.runtime.executor import check_runtime, make_executor, suited_executor
 from slipstream.runtime.heartbeat import for_life, one_line
 from slipstream.runtime.threads import check_threads, check_waiting, settle_threads
 from slipstream.skipping.library import is_name
@@ -98,9 +98,10 @@ def load(
     device: "cpu", "cuda", "cuda:1", "auto"; by default CUDA where there is one. attention: "sdpa" or "eager".
     verification: "coupled" (sampled output is plain sampling's, token for token) or "rejection" (the published rules).
     prefill_chunk: prompt tokens run at once. sizes: "exact", or "fixed" for passes padded to a few sizes, which costs
-    time and is what compiled passes have. runtime: how passes are run: "eager"; on a CPU "compiled", which packs the
-    weights (as much memory again) and compiles layers beside the first passes; on CUDA "captured", which records whole
-    drafts and verifications as CUDA graphs; "auto" is eager.
+    time and is what compiled passes have. runtime: how passes are run: "eager"; on a CPU "packed", which packs
+    bfloat16 weights for few rows (as much memory again), or "compiled", which compiles layers beside the first passes,
+    too; on CUDA "captured", which records whole drafts and verifications as CUDA graphs. "auto" is packed where that is
+    faster and takes a quarter of the available memory at most, else eager.
     keep: texts whose keys and values are kept in memory, so that of a prompt that begins with the same tokens the rest
     alone is run; 0: none. `Model.forget` lets go of them.
     threads: of PyTorch on a CPU, in the whole process; "auto": what suits the model, as the commands choose; None: as
@@ -116,11 +117,13 @@ def load(
     if threads != "auto":
         check_threads(threads, "threads")
     given = {name: value for name, value in options.items() if value is not None}
-    executor = make_executor(sizes, runtime)
+    make_executor(sizes, runtime)
     find_method(drafter, given)  # before minutes may go into loading the target
     _read_skip_set(given)
-    if tp_size is not None and executor.name != "eager":
-        raise InputError(f"runtime={runtime!r} runs no sharded target; use runtime='eager' with tp_size")
+    if tp_size is not None:
+        if runtime not in ("auto", "eager"):
+            raise InputError(f"runtime={runtime!r} runs no sharded target; use runtime='eager' with tp_size")
+        runtime = "eager"
     if isinstance(model, str | Path):
         loaded = load_model(model, dtype=dtype, device=device, attention=attention, tp_size=tp_size)
         tokenizer = find_tokenizer(model) if tokenizer is None else tokenizer
@@ -134,7 +137,7 @@ def load(
     if is_sharded(loaded):
         share()
         for_life()
-    target = Target(loaded, executor)
+    target = Target(loaded, suited_executor(sizes, runtime, loaded))
     with one_line():
         return _ready(target, drafter, given, tokenizer, verification, prefill_chunk, keep, runtime, threads)
 

@@ -90,7 +90,7 @@ def test_a_peer_that_does_not_apply_is_left_out_with_its_reason(cli, model, ques
         (["-n", "0"], "max_new_tokens is 0"),
         (["--judge", "maybe"], "unknown judge"),
         (["--threads", "0"], "--threads is 0"),
-        (["--runtime", "compild"], "unknown runtime 'compild'; choose from auto, eager, compiled, captured"),
+        (["--runtime", "compild"], "unknown runtime 'compild'; choose from auto, eager, packed, compiled, captured"),
         (["-d", "prompt-lookup", "-d", "prompt-lookup:length=3"], "'prompt-lookup' is entered twice"),
         (["-d", "eagle2", "-n", "8"], "eagle2: method 'eagle2' needs an EAGLE head"),
         (["--verification", "both"], "unknown verification"),
@@ -130,7 +130,7 @@ def described(folder: Path, **changes: object) -> None:
         ({"dtype": "bfloat16"}, ["--resume"], 'dtype "bfloat16", this one "float64"'),
         ({}, ["--resume", "--threads", 2], "threads 1, this one 2"),
         ({}, ["--resume", "--runtime", "compiled"], 'runtime "eager", this one "compiled"'),
-        ({"runtime": "compiled"}, ["--resume", "--runtime", "auto"], 'runtime "compiled", this one "eager"'),
+        ({"runtime": "compiled"}, ["--resume", "--runtime", "packed"], 'runtime "compiled", this one "packed"'),
     ],
 )
 def test_a_folder_in_use_or_a_changed_setting_is_said_before_anything_is_loaded(

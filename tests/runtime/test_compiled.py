@@ -194,8 +194,10 @@ def test_costs_belong_to_a_runtime():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(InputError, match="unknown runtime 'compild'; choose from auto, eager, compiled"):
+    with pytest.raises(
+        InputError, match="unknown runtime 'compild'; choose from auto, eager, packed, compiled, captured"
+    ):
         slipstream.load(build("llama"), "plain", runtime="compild")
-    with pytest.raises(InputError, match=r"for a CPU, and the model is on cuda:1; use runtime='eager'"):
+    with pytest.raises(InputError, match=r"for a CPU, and the model is on cuda:1; use 'captured' or 'eager'"):
         check_runtime("compiled", torch.device("cuda", 1))
     check_runtime("compiled", torch.device("cpu"))

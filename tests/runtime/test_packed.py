@@ -11,8 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import slipstream
 from families import build, prompt_ids
-from slipstream.runtime import packed
+from slipstream.errors import InputError
+from slipstream.runtime import packed, packed_passes
+from slipstream.runtime.executor import check_runtime
 from slipstream.runtime.few_rows import few_rows
 from slipstream.runtime.packed import PackedWeights
 from slipstream.target.shadow import shadow
@@ -118,3 +121,47 @@ def test_a_model_with_packed_weights_says_what_it_says(library):
     assert torch.equal(found, expected) if library == "oneDNN" else torch.allclose(found, expected, atol=0.05)
     linears = [one for one in model.modules() if isinstance(one, nn.Linear)]
     assert weights.nbytes == sum(one.weight.numel() * 2 for one in linears)
+
+
+class TestPackedPasses:
+    """Passes of a whole model with packed weights: `runtime="packed"`, and what "auto" makes of it."""
+
+    @pytest.fixture
+    def model(self):
+        return build("llama").to(torch.bfloat16)
+
+    def test_answers_are_plain_decodings_whatever_drafts(self, model, library):
+        """Rows know nothing of each other in our product: a tree's numbers are those of one token at a time."""
+        plain, drafted = (
+            slipstream.load(model, method, runtime="packed", **options)
+            for method, options in (("plain", {}), ("layer-skip", {"width": 3, "depth": 3, "total": 6}))
+        )
+        assert plain.target.executor.name == "packed"
+        assert plain.target.executor.packed_bytes > 0
+        assert plain.target.executor.rows(13) == 13
+        answers = [one.generate(prompt_ids(9), max_new_tokens=24).token_ids for one in (plain, drafted)]
+        assert len(answers[0]) == 24
+        if library == "own":
+            assert answers[0] == answers[1]
+
+    def test_auto_packs_where_it_is_faster_and_memory_is_plenty(self, model, library, monkeypatch):
+        monkeypatch.setattr(packed_passes, "few_rows", packed.few_rows)
+        names = [slipstream.load(model, "plain").target.executor.name]
+        packed._BY_PLACE.clear()
+        monkeypatch.setattr(packed_passes, "_available_memory", lambda: 1000)
+        names.append(slipstream.load(model, "plain").target.executor.name)
+        names.append(slipstream.load(model.float(), "plain").target.executor.name)
+        names.append(slipstream.load(model, "plain", runtime="eager").target.executor.name)
+        assert names == ["packed" if library == "own" else "eager", "eager", "eager", "eager"]
+
+    def test_other_numbers_are_left_as_they_are(self, model):
+        expected = slipstream.load(model.double(), "plain").generate(prompt_ids(9), max_new_tokens=12).token_ids
+        packed = slipstream.load(model, "plain", runtime="packed")
+        assert packed.generate(prompt_ids(9), max_new_tokens=12).token_ids == expected
+        assert packed.target.executor.packed_bytes == 0
+
+    def test_it_is_for_a_cpu(self):
+        with pytest.raises(
+            InputError, match="runtime='packed' is for a CPU, and the model is on cuda:0; use 'captured'"
+        ):
+            check_runtime("packed", torch.device("cuda:0"))

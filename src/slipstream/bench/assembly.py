@@ -190,7 +190,7 @@ def _known_before_loading(request: Request, settings: BenchSettings) -> dict[str
     known: dict[str, Any] = {"model": shown_name(request.model), "settings": asked}
     if (dtype := resolve_dtype(request.loading.get("dtype"))) is not None:
         known["dtype"] = str(dtype).removeprefix("torch.")
-    if (runtime := request.loading.get("runtime")) is not None:
+    if (runtime := request.loading.get("runtime")) not in (None, "auto"):
         known["runtime"] = make_executor(runtime=runtime).name
     if (threads := request.loading.get("threads")) is not None:
         known["threads"] = threads

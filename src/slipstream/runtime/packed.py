@@ -79,6 +79,11 @@ class PackedWeights:
         self._held.clear()
 
 
+def is_packed(weight: Tensor) -> bool:
+    """Whether somebody holds its packed form."""
+    return weight.data_ptr() in _BY_PLACE
+
+
 def _can_pack(module: nn.Linear) -> bool:
     if type(module) is not nn.Linear or "forward" in module.__dict__:
         return False

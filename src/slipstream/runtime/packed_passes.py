@@ -1,0 +1,62 @@
+"""Passes whose linear layers and attention run by what is best for few rows, with nothing to compile first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from slipstream.runtime.few_rows import few_rows
+from slipstream.runtime.few_rows_attention import with_few_rows_attention
+from slipstream.runtime.packed import PackedWeights, is_packed
+from slipstream.target.attention import with_grouped_attention
+from slipstream.target.passes import Executor
+from slipstream.target.shadow import shadow
+
+_SHARE = 4
+"""Packed weights may take one part of so many of the memory that is available, unless they are asked for."""
+
+
+class PackedPasses(Executor):
+    """Runs passes eagerly and in exact sizes, with packed weights. Only those in bfloat16 on a CPU are packed."""
+
+    name = "packed"
+
+    def __init__(self) -> None:
+        self._weights = PackedWeights()
+
+    @property
+    def packed_bytes(self) -> int:
+        """Memory of packed weights, beside that of the weights themselves."""
+        return self._weights.nbytes
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        if any(parameter.device.type == "meta" for parameter in model.parameters()):
+            return with_grouped_attention(model)  # accelerate moves weights in and out
+        attending = with_few_rows_attention(model)
+        return shadow(attending, self._weights.changes(attending))
+
+    def forget(self) -> None:
+        self._weights.forget()
+
+
+def gains_by_packing(model: nn.Module) -> bool:
+    """Whether a model is faster with packed weights here, and there is plenty of memory for them."""
+    weights = [one for one in model.parameters() if one.dim() == 2]
+    fits = all(one.device.type == "cpu" and one.dtype == torch.bfloat16 for one in weights)
+    if not weights or not fits or few_rows() is None:
+        return False
+    return (
+        any(map(is_packed, weights))
+        or _SHARE * sum(one.numel() * one.element_size() for one in weights) <= _available_memory()
+    )
+
+
+def _available_memory() -> int:
+    """Bytes, as Linux counts them; 0 where it is not said."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), 0)
