@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from slipstream.prompts import Prompt
 def answers(job: dict[str, Any], tp_size: int | None, stop_at: int | None = None) -> dict[str, Any]:
     """By case, the token ids of every answer and how many drafted tokens were verified and kept.
 
-    job: `folder` of the model, `cases` as (name, method, options of `load`), the case that is `certified` too, and
-    `asked` as (prompt ids, settings of `generate`). stop_at: answers after which this process ends.
+    job: `folder` of the model, `cases` as (name, method, options of `load`), the case that is `certified` too,
+    `asked` as (prompt ids, settings of `generate`), `spoken`, the folder of a model with a tokenizer, and a file with a
+    `question` for it. stop_at: answers after which this process ends.
     """
     found: dict[str, Any] = {}
     number = itertools.count()
@@ -45,6 +46,7 @@ def answers(job: dict[str, Any], tp_size: int | None, stop_at: int | None = None
         if name == job["certified"]:
             found["verdict"] = verdict(model, job["asked"][0][0])
     found["printed"] = printed(tp_size)
+    found["certified"] = certified(job["spoken"], job["question"], tp_size)
     return found
 
 
@@ -55,6 +57,18 @@ def printed(tp_size: int | None) -> str:
     with redirect_stdout(io.StringIO()) as out:
         assert run(["generate", "-m", "tiny", "-p", "Give three tips.", *how, *shared]) == 0
     return out.getvalue()
+
+
+def certified(folder: str, question: str, tp_size: int | None) -> tuple[str, str]:
+    """What `slipstream certify` writes to stdout and stderr."""
+    how = ["--dtype", "fp64", "--device", "cpu", "-n", "6", "--seeds", "1", "--prompts", "1"]
+    law = ["--samples", "100", "--verification", "coupled"]
+    method = ["-d", "layer-skip", "--width", "3", "--depth", "3", "--total", "6"]
+    shared = [] if tp_size is None else ["--tp-size", str(tp_size)]
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = run(["certify", "-m", folder, "--data", question, "--json", *method, *how, *law, *shared])
+    assert code == 0, err.getvalue()
+    return out.getvalue(), err.getvalue()
 
 
 def verdict(model: slipstream.Model, prompt_ids: list[int]) -> str:

@@ -27,6 +27,7 @@ from slipstream.methods.eagle.head import EagleHead, HeadSizes
 from slipstream.records.certificate import LOSSLESS
 from slipstream.target.sharding import check_heads
 from slipstream.target.target import Target
+from slipstream.training.data.tokenizer import save_tokenizer, train_tokenizer
 
 ALWAYS = 14
 """Tokens of an answer."""
@@ -69,6 +70,10 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("sharded")
     model = build("llama", num_hidden_layers=3, weight_std=0.3)
     model.save_pretrained(folder / "model")
+    build("llama", vocab_size=300, weight_std=0.3).save_pretrained(folder / "spoken")
+    save_tokenizer(train_tokenizer(["the bird sings over the river"], 300), folder / "spoken", 128)
+    question = {"question_id": 1, "turns": ["the bird sings the bird sings the"]}
+    (folder / "question.jsonl").write_text(json.dumps(question) + "\n")
     torch.manual_seed(0)
     target = Target(model)
     save_head(EagleHead(HeadSizes.like(target)), folder / "head", target, {})
@@ -76,7 +81,9 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     fixed = {**head, "total": 6, "depth": 3}
     options = [{}, {"length": 4}, {}, head, fixed, head]
     cases = [(case, case.split()[0], own) for case, own in zip(CASES, options, strict=True)]
-    return {"folder": str(folder / "model"), "cases": cases, "certified": CASES[4], "asked": ASKED, "out": str(folder)}
+    asked = {"cases": cases, "certified": CASES[4], "asked": ASKED}
+    spoken = {"spoken": str(folder / "spoken"), "question": str(folder / "question.jsonl")}
+    return {"folder": str(folder / "model"), **asked, **spoken, "out": str(folder)}
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +128,19 @@ def test_the_command_prints_once(found):
 
 def test_a_shared_target_is_certified(found):
     assert [one["verdict"] for one in found] == [LOSSLESS] * 3
+
+
+def test_certify_of_two_processes_is_that_of_one_and_printed_once(found):
+    first, second, alone = (one["certified"] for one in found)
+    assert second == ["", ""]
+    assert "loading" in first[1]
+    shared, single = (json.loads(one[0]) for one in (first, alone))
+    assert (shared["num_processes"], single["num_processes"]) == (2, 1)
+    assert shared["verdict"] == single["verdict"] == LOSSLESS
+    assert [one["tests"][0]["num_samples"] for one in (shared["distribution"], single["distribution"])] == [100, 100]
+    for kind in ("greedy", "seeded"):
+        assert shared[kind] == single[kind]
+        assert shared[kind][0]["num_tokens"] == 6
 
 
 def test_a_process_that_dies_ends_the_other_with_one_line(job, tmp_path):

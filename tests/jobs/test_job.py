@@ -160,6 +160,18 @@ def test_a_killed_process_loses_one_answer_and_two_of_torchrun_share_the_rest(tm
     assert shared.read_bytes() == whole.read_bytes()
 
 
+def test_two_of_accelerate_launch_write_one_file(model, rows, tmp_path):
+    run(model, rows, tmp_path / "whole.jsonl")
+    launch = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+    plain = ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+    words = command("--in", tmp_path / "prompts.jsonl", "--out", tmp_path / "out.jsonl", "--seed", 3)
+    words[words.index("24")] = "8"
+    done = subprocess.run([words[0], "-m", *launch, *plain, *words[1:]], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("of 2 is done; others are not") == 1
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
 def test_the_command_exits_with_1_where_a_row_failed(tmp_path):
     prompts = written(tmp_path / "prompts.jsonl", [{"prompt": "Hi"}, {"token_ids": [10] * 5000}])
     done = subprocess.run(

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import slipstream
 from slipstream.cli.app import run as run_command
-from slipstream.errors import InputError
+from slipstream.errors import InputError, SlipstreamError
 from slipstream.jobs.job import Done, header
 from slipstream.jobs.job import answer_all as answer_here
-from slipstream.jobs.prompts import read_rows
+from slipstream.jobs.parts import Parts
+from slipstream.jobs.prompts import Row, read_rows, rows_hash
 from slipstream.share import Share
 
 ray = pytest.importorskip("ray", reason="ray[data] is not installed")
 pytest.importorskip("ray.data", reason="ray[data] is not installed", exc_type=ImportError)
 
-from slipstream.jobs.on_ray import Job, Workers, answer_all  # noqa: E402
+import pyarrow as pa  # noqa: E402
+
+from slipstream.jobs.on_ray import Job, answer_all  # noqa: E402
+from slipstream.jobs.ray_cluster import Workers  # noqa: E402
+from slipstream.jobs.ray_tasks import ANSWER, REFUSAL, ROW, Answers, Prompts  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")  # what Ray warns of is not ours to mend
 
@@ -30,8 +37,9 @@ SETTINGS = {"max_new_tokens": 8, "temperature": 0.9}
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    """Two processors."""
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    """Two processors. Workers die when a test says so, not when the machine is short of memory."""
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0"}
+    os.environ |= {**quiet, "RAY_worker_niceness": "0"}
     ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, logging_level="error")
     yield
     ray.shutdown()
@@ -62,6 +70,26 @@ def described(model: slipstream.Model) -> dict:
     return header(model, "tiny", {"verification": "coupled"}, SETTINGS, seed=0)
 
 
+def job(before: Callable[[object], None]) -> Job:
+    """Something is done before every answer. Functions in a function are sent as they are, not by a module's name."""
+
+    def load() -> slipstream.Model:
+        model = slipstream.load("tiny", "prompt-lookup", dtype="float64", keep=0)
+        generate = model.generate
+
+        def do_and_generate(prompt, **settings):
+            before(prompt)
+            return generate(prompt, **settings)
+
+        model.generate = do_and_generate
+        return model
+
+    def describe(model: slipstream.Model) -> dict:
+        return header(model, "tiny", {"verification": "coupled"}, SETTINGS, seed=0)
+
+    return Job(load, describe, Path.cwd())
+
+
 @pytest.mark.slow
 def test_two_workers_write_what_one_process_does(prompts, whole, tmp_path, capfd):
     out = tmp_path / "out.jsonl"
@@ -80,33 +108,47 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_doubled(prompts, who
     out, seen = tmp_path / "out.jsonl", tmp_path / "seen"
     seen.mkdir()
 
-    def load() -> slipstream.Model:  # a function in a function is sent as it is, not by its module's name
-        model = slipstream.load("tiny", "prompt-lookup", dtype="float64", keep=0)
-        generate = model.generate
-
-        def generate_or_die(prompt, **settings):
-            mine = seen / str(os.getpid())
-            if mine.exists() and not (seen / "killed").exists():
-                (seen / "killed").write_text(mine.name)
-                os.kill(os.getpid(), 9)
-            mine.touch()
-            return generate(prompt, **settings)
-
-        model.generate = generate_or_die
-        return model
-
-    def describe(model: slipstream.Model) -> dict:
-        return header(model, "tiny", {"verification": "coupled"}, SETTINGS, seed=0)
+    def die_once(prompt: object) -> None:
+        mine = seen / str(os.getpid())
+        if mine.exists() and not (seen / "killed").exists():
+            (seen / "killed").write_text(mine.name)
+            os.kill(os.getpid(), 9)
+        mine.touch()
 
     rows = read_rows(prompts)
     model = slipstream.load("tiny", "prompt-lookup", dtype="float64", keep=0)
     assert answer_here(model, rows, out, described(model), share=Share(0, 3)) == Done(4, 0, False)
-    done, _ = answer_all(Job(load, describe, Path.cwd()), rows, out, num_workers=2)
+    done, _ = answer_all(job(die_once), rows, out, file=prompts, num_workers=2)
     assert done == Done(8, 1, True)
     workers = {path.name for path in seen.iterdir()} - {"killed"}
     assert (seen / "killed").read_text() in workers
     assert len(workers) >= 2, "another one went on"
     assert out.read_bytes() == whole
+
+
+@pytest.mark.slow
+def test_a_row_that_kills_every_worker_ends_the_job_by_its_name(prompts, whole, tmp_path):
+    """One worker, so the deaths are the row's alone; the rows before it are kept."""
+    out, deaths = tmp_path / "out.jsonl", tmp_path / "deaths"
+
+    def die(prompt: object) -> None:
+        if prompt == [1, 40, 42]:
+            with deaths.open("a") as file:
+                file.write("x")
+            os._exit(1)
+
+    rows = read_rows(prompts)[:5]
+    with pytest.raises(
+        SlipstreamError, match=r"^3 workers died .* while they answered row 4; what is answered is kept"
+    ):
+        answer_all(job(die), rows, out, num_workers=1)
+    assert deaths.read_text() == "xxx"
+    kept = Parts(out, {}).done()
+    assert {"hello", 70, 3} <= set(kept)
+    model = slipstream.load("tiny", "prompt-lookup", dtype="float64", keep=0)
+    done = answer_here(model, rows, out, described(model))
+    assert done == Done(5 - len(kept), 1, True)
+    assert out.read_bytes() == b"".join(whole.splitlines(keepends=True)[:5])
 
 
 def test_what_a_worker_refuses_is_one_line(prompts, tmp_path, capfd):
@@ -127,6 +169,59 @@ def test_a_worker_of_another_kind_ends_the_job(prompts, tmp_path):
 
     with pytest.raises(InputError, match="machines of the cluster differ in target; install the same on all"):
         answer_all(Job(load, describe, Path.cwd()), read_rows(prompts), tmp_path / "out.jsonl")
+
+
+def test_rows_that_are_left_are_read_as_they_are(tmp_path):
+    """Times stay texts, separators of lines stay inside them, and rows without an id keep their numbers."""
+    records = [
+        {"prompt": "2024-01-01"},
+        {"id": "a", "prompt": "one\u2028two"},
+        {"id": 7, "messages": [{"role": "user", "content": "Hi"}]},
+        {"prompt": "last"},
+    ]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records), encoding="utf-8")
+    rows = read_rows(file)
+    (task,) = Prompts(file, rows_hash(rows), [1, "a", 4]).get_read_tasks(3)
+    (block,) = task()
+    assert [Row(*json.loads(text)) for text in block[ROW].to_pylist()] == [rows[0], rows[1], rows[3]]
+    (task,) = Prompts(file, rows_hash(rows[1:]), ["a"]).get_read_tasks(1)
+    with pytest.raises(InputError, match="has changed since the job began"):
+        list(task())
+
+
+def test_answers_that_are_written_twice_are_there_once_and_before_a_refusal(tmp_path):
+    """Ray may run a task again."""
+    parts = Parts(tmp_path / "out.jsonl", {})
+    parts.begin()
+    found = [{"id": 1, "text": "A\u00e9"}, {"id": "1", "text": "B"}]
+    block = pa.table({ANSWER: [json.dumps(one) for one in found]})
+    for _ in range(2):
+        Answers(parts.folder).write([block], None)
+    assert len(list(parts.folder.glob("*.jsonl"))) == 1
+    assert parts.done() == {1: '{"id": 1, "text": "A\u00e9"}\n', "1": '{"id": "1", "text": "B"}\n'}
+    mixed = [{"id": 2, "text": "C"}, {REFUSAL: ["InputError", "no such machine"]}]
+    with pytest.raises(InputError, match=r"^no such machine$"):
+        Answers(parts.folder).write([pa.table({ANSWER: [json.dumps(one)]}) for one in mixed], None)
+    assert set(parts.done()) == {1, "1", 2}
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:{port}", "error: no Ray cluster at 127.0.0.1:{port} ([Errno"),
+        ("ray://127.0.0.1:{port}", "error: ray://127.0.0.1:{port} is for programs elsewhere; run this on a machine of"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_one_line(address, said, prompts, tmp_path, capfd):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        port = taken.getsockname()[1]
+        words = [*COMMAND, "--in", prompts, "--out", tmp_path / "out.jsonl", "--ray", address.format(port=port)]
+        assert run_command(list(map(str, words))) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(said.format(port=port))
+    assert not (tmp_path / "out.jsonl.parts").exists()
 
 
 def test_workers_share_the_processors_of_a_machine():

@@ -141,6 +141,34 @@ def test_two_processes_train_as_one_and_go_on_as_another_number(folder, tmp_path
     check_same(tmp_path / "left", tmp_path / "noisy-alone")
 
 
+def test_accelerate_launch_starts_two_on_a_cpu_too(folder, tmp_path):
+    """Its --multi_gpu asks for several processes, not for GPUs; with --cpu it starts one, whatever their number."""
+    assert train(options(folder, tmp_path / "alone", NOISY), None, "") == 0
+    launch = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+    plain = (
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+        "-m",
+        "slipstream",
+        "train",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, *plain, *options(folder, tmp_path / "launched", NOISY)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"--draft {tmp_path / 'launched'}") == 1  # the main process alone speaks
+    check_same(tmp_path / "launched", tmp_path / "alone")
+
+
 def test_a_process_that_dies_ends_the_other_with_one_line(folder, tmp_path):
     """The run goes on in one process, with the answers that two have written."""
     told = options(folder, tmp_path / "run", [*NOISY, "--answer-tokens", "4"], "target")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import repeat
 
 import torch
@@ -16,6 +16,7 @@ from slipstream.certify.transformers_reference import TransformersAnswer, transf
 from slipstream.drafting.base import Drafter
 from slipstream.engine.sequence import Request
 from slipstream.records.certificate import Floor
+from slipstream.runtime.decisions import agree
 from slipstream.target.target import Target
 
 FLOOR_INTERVAL = 16
@@ -93,14 +94,20 @@ def compare(target: Target, drafter: Drafter, request: Request, *, prefill_chunk
         picked = same.follow(index)
         if picked is not None:
             _note_state(found, picked.hidden, hidden[index])
-            if index % FLOOR_INTERVAL == 0 or same.over or not torch.equal(picked.hidden, hidden[index]):
+            if index % FLOOR_INTERVAL == 0 or same.over or agree(not torch.equal(picked.hidden, hidden[index])):
                 found.floor |= same_shape.floor()
         other = row.follow(index)
         if picked is not None and other is not None:
             _note_distance(found.row_by_row, picked, other.logits)
         if found.transformers is not None and by_transformers is not None:
             _follow_transformers(found.transformers, answer, by_transformers, index, picked)
-    return found
+    return _agreed(found)
+
+
+def _agreed(found: Comparison) -> Comparison:
+    """With the numbers that all processes go by, so that those that share a target judge alike."""
+    numbers = {one.name: getattr(found, one.name) for one in fields(found) if one.name != "answer"}
+    return Comparison(answer=found.answer, **agree(numbers))
 
 
 class _Follower:

@@ -17,6 +17,7 @@ from torch import Tensor
 from slipstream.certify.chi_square import LEAST_EXPECTED
 from slipstream.core.logits import LogitsPipeline
 from slipstream.engine.sequence import Request
+from slipstream.runtime.decisions import agree
 from slipstream.target.target import Target
 
 NUM_TOKENS = 3
@@ -92,6 +93,6 @@ def target_cells(target: Target, request: Request, num_samples: int) -> Cells:
         logits = target.model(input_ids=torch.tensor([ids], device=target.device), use_cache=False).logits[0, -1:]
         pipeline = LogitsPipeline(processing, vocab_size=target.vocab_size, device=target.device)
         pipeline.start(ids)
-        return pipeline.process(target.upcast(logits))[0].double().softmax(dim=-1).cpu()
+        return agree(pipeline.process(target.upcast(logits))[0].double().softmax(dim=-1)).cpu()
 
     return cells_of(law, frozenset(processing.eos_token_ids), LEAST_EXPECTED / num_samples)

@@ -31,6 +31,7 @@ from slipstream.core.logits import LogitsPipeline
 from slipstream.core.sampling import gumbel_rows
 from slipstream.engine.sequence import FinishReason, Request
 from slipstream.records.certificate import Floor
+from slipstream.runtime.decisions import agree
 from slipstream.target.features import Features
 from slipstream.target.target import Target, TargetOutput
 
@@ -138,7 +139,7 @@ class Reference:
         if not processing.is_greedy:
             position = torch.tensor([len(self._tokens)], device=scores.device)  # of the token to be picked
             scores = scores.double() + gumbel_rows(sampling.seed, sampling.stream, position, scores.shape[-1])[0]
-        token = int(scores.argmax())
+        token = agree(int(scores.argmax()))
         return Picked(token, scores, logits, hidden, self._finish_reason(token))
 
     def _finish_reason(self, token: int) -> FinishReason | None:

@@ -74,8 +74,8 @@ def answer(
             "--ray",
             metavar="[ADDRESS]",
             rich_help_panel=SHARING,
-            help="Share the work on a Ray cluster, one worker a GPU. Without an address: the cluster that runs here or "
-            "that RAY_ADDRESS names, else this machine alone.",
+            help="Share the work on a Ray cluster, one worker a GPU. ADDRESS is HOST:PORT; without it: the cluster "
+            "that runs here or that RAY_ADDRESS names, else this machine alone.",
         ),
     ] = None,
     workers: Annotated[
@@ -113,8 +113,8 @@ def answer(
 
     Under torchrun or accelerate launch every process answers its share, each on its own GPU, and the last one writes
     the file. It holds the same bytes however many processes there were, as far as the note in FILE.job.json says.
-    With --ray one process hands the rows to workers of a Ray cluster, and writes down what they answer; a worker that
-    dies is replaced.
+    With --ray workers of a Ray cluster answer the rows; this machine alone reads and writes. A worker that dies is
+    replaced, until the same row has killed three.
 
     Exit code 1 if a row could not be answered; its line says why.
 
@@ -140,7 +140,7 @@ def answer(
     begin = partial(load, model, drafter, option, **method, **asdict(placed), keep=0)
     describe = partial(header, name=model, options={**method, **parse_further(option)}, settings=settings, seed=seed)
     if ray:
-        done, head = _on_ray(ray, begin, describe, rows, out, workers, loading.device)
+        done, head = _on_ray(ray, begin, describe, rows, prompts, out, workers, loading.device)
     else:
         done, head = _here(begin, describe, rows, out, share)
     if not done.complete:
@@ -170,6 +170,7 @@ def _on_ray(
     loading: Load,
     describe: Describe,
     rows: Sequence[Row],
+    prompts: Path,
     out: Path,
     workers: int | None,
     device: str | None,
@@ -182,6 +183,7 @@ def _on_ray(
             Job(loading, describe, Path.cwd()),
             rows,
             out,
+            file=prompts,
             address=None if address == _ANY_CLUSTER else address,
             num_workers=workers,
             on_gpus=device != "cpu",
@@ -211,10 +213,13 @@ def _progress(share: Share) -> Iterator[Report]:
     shown = share.rank == 0 and console.is_terminal
     with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, disable=not shown) as bar:
         task = bar.add_task("answers", total=None)
+        noted = 0
 
         def report(num_done: int, num_rows: int) -> None:
+            nonlocal noted
             bar.update(task, completed=num_done, total=num_rows)
-            if share.rank == 0 and not shown and num_done % max(1, num_rows // _NOTES) == 0:
+            if share.rank == 0 and not shown and num_done - noted >= max(1, num_rows // _NOTES):
+                noted = num_done
                 note(f"{num_done:,} of {num_rows:,} answers")
 
         yield report

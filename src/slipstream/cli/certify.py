@@ -18,7 +18,7 @@ from slipstream.certify.options import CertifyOptions, Warping
 from slipstream.cli import options
 from slipstream.cli.answering import note
 from slipstream.cli.from_settings import options_from_settings
-from slipstream.cli.loading import load
+from slipstream.cli.loading import first_alone_speaks, is_first, load
 from slipstream.cli.options import given, parse_further
 from slipstream.cli.outputs import check_out_file
 from slipstream.errors import InputError, LosslessnessError, unknown_choice
@@ -105,6 +105,7 @@ def certify(
     drafting: options.DraftingOptions,
     option: options.Further = None,
     loading: options.LoadingOptions,
+    tp_size: options.TpSize = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -116,6 +117,8 @@ def certify(
 
     The verdict is lossless, lossless up to rounding, FAULT or inconclusive. The exit code is 0 for the first two and 1
     for the others. How a difference is judged stands in docs/certificate.md.
+
+    With --tp-size N, under torchrun, N processes share the target; the first one prints, and its exit code counts.
 
     Example: slipstream certify -m tiny -d eagle2 --dtype bfloat16 --out certificate.json
     """
@@ -129,12 +132,15 @@ def certify(
     settings = _settings(asked, warping, verification)
 
     def load_in(wanted: str | None) -> Model:
-        return load(model, drafter, option, **asdict(drafting), **{**asdict(loading), "dtype": wanted})
+        return load(model, drafter, option, **asdict(drafting), **{**asdict(loading), "dtype": wanted}, tp_size=tp_size)
 
-    note(f"loading {model} for {drafter}")
-    loaded = load_in(loading.dtype)
-    arbiter = _arbiter(loaded, judge, load_in)
-    certificate = _certify(loaded, model, prompts, settings, arbiter, asdict(drafting), option)
+    with first_alone_speaks(tp_size):
+        note(f"loading {model} for {drafter}")
+        loaded = load_in(loading.dtype)
+        arbiter = _arbiter(loaded, judge, load_in)
+        certificate = _certify(loaded, model, prompts, settings, arbiter, asdict(drafting), option)
+    if not is_first(tp_size):
+        return
     if out is not None:
         write_certificate(certificate, out)
     if as_json:
@@ -192,11 +198,13 @@ def _certify(
 
     from slipstream.certify import Certification
     from slipstream.records.machine import provenance
+    from slipstream.target.sharding import num_sharing
 
     certification = Certification(model=loaded, prompts=prompts, settings=settings, in_float64=in_float64)
     about = {
         **provenance(loaded.target, name, sys.argv),
         "runtime": loaded.target.executor.name,
+        "num_processes": num_sharing(),
         "num_threads": torch.get_num_threads(),
         "options": {name: _shown(value) for name, value in {**given(**drafting), **parse_further(option)}.items()},
     }

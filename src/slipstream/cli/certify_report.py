@@ -54,8 +54,9 @@ def show(certificate: CertificateRecord, tokenizer: Any = None) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
+    shared = f", {certificate.num_processes} processes" if certificate.num_processes > 1 else ""
     console.print(
-        f"{certificate.method} on {certificate.model} ({certificate.dtype} on {certificate.device}, "
+        f"{certificate.method} on {certificate.model} ({certificate.dtype} on {certificate.device}{shared}, "
         f"{certificate.hardware})\n",
         style="bold",
         markup=False,

@@ -68,10 +68,15 @@ def note_rounding(loaded: Model) -> None:
         note(rounds)
 
 
+def is_first(tp_size: int | None) -> bool:
+    """Whether this process is the first of those that share a target, or the only one."""
+    return tp_size is None or os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def first_alone_speaks(tp_size: int | None) -> Iterator[None]:
     """Of several processes that share a target, only the first one writes to stdout and stderr in this block."""
-    if tp_size is None or os.environ.get("RANK", "0") == "0":
+    if is_first(tp_size):
         yield
         return
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):

@@ -9,7 +9,7 @@ of other sizes round differently. The header says which it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ import torch
 
 import slipstream
 from slipstream.errors import InputError
-from slipstream.jobs.parts import Parts
+from slipstream.jobs.parts import Part, Parts
 from slipstream.jobs.prompts import Row, rows_hash
 from slipstream.model import Model
 from slipstream.share import ALONE, Share
 
-Answers = Callable[[Sequence[Row]], Iterator[dict[str, Any]]]
-"""Answers rows, in any order; what it yields goes into the file."""
+Work = Callable[[Sequence[Row], Part, Callable[[int], None]], None]
+"""Answers rows, in any order, into a part or into pieces beside it; now and then it tells how many it has answered."""
 Report = Callable[[int, int], None]
 """Told how many rows of the share are done, and how many there are."""
 
@@ -95,14 +95,16 @@ def answer_all(
     another job.
     """
 
-    def answers(left: Sequence[Row]) -> Iterator[dict[str, Any]]:
-        return (answer(model, row, header) for row in left)
+    def work(left: Sequence[Row], part: Part, tell: Callable[[int], None]) -> None:
+        for number, row in enumerate(left, 1):
+            part.add(answer(model, row, header))
+            tell(number)
 
-    return carry_out(answers, rows, out, header, share=share, report=report)
+    return carry_out(work, rows, out, header, share=share, report=report)
 
 
 def carry_out(
-    answers: Answers,
+    work: Work,
     rows: Sequence[Row],
     out: Path,
     header: Mapping[str, Any],
@@ -110,16 +112,14 @@ def carry_out(
     share: Share = ALONE,
     report: Report = lambda num_done, num_rows: None,
 ) -> Done:
-    """As `answer_all`, whoever answers the rows."""
+    """As `answer_all`, whoever does the work."""
     parts = Parts(out, {**header, "prompts": rows_hash(rows), "num_prompts": len(rows)})
     if parts.begin():
         return Done(0, _num_failed(out), True)
     mine, there = share.of(rows), parts.done()
     left = [row for row in mine if row.id not in there]
     with parts.writing(share.rank, share.world_size) as part:
-        for number, found in enumerate(answers(left), 1):
-            part.add(found)
-            report(len(mine) - len(left) + number, len(mine))
+        work(left, part, lambda number: report(len(mine) - len(left) + number, len(mine)))
     complete = parts.join([row.id for row in rows])
     return Done(len(left), _num_failed(out) if complete else 0, complete)
 

@@ -1,8 +1,9 @@
 """Answering a job's prompts on a Ray cluster: workers with a model of their own each, fed by Ray Data.
 
-Ray places the workers and hands them rows. It puts another in the place of one that dies, as often as it takes, and
-gives it the rows that the dead one had. This process reads the prompts and writes the answers down as they come, so
-workers need no disk in common, and a job can go on with or without Ray.
+Ray places the workers and hands them rows. It puts another in the place of one that dies and gives it the rows that the
+dead one had, until the same row has cost a few of them. Ray Data reads the prompts and writes the answers down as they
+come, on the machine of this process (`slipstream.jobs.ray_tasks`): workers need no disk in common, and a job can go on
+with or without Ray.
 """
 
 from __future__ import annotations
@@ -14,25 +15,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from slipstream.errors import InputError, SlipstreamError
 from slipstream.jobs.job import Done, Report, answer, carry_out
-from slipstream.jobs.prompts import Row
+from slipstream.jobs.parts import Part
+from slipstream.jobs.prompts import Row, rows_hash
 from slipstream.model import Model
 
 try:
     import ray
     import ray.data
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from slipstream.jobs.ray_cluster import Workers, connected
+    from slipstream.jobs.ray_tasks import ANSWER, REFUSAL, ROW, Answers, Prompts, Tries, as_text
 except ImportError as error:
     raise InputError(f"--ray needs Ray ({error}): pip install 'ray[data]', or the extra 'ray'") from None
 
-_ROW, _ANSWER = "row", "answer"
-"""Columns of JSON texts: [id, prompt], and a line of the file. Columns of values would need one type for all rows."""
-_DIFFERING = "differing"
-"""In place of an answer: the names of what a worker has otherwise."""
 _MOST_BLOCKS = 4096
 """Pieces of the work at most. A piece is answered by one worker, and again if that dies; short jobs have a row each."""
+_MOST_TRIES = 3
+"""Workers that may die over the same row, or the same worker while it loads, until the job ends. Ray's own bound,
+`max_task_retries`, counts rows that wait behind it too, and its error names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,50 +60,46 @@ class Job:
         return model, self.header(model)
 
 
-@dataclass(frozen=True, slots=True)
-class Workers:
-    """How many there are and what each is given."""
-
-    number: int
-    num_gpus: int
-    num_cpus: int | None
-    """None: Ray's choice, beside a GPU."""
-
-    @classmethod
-    def on_cluster(cls, number: int | None, *, on_gpus: bool = True) -> Workers:
-        """One a GPU; without GPUs, or with `on_gpus` False, one a machine, or `number` that share the processors.
-
-        Raises InputError for more workers than there are GPUs or processors.
-        """
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        gpus = int(sum(node.get("GPU", 0) for node in nodes)) if on_gpus else 0
-        if gpus:
-            return cls(_at_most(number or gpus, gpus, "GPUs"), 1, None)
-        cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
-        number = _at_most(number or len(cpus), sum(cpus), "processors")
-        each = max(one for one in range(1, max(cpus) + 1) if sum(cpu // one for cpu in cpus) >= number)
-        return cls(number, 0, each)
-
-    @property
-    def resources(self) -> dict[str, Any]:
-        """For Ray."""
-        return {"num_gpus": self.num_gpus, "num_cpus": self.num_cpus}
-
-
 class Worker:
     """Answers rows; Ray Data makes one for each of its actors."""
 
-    def __init__(self, job: Job, header: Mapping[str, Any]) -> None:
-        self._header = header
-        self._model, own = job.open()
-        self._differing = sorted(name for name, value in header.items() if own.get(name) != value)
+    def __init__(self, job: Job, header: Mapping[str, Any], tries: Any) -> None:
+        """tries: the actor of `Tries`."""
+        self._header, self._tries = header, tries
+        place = f"worker {ray.get_runtime_context().get_actor_id()}"  # the same for one that replaces it
+        self._refusal = self._given_up(place, "they loaded the model") or self._open(job)
+        ray.get(tries.end.remote(place))
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
-        """Rows as JSON texts; answers as well, or in what the worker differs from the job: Ray would hide an error."""
-        return {_ANSWER: [json.dumps(self._answer(Row(*json.loads(text)))) for text in batch[_ROW]]}
+        """Rows as JSON texts; answers as well."""
+        return {ANSWER: [json.dumps(self._answer(Row(*json.loads(text)))) for text in batch[ROW]]}
+
+    def _open(self, job: Job) -> SlipstreamError | None:
+        """Load the model. Returns why this worker cannot do the job."""
+        try:
+            self._model, own = job.open()
+        except SlipstreamError as error:
+            return error
+        differing = sorted(name for name, value in self._header.items() if own.get(name) != value)
+        told = f"machines of the cluster differ in {', '.join(differing)}; install the same on all"
+        return InputError(told) if differing else None
 
     def _answer(self, row: Row) -> dict[str, Any]:
-        return {_DIFFERING: self._differing} if self._differing else answer(self._model, row, self._header)
+        name = json.dumps(row.id)
+        if refusal := self._refusal or self._given_up(name, f"they answered row {name}"):
+            return {REFUSAL: [_of_kind(refusal).__name__, str(refusal)]}
+        found = answer(self._model, row, self._header)
+        self._tries.end.remote(name)
+        return found
+
+    def _given_up(self, what: str, doing: str) -> SlipstreamError | None:
+        """Begin one more try, or say that there were enough."""
+        if ray.get(self._tries.begin.remote(what)) <= _MOST_TRIES:
+            return None
+        return SlipstreamError(
+            f"{_MOST_TRIES} workers died one after another while {doing}; what is answered is kept, and the same "
+            "command tries again, for instance on machines with more memory"
+        )
 
 
 def answer_all(
@@ -105,6 +107,7 @@ def answer_all(
     rows: Sequence[Row],
     out: Path,
     *,
+    file: Path | None = None,
     address: str | None = None,
     num_workers: int | None = None,
     on_gpus: bool = True,
@@ -112,60 +115,73 @@ def answer_all(
 ) -> tuple[Done, dict[str, Any]]:
     """Answer all rows and write the file; returns what came of it, and the header.
 
+    file: which the rows are from; Ray Data reads it again. None, or one that can be read once only: rows are sent.
     address: of a cluster; None: the one that runs here or that RAY_ADDRESS names, else this machine alone.
     num_workers, on_gpus: see `Workers.on_cluster`. A worker first says what the job is, so a wrong option or a file of
     another job ends it before the others load anything. Raises InputError as `slipstream.jobs.job.answer_all` does, and
-    for a cluster that cannot be reached; SlipstreamError where Ray gives up.
+    for a cluster that cannot be reached; SlipstreamError where workers die again and again, or Ray gives up.
     """
-    with _connected(address), _plain_errors():
+    with connected(address), _plain_errors():
         workers = Workers.on_cluster(num_workers, on_gpus=on_gpus)
         header = ray.get(ray.remote(_header).options(**workers.resources).remote(job))
 
-        def answers(left: Sequence[Row]) -> Iterator[dict[str, Any]]:
-            return _answers(job, header, workers, left)
+        def work(left: Sequence[Row], part: Part, tell: Callable[[int], None]) -> None:
+            if left:
+                with _told(part.folder, tell):
+                    _answer_left(job, header, workers, _read(file, rows, left), len(left), part.folder)
+                tell(len(left))
 
-        return carry_out(answers, rows, out, header, report=report), header
+        return carry_out(work, rows, out, header, report=report), header
 
 
 def _header(job: Job) -> dict[str, Any]:
     return job.open()[1]
 
 
-def _answers(job: Job, header: Mapping[str, Any], workers: Workers, left: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """In the order in which they are done."""
-    if not left:
-        return
+def _read(file: Path | None, rows: Sequence[Row], left: Sequence[Row]) -> Any:
+    """The data set of the rows that are left."""
+    num_blocks = min(len(left), _MOST_BLOCKS)
+    if file is None or not file.is_file():
+        return ray.data.from_items([{ROW: as_text(row)} for row in left], override_num_blocks=num_blocks)
+    prompts = Prompts(file, rows_hash(rows), [row.id for row in left])
+    return ray.data.read_datasource(prompts, override_num_blocks=num_blocks, num_cpus=0)
+
+
+def _answer_left(job: Job, header: Mapping[str, Any], workers: Workers, data: Any, num_left: int, folder: Path) -> None:
+    """Let workers answer a data set of rows, and write pieces into a folder."""
     ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    items = [{_ROW: json.dumps([row.id, row.prompt])} for row in left]
-    answered = ray.data.from_items(items, override_num_blocks=min(len(items), _MOST_BLOCKS)).map_batches(
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it logs it raises as well
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    counting = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+    data.map_batches(
         Worker,
-        fn_constructor_args=(job, header),
+        fn_constructor_args=(job, header, ray.remote(Tries).options(**counting).remote()),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(workers.number, len(items))),
+        compute=ray.data.ActorPoolStrategy(size=min(workers.number, num_left)),
         **workers.resources,
-    )
-    for row in answered.iter_rows():
-        found = json.loads(row[_ANSWER])
-        if differing := found.get(_DIFFERING):
-            raise InputError(f"machines of the cluster differ in {', '.join(differing)}; install the same on all")
-        yield found
+    ).write_datasink(Answers(folder), ray_remote_args={"num_cpus": 0}, concurrency=1)
 
 
 @contextmanager
-def _connected(address: str | None) -> Iterator[None]:
-    """To a cluster, for as long as it is needed; a connection that is there already is used and left."""
-    if ray.is_initialized():
-        yield
-        return
-    try:
-        ray.init(address=address, include_dashboard=False, logging_level="warning")
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise InputError(f"no Ray cluster at {address}: {error}") from error
+def _told(folder: Path, tell: Callable[[int], None]) -> Iterator[None]:
+    """Tell how many answers the new pieces in a folder hold, every second."""
+    over = Event()
+
+    def watch(known: set[Path], num_answers: int = 0) -> None:
+        while not over.wait(1):
+            new = set(folder.glob("*.jsonl")) - known
+            num_answers += sum(file.read_bytes().count(b"\n") for file in new)
+            known |= new
+            if new:
+                tell(num_answers)
+
+    watching = Thread(target=watch, args=(set(folder.glob("*.jsonl")),), daemon=True)
+    watching.start()
     try:
         yield
     finally:
-        ray.shutdown()
+        over.set()
+        watching.join()
 
 
 @contextmanager
@@ -175,14 +191,12 @@ def _plain_errors() -> Iterator[None]:
         yield
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, SlipstreamError):
-            raise error.cause from error
+            raise _of_kind(error.cause)(str(error.cause).partition("\n")[0]) from error  # Ray Data adds lines
         raise
     except ray.exceptions.RayError as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         raise SlipstreamError(f"Ray gave up ({reason}); what is answered is kept, the same command goes on") from error
 
 
-def _at_most(number: int, limit: int, kind: str) -> int:
-    if number > limit:
-        raise InputError(f"--workers is {number}, but the cluster has {limit} {kind}; ask for fewer")
-    return number
+def _of_kind(error: SlipstreamError) -> type[SlipstreamError]:
+    return InputError if isinstance(error, InputError) else SlipstreamError

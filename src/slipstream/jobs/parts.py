@@ -2,6 +2,7 @@
 
     answers.jsonl.parts/job.json        the header: model, method, settings, versions
     answers.jsonl.parts/0-of-2.jsonl    answers of process 0 of 2, in the order in which it finished them
+    answers.jsonl.parts/5a...jsonl      a piece: answers that were written at once, by whomever
 
 Whoever finishes last joins the parts in the order of the prompts and removes the folder. A line that was cut off by a
 kill is dropped, so a killed process loses the answer that it was at.
@@ -9,6 +10,7 @@ kill is dropped, so a killed process loses the answer that it was at.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -31,7 +33,7 @@ class Parts:
         """header: JSON values; two runs with the same are one job."""
         self.out, self.header = out, dict(header)
         self.header_file = out.with_name(f"{out.name}.{HEADER}")
-        self._folder = out.with_name(f"{out.name}.parts")
+        self.folder = out.with_name(f"{out.name}.parts")
 
     def begin(self) -> bool:
         """Make the folder, or find it. Returns whether the whole job is done already.
@@ -41,11 +43,11 @@ class Parts:
         if self.out.exists():
             self._check(self.header_file, f"{self.out} is there already and is not this job's; choose another --out")
             return True
-        self._folder.mkdir(parents=True, exist_ok=True)
-        file = self._folder / HEADER
-        with FileLock(self._folder / "lock"):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / HEADER
+        with FileLock(self.folder / "lock"):
             if file.exists():
-                self._check(file, f"{self._folder} is of another job; choose another --out, or delete it to start over")
+                self._check(file, f"{self.folder} is of another job; choose another --out, or delete it to start over")
             else:
                 _write(file, _text(self.header))
         return False
@@ -53,14 +55,14 @@ class Parts:
     def done(self) -> dict[str | int, str]:
         """The finished answers by id, as lines."""
         found: dict[str | int, str] = {}
-        for file in sorted(self._folder.glob("*-of-*.jsonl")):
+        for file in sorted(self.folder.glob("*.jsonl")):
             found.update({json.loads(line)["id"]: line for line in _whole_lines(file)})
         return found
 
     @contextmanager
     def writing(self, rank: int, world_size: int) -> Iterator[Part]:
         """The file of one process. Raises InputError where another process has it."""
-        file = self._folder / f"{rank}-of-{world_size}.jsonl"
+        file = self.folder / f"{rank}-of-{world_size}.jsonl"
         lock = FileLock(file.with_suffix(".lock"))
         try:
             lock.acquire(timeout=0)
@@ -73,7 +75,7 @@ class Parts:
 
     def join(self, ids: Sequence[str | int]) -> bool:
         """Write the output file if all answers are there. Returns whether it is written."""
-        if not self._folder.exists():
+        if not self.folder.exists():
             return self.out.exists()
         with FileLock(self.out.with_name(f"{self.out.name}.lock")) as lock:
             if not self.out.exists():
@@ -82,7 +84,7 @@ class Parts:
                     return False
                 _write(self.header_file, _text(self.header))
                 _write(self.out, "".join(done[one] for one in ids))
-            shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
         Path(lock.lock_file).unlink(missing_ok=True)
         return True
 
@@ -98,11 +100,18 @@ class Parts:
             raise InputError(f"{otherwise} (it differs in {', '.join(differing)})")
 
 
+def add_piece(folder: Path, answers: Sequence[Mapping[str, Any]]) -> None:
+    """Write answers, all or none. The file is named by their ids, so it takes its own place if it is written again."""
+    if answers:
+        ids = json.dumps([one["id"] for one in answers])
+        _write(folder / f"{hashlib.sha256(ids.encode()).hexdigest()[:16]}.jsonl", "".join(map(_line, answers)))
+
+
 class Part:
     """The answers of one process, opened to go on: a line that was cut off is dropped."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file
+        self._file, self.folder = file, file.parent
         if file.exists():
             size = sum(len(line.encode()) for line in _whole_lines(file))
             with file.open("r+b") as opened:
@@ -111,7 +120,7 @@ class Part:
     def add(self, answer: Mapping[str, Any]) -> None:
         """Write one answer, and wait until it is on the disk."""
         with self._file.open("ab") as opened:
-            opened.write((json.dumps(answer, ensure_ascii=False) + "\n").encode())
+            opened.write(_line(answer).encode())
             opened.flush()
             os.fsync(opened.fileno())
 
@@ -121,6 +130,10 @@ def _whole_lines(file: Path) -> list[str]:
     return [line.decode() + "\n" for line in lines]
 
 
+def _line(answer: Mapping[str, Any]) -> str:
+    return json.dumps(answer, ensure_ascii=False) + "\n"
+
+
 def _text(values: Mapping[str, Any]) -> str:
     return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
@@ -128,5 +141,8 @@ def _text(values: Mapping[str, Any]) -> str:
 def _write(file: Path, text: str) -> None:
     """The whole file or none of it."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as opened:
+        opened.write(text)
+        opened.flush()
+        os.fsync(opened.fileno())
     os.replace(temporary, file)

@@ -217,6 +217,8 @@ class CertificateRecord:
     answers: list[CertifiedAnswer]
     runtime: str = "eager"
     """How passes of the target and of draft models were run: eager or compiled."""
+    num_processes: int = 1
+    """That shared the target's weights."""
 
 
 def certificate_json(record: CertificateRecord) -> dict[str, Any]:

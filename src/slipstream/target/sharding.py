@@ -55,7 +55,7 @@ def _initialize(tp_size: int, place: torch.device) -> None:
 
 
 def _how(tp_size: int) -> str:
-    return f"start as many: torchrun --nproc_per_node {tp_size} SCRIPT, or -m slipstream generate --tp-size {tp_size}"
+    return f"start as many: torchrun --nproc_per_node {tp_size} SCRIPT, or -m slipstream COMMAND --tp-size {tp_size}"
 
 
 def check_heads(config: Any, tp_size: int, name: str) -> None:
