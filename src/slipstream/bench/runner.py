@@ -20,7 +20,7 @@ import torch
 
 from slipstream.bench.comparison import first_difference
 from slipstream.bench.entrants import Answering, ExactEntrants, Reply
-from slipstream.bench.processes.entrants import has_float64, is_another_model
+from slipstream.bench.processes.software import has_float64, is_another_model
 from slipstream.bench.run_folder import check_same, holds_run
 from slipstream.bench.settings import PLAIN, BenchSettings
 from slipstream.bench.shards import share_of_tasks

@@ -79,7 +79,8 @@ def run(
             metavar="PEER",
             rich_help_panel=BENCH,
             help="[NAME=]PEER[:OPTION=VALUE,...], a peer in a process of its own, in turns with the others: hf-plain, "
-            "hf-assisted, hf-prompt-lookup, hf-early-exit, hf-compiled, llama-cpp, llama-cpp-q4; repeatable.",
+            "hf-assisted, hf-prompt-lookup, hf-early-exit, hf-compiled, llama-cpp, llama-cpp-q4, openvino, "
+            "openvino-prompt-lookup; repeatable.",
         ),
     ] = None,
     interpreters: Annotated[

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from slipstream.bench.processes.entrants import Interpreters, Processes, check_other, parse_peer
+from slipstream.bench.processes.entrants import Processes
+from slipstream.bench.processes.software import Interpreters, check_other, parse_peer
 from slipstream.bench.settings import BenchSettings, EntrantSpec
 from slipstream.errors import InputError, SlipstreamError
 from slipstream.target.target import Target
