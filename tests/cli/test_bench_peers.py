@@ -91,6 +91,11 @@ def test_a_peer_that_dies_ends_the_run_with_one_line_and_what_is_done_is_kept(ru
     resumed = run("-d", "plain", "--peer", run.peer, "-t", 0, "--resume", "--json")
     assert resumed.exit_code == 0, resumed.stderr
     assert json.loads(resumed.stdout)["complete"]
+    described = json.loads((run.folder / "run.json").read_text())
+    described["peers"]["llama-cpp"]["software"] = "llama-cpp-python 0.0.1"
+    (run.folder / "run.json").write_text(json.dumps(described))
+    other = run("-d", "plain", "--peer", run.peer, "-t", 0, "--resume")
+    assert 'has software "llama-cpp-python 0.0.1", this one "llama-cpp-python 0.0.7"' in other.stderr
     assert list(read_answers(run.folder / "answers.jsonl"))[:2] == kept
 
 

@@ -119,7 +119,7 @@ class Processes:
 
     def _other(self, spec: EntrantSpec, target: Target, settings: BenchSettings) -> ProcessEntrant:
         check_other(spec.method, target, settings)
-        if spec.method.startswith("openvino"):
+        if OTHERS[spec.method].files == "openvino":
             python = self._interpreters.of(spec.method)
             file, weights = openvino_folder(self._model, target, python, self._tell), "the target's own, exported"
         else:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Literal
 
 from slipstream.bench.peers import PEERS
 from slipstream.bench.settings import BenchSettings, EntrantSpec
@@ -19,24 +20,24 @@ from slipstream.target.target import Target
 class OtherSpec:
     """Software that is not transformers."""
 
-    summary: str
+    files: Literal["gguf", "openvino"]
+    """What it reads."""
     packages: str
     """What pip installs."""
     modules: Sequence[str]
+    """What must be found of them."""
     options: Sequence[str] = ()
     is_another_model: bool = False
     """Whether its weights are rounded otherwise than the target's: its answers are not compared."""
 
 
-_LLAMA_CPP = "llama-cpp-python", ("llama_cpp",)
-_OPENVINO = "openvino-genai optimum-intel", ("openvino_genai", "optimum.intel")
+_LLAMA_CPP = OtherSpec("gguf", "llama-cpp-python", ("llama_cpp",))
+_OPENVINO = OtherSpec("openvino", "openvino-genai optimum-intel", ("openvino_genai", "optimum.intel"))
 OTHERS: Mapping[str, OtherSpec] = {
-    "llama-cpp": OtherSpec("llama.cpp on the target's own values", *_LLAMA_CPP, ("gguf",)),
-    "llama-cpp-q4": OtherSpec(
-        "llama.cpp on SmolLM2's file of 4-bit blocks: another model", *_LLAMA_CPP, is_another_model=True
-    ),
-    "openvino": OtherSpec("OpenVINO GenAI, one token a pass", *_OPENVINO),
-    "openvino-prompt-lookup": OtherSpec("OpenVINO GenAI's prompt lookup", *_OPENVINO),
+    "llama-cpp": replace(_LLAMA_CPP, options=("gguf",)),
+    "llama-cpp-q4": replace(_LLAMA_CPP, is_another_model=True),
+    "openvino": _OPENVINO,
+    "openvino-prompt-lookup": _OPENVINO,
 }
 PROCESS_PEERS = (*PEERS, *OTHERS)
 """All that `--peer` takes."""
@@ -120,7 +121,7 @@ def check_other(name: str, target: Target, settings: BenchSettings) -> None:
         raise UnsupportedTargetError(f"{name} runs bfloat16 or float32, the target is {dtype}; use another --dtype")
     top_p = 1.0 if settings.top_p is None else settings.top_p
     for temperature in settings.temperatures:
-        if name.startswith("llama-cpp") and top_p < 1 and temperature not in (0, 1):
+        if OTHERS[name].files == "gguf" and top_p < 1 and temperature not in (0, 1):
             raise UnsupportedSettingError(
                 f"{name} cuts the nucleus before the temperature, we after it: with --top-p use temperatures 0 and 1"
             )
