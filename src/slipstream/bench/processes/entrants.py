@@ -147,5 +147,5 @@ class Processes:
             mend = f"give it: --peer {spec.method}:gguf=FILE" if OTHERS[spec.method].options else f"use -m {SMOLLM2}"
             raise InputError(f"{spec.name} has no GGUF file of {self._model}; {mend}")
         if is_another_model(spec):
-            return smollm2.source_file(), "4-bit blocks (Q4_1), from which the target was unpacked"
+            return smollm2.source_file(), "4-bit blocks, the file that the target was unpacked from"
         return smollm2_gguf(dtype, self._tell), f"the target's own, a GGUF file in {dtype}"
