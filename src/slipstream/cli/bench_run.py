@@ -139,8 +139,9 @@ def run(
 ) -> None:
     """Measure methods and transformers' own on the same questions in one run, and check every answer.
 
-    All answer a question before any sees the next, in turns, on one loaded model. The folder then holds every answer
-    (`answers.jsonl`, and in Spec-Bench's layout), the figures (`record.json`) and a page to look at (`report.html`).
+    All answer a question before any sees the next, in turns, on one loaded model; peers of --peer have a process each.
+    The folder then holds every answer (`answers.jsonl`, and in Spec-Bench's layout), the figures (`record.json`) and a
+    page to look at (`report.html`).
     A run that was killed loses at most one prompt: go on with `--resume`. Under torchrun or accelerate launch every
     process answers its share of each task, each on its own GPU, and the last one joins them.
 
