@@ -89,8 +89,8 @@ def run(
             "--peer-python",
             metavar="[PEER=]PATH",
             rich_help_panel=BENCH,
-            help="The Python that runs the peers of --peer, or one of them: their software need not be installed here; "
-            "repeatable.",
+            help="The Python that runs llama.cpp and OpenVINO, or that of one peer: what they need may be installed "
+            "elsewhere; repeatable.",
         ),
     ] = None,
     data: Annotated[

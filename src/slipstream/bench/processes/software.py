@@ -61,26 +61,28 @@ def parse_peer(text: str) -> EntrantSpec:
 class Interpreters:
     """Which Python runs which peer."""
 
-    default: str = sys.executable
+    others: str = sys.executable
+    """Of software that is not transformers."""
     by_peer: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, texts: Sequence[str], specs: Sequence[EntrantSpec]) -> Interpreters:
         """Read what `--peer-python` takes: `[PEER=]PATH`, of `specs`. Raises InputError for anything else."""
-        default, by_peer = sys.executable, dict[str, str]()
+        peers, by_peer = {spec.method for spec in specs}, dict[str, str]()
         for text in texts:
-            name, equals, path = text.partition("=")
-            if not equals:
-                default = text
-            elif name in {spec.method for spec in specs}:
-                by_peer[name] = path
-            else:
+            name, path = ("", text) if "=" not in text else text.split("=", 1)
+            if name in by_peer:
+                raise InputError(f"--peer-python is given twice for {name or 'all peers'}; leave one out")
+            if name and name not in peers:
                 raise InputError(f"--peer-python names {name!r}, which is none of --peer; add it or leave it out")
-        return cls(default, by_peer)
+            if not name and not peers & set(OTHERS):
+                raise InputError(f"--peer-python {text} is for {', '.join(OTHERS)}; add one, or leave it out")
+            by_peer[name] = path
+        return cls(by_peer.pop("", sys.executable), by_peer)
 
     def of(self, peer: str) -> str:
         """The path of a peer's."""
-        return self.by_peer.get(peer, self.default)
+        return self.by_peer.get(peer, self.others if peer in OTHERS else sys.executable)
 
     def check(self, specs: Sequence[EntrantSpec]) -> None:
         """Raises InputError where one is missing or lacks the software of its peer."""
