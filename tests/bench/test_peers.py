@@ -102,7 +102,7 @@ def test_the_context_cuts_the_answer_as_it_cuts_ours(name, peers, target):
 
 def test_what_stands_behind_the_end_is_cut():
     def cut(emitted, budget=10):
-        answer = _answer(emitted, budget, [7], 1.0)
+        answer = _answer(emitted, budget, [7], 1.0, 0.5)
         return answer.token_ids, answer.accept_lengths, answer.num_passes
 
     assert cut([[1], [2, 7, 3], [4]]) == ([1, 2, 7], [0, 1, 1], 2)
@@ -122,7 +122,9 @@ def test_what_stands_behind_the_end_is_cut():
         {"typical_p": 0.7, "suppress_tokens": [3, 4], "begin_suppress_tokens": [8], "min_new_tokens": 2},
     ],
 )
-@pytest.mark.parametrize("asked", [{"temperature": 1.0}, {"temperature": 0.6, "top_p": 0.7}, {"temperature": 0.0}])
+@pytest.mark.parametrize(
+    "asked", [{"temperature": 1.0}, {"temperature": 0.6, "top_p": 0.7, "top_k": 0}, {"temperature": 0.0}]
+)
 def test_scores_are_ours(own, asked, target, config):
     config.update(eos_token_id=9, do_sample=True, **own)
     limits = {"prompt_length": len(PROMPT), "max_new_tokens": 3}
@@ -139,6 +141,18 @@ def test_scores_are_ours(own, asked, target, config):
     for logits, scores, token in zip(output.logits, output.scores, output.sequences[0, len(PROMPT) :], strict=True):
         assert torch.equal(scores, pipeline.process(logits))
         pipeline.commit([int(token)])
+
+
+def test_a_top_k_of_the_model_is_off_where_a_benchmark_says_so(peers, config):
+    config.top_k = 1
+    greedy, off = ask(peers["hf-plain"]), ask(peers["hf-plain"], temperature=1.0, top_k=0)
+    assert ask(peers["hf-plain"], temperature=1.0).token_ids == greedy.token_ids != off.token_ids
+
+
+def test_the_prefill_ends_with_the_first_token(peers):
+    short, long = (ask(peers["hf-plain"], max_new_tokens=number) for number in (1, 40))
+    assert 0 < short.prefill_s <= short.seconds
+    assert 0 < long.prefill_s < long.seconds / 2
 
 
 def test_a_model_that_asks_for_drafting_is_decoded_plainly_by_the_plain_peer(peers, target, config):

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from byte_model import save_byte_model
 from peer_doubles import VERSION, install_llama_cpp
+from slipstream.bench.processes.software import OTHERS, PROCESS_PEERS
+from slipstream.cli.app import app
 from slipstream.records.journal import read_answers
 
 VOCABULARY = 261
@@ -60,6 +65,21 @@ def test_a_peer_answers_every_question_beside_ours(run) -> None:
     assert all(row["tokens_per_second"] > 0 and row["ratio_to_plain"] > 0 and row["prefill_s"] > 0 for row in rows)
 
 
+def test_another_model_is_not_compared_and_marked_in_the_table(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OTHERS, "llama-cpp", replace(OTHERS["llama-cpp"], is_another_model=True))
+    found = run("-d", "plain", "--peer", run.peer, "-t", 0)
+    assert found.exit_code == 0, found.stderr
+    answers = [one for one in read_answers(run.folder / "answers.jsonl") if one.entrant == "llama-cpp"]
+    assert [one.verdict for one in answers] == [None, None]
+    assert "llama-cpp (another model)" in found.stdout
+
+
+def test_help_names_every_peer() -> None:
+    command = get_command(app).commands["bench"].commands["run"]
+    (option,) = (one for one in command.params if one.name == "processes")
+    assert [name for name in PROCESS_PEERS if name not in re.findall(r"[a-z0-9-]+", option.help)] == []
+
+
 def test_a_peer_that_dies_ends_the_run_with_one_line_and_what_is_done_is_kept(run) -> None:
     first, second = 6, 7  # tokens of the prompts
     found = run("-d", "plain", "--peer", run.peer, "-t", 0, dies=second)
@@ -71,6 +91,11 @@ def test_a_peer_that_dies_ends_the_run_with_one_line_and_what_is_done_is_kept(ru
     resumed = run("-d", "plain", "--peer", run.peer, "-t", 0, "--resume", "--json")
     assert resumed.exit_code == 0, resumed.stderr
     assert json.loads(resumed.stdout)["complete"]
+    described = json.loads((run.folder / "run.json").read_text())
+    described["peers"]["llama-cpp"]["software"] = "llama-cpp-python 0.0.1"
+    (run.folder / "run.json").write_text(json.dumps(described))
+    other = run("-d", "plain", "--peer", run.peer, "-t", 0, "--resume")
+    assert 'has software "llama-cpp-python 0.0.1", this one "llama-cpp-python 0.0.7"' in other.stderr
     assert list(read_answers(run.folder / "answers.jsonl"))[:2] == kept
 
 

@@ -17,7 +17,7 @@ def entrant(name, method, kind="ours"):
 
 def test_no_two_methods_and_no_two_peers_look_alike():
     assert len(set(METHOD_COLOURS.values())) == len(METHOD_COLOURS) == 11
-    assert len(set(PEER_LOOKS.values())) == len(PEER_LOOKS) == 7
+    assert len(set(PEER_LOOKS.values())) == len(PEER_LOOKS) == 9
     assert not {colour for colour, _ in PEER_LOOKS.values()} & set(METHOD_COLOURS.values())
 
 

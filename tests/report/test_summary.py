@@ -42,6 +42,34 @@ def test_a_peer_is_never_the_headline():
     assert "eagle2 is the fastest" in headlines(parse_record(data))[0]
 
 
+def test_another_model_is_not_the_fastest_peer_and_stands_beside_it():
+    data = make_record(temperatures=[0.0])
+    data["run"]["peers"] = {"hf-assisted": {"software": "fast 1.0", "weights": "4 bits", "is_another_model": True}}
+    for row in data["rows"]:
+        if row["entrant"] == "hf-assisted":
+            row["ratio_to_plain"] = 9.0
+    record = parse_record(data)
+    assert (
+        "; the fastest peer is hf-plain, 0.60 times plain's; hf-assisted, another model, has 9.00 times"
+        in (headlines(record)[0])
+    )
+    assert best_here(record) == "best here: eagle2, 1.80 times plain"
+    assert "hf-assisted: fast 1.0, 4 bits." in provenance(record)
+
+
+def test_a_peer_that_is_faster_is_named():
+    data = make_record(temperatures=[0.0])
+    for row in data["rows"]:
+        if row["entrant"] == "hf-assisted":
+            row["ratio_to_plain"] = 9.0
+    assert best_here(parse_record(data)) == "best here: eagle2, 1.80 times plain (the peer hf-assisted: 9.00)"
+
+
+def test_peers_are_counted_where_no_method_was_compared():
+    text = identity(parse_record(make_record(temperatures=[0.0], entrants=[ENTRANTS[0], ENTRANTS[4]])))
+    assert text == "No answer of a method was compared with plain decoding's; of the peers', 40 of 40."
+
+
 def test_identity_counts_the_drafting_methods_alone():
     assert identity(parse_record(make_record())).startswith("240 of 240 answers")  # 3 methods, 2 temperatures, 40 each
     data = make_record()

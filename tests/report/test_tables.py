@@ -54,7 +54,7 @@ def test_another_model_is_marked_in_every_table_and_its_name_stays_in_json():
             if "hf-assisted" in [row["method"] for row in table.rows]:
                 assert "hf-assisted (another model)" in shown
                 assert "hf-plain" in shown
-            assert "hf-assisted: another model, with other weights (4-bit blocks)" in " ".join(table.notes)
+            assert "hf-assisted: another model, with other weights: 4-bit blocks." in " ".join(table.notes)
             assert "another model" not in str(table_json(table)["rows"])
 
 

@@ -16,7 +16,8 @@ from filelock import FileLock
 from slipstream.bench.entrants import Answering, ExactEntrants, default_entrants, load_entrants
 from slipstream.bench.hub_tasks import HubTask, fetch_questions, keep_questions, kept_questions, parse_tasks, prompts_of
 from slipstream.bench.peers import PEERS
-from slipstream.bench.processes.entrants import OTHERS, Interpreters, Processes, parse_peer
+from slipstream.bench.processes.entrants import Processes
+from slipstream.bench.processes.software import OTHERS, Interpreters, parse_peer
 from slipstream.bench.record import write_record
 from slipstream.bench.run_folder import LOCK_FILE, check_same, holds_run
 from slipstream.bench.runner import BenchRun

@@ -20,7 +20,7 @@ import torch
 
 from slipstream.bench.comparison import first_difference
 from slipstream.bench.entrants import Answering, ExactEntrants, Reply
-from slipstream.bench.processes.entrants import has_float64, is_another_model
+from slipstream.bench.processes.software import has_float64, is_another_model
 from slipstream.bench.run_folder import check_same, holds_run
 from slipstream.bench.settings import PLAIN, BenchSettings
 from slipstream.bench.shards import share_of_tasks
@@ -161,9 +161,12 @@ class BenchRun:
         self._write(run)
 
     def describe_peers(self, peers: Mapping[str, PeerSoftware]) -> None:
-        """Remember what runs in processes of its own, by entrant."""
-        if peers:
-            self._write({**read_run(self.folder), "peers": {name: asdict(one) for name, one in peers.items()}})
+        """Remember what runs in processes of its own, by entrant. Raises ArtifactError if the run has had others."""
+        found, run = {name: asdict(one) for name, one in peers.items()}, read_run(self.folder)
+        if "peers" in run:
+            check_same(self.folder, {"peers": found})
+        elif found:
+            self._write({**run, "peers": found})
 
     def run(self, entrants: Mapping[str, Answering], exact: ExactEntrants, watcher: Watcher | None = None) -> None:
         """Warm up, then answer every prompt that is not finished yet."""

@@ -79,7 +79,8 @@ def run(
             metavar="PEER",
             rich_help_panel=BENCH,
             help="[NAME=]PEER[:OPTION=VALUE,...], a peer in a process of its own, in turns with the others: hf-plain, "
-            "hf-assisted, hf-prompt-lookup, hf-early-exit, hf-compiled, llama-cpp, llama-cpp-q4; repeatable.",
+            "hf-assisted, hf-prompt-lookup, hf-early-exit, hf-compiled, llama-cpp, llama-cpp-q4, openvino, "
+            "openvino-prompt-lookup; repeatable.",
         ),
     ] = None,
     interpreters: Annotated[
@@ -88,8 +89,8 @@ def run(
             "--peer-python",
             metavar="[PEER=]PATH",
             rich_help_panel=BENCH,
-            help="The Python that runs the peers of --peer, or one of them: their software need not be installed here; "
-            "repeatable.",
+            help="The Python that runs llama.cpp and OpenVINO, or that of one peer: what they need may be installed "
+            "elsewhere; repeatable.",
         ),
     ] = None,
     data: Annotated[
@@ -138,8 +139,9 @@ def run(
 ) -> None:
     """Measure methods and transformers' own on the same questions in one run, and check every answer.
 
-    All answer a question before any sees the next, in turns, on one loaded model. The folder then holds every answer
-    (`answers.jsonl`, and in Spec-Bench's layout), the figures (`record.json`) and a page to look at (`report.html`).
+    All answer a question before any sees the next, in turns, on one loaded model; peers of --peer have a process each.
+    The folder then holds every answer (`answers.jsonl`, and in Spec-Bench's layout), the figures (`record.json`) and a
+    page to look at (`report.html`).
     A run that was killed loses at most one prompt: go on with `--resume`. Under torchrun or accelerate launch every
     process answers its share of each task, each on its own GPU, and the last one joins them.
 

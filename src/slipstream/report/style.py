@@ -49,6 +49,8 @@ PEER_LOOKS = {
     "hf-compiled": ("#9AA1AB", "..."),
     "llama-cpp": ("#7F8893", "+++"),
     "llama-cpp-q4": ("#DDE0E4", "ooo"),
+    "openvino": ("#7F8893", "|||"),
+    "openvino-prompt-lookup": ("#DDE0E4", "***"),
 }
 NUM_SHADES = 4
 OTHER_LOOK = ("#B0B6BE", "---")

@@ -157,7 +157,7 @@ def _names_of_other_models(record: Record) -> list[str]:
 def _other_models(record: Record) -> list[str]:
     """A line for each entrant whose weights are not the target's."""
     return [
-        f"{name}: another model, with other weights ({record.run.peers[name].weights}); its answers are not compared."
+        f"{name}: another model, with other weights: {record.run.peers[name].weights}. Its answers are not compared."
         for name in _names_of_other_models(record)
     ]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from slipstream.bench.processes.entrants import Interpreters, Processes, check_other, parse_peer
+from slipstream.bench.processes.entrants import Processes
+from slipstream.bench.processes.software import Interpreters, check_other, parse_peer
 from slipstream.bench.settings import BenchSettings, EntrantSpec
 from slipstream.errors import InputError, SlipstreamError
 from slipstream.target.target import Target
@@ -48,12 +49,25 @@ def test_what_is_no_peer_or_option_is_refused(text: str, says: str) -> None:
 
 
 def test_a_python_may_be_named_for_all_peers_or_for_one() -> None:
-    specs = [parse_peer("llama-cpp"), parse_peer("mine=hf-plain")]
+    specs = [parse_peer("llama-cpp"), parse_peer("llama-cpp-q4"), parse_peer("mine=hf-plain")]
     found = Interpreters.parse(["/a/python", "llama-cpp=/b/python"], specs)
-    assert (found.of("llama-cpp"), found.of("hf-plain")) == ("/b/python", "/a/python")
+    named = [found.of(spec.method) for spec in specs]
+    assert named == ["/b/python", "/a/python", sys.executable], "transformers is run by ours unless it is named"
+    assert Interpreters.parse(["hf-plain=/c/python"], specs).of("hf-plain") == "/c/python"
     assert Interpreters.parse([], specs).of("llama-cpp") == sys.executable
-    with pytest.raises(InputError, match="names 'hf-assisted', which is none of --peer"):
-        Interpreters.parse(["hf-assisted=/b/python"], specs)
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        (["hf-assisted=/b"], "names 'hf-assisted', which is none of --peer"),
+        (["/b"], "--peer-python /b is for llama-cpp, llama-cpp-q4, openvino"),
+        (["hf-plain=/b", "hf-plain=/c"], "given twice for hf-plain"),
+    ],
+)
+def test_a_python_for_nothing_is_refused(texts: list[str], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        Interpreters.parse(texts, [parse_peer("hf-plain")])
 
 
 def test_software_that_is_not_there_is_one_line_with_the_command(tmp_path: Path) -> None:
@@ -65,7 +79,6 @@ def test_software_that_is_not_there_is_one_line_with_the_command(tmp_path: Path)
         Interpreters.parse([str(python)], llama).check(llama)
     with pytest.raises(InputError, match="llama-cpp: cannot run /no/python: No such file"):
         Interpreters.parse(["/no/python"], llama).check(llama)
-    Interpreters.parse([str(python)], []).check([parse_peer("hf-plain")])  # what is asked of it, its process says
 
 
 def test_another_dtype_is_refused(target: Target) -> None:

@@ -25,6 +25,10 @@ _ASLEEP_S = 0.05
 """After an answer, until the threads of its software have stopped to spin; GNU OpenMP's do so for some 20 ms."""
 
 
+_OPENVINO_LOOKUP: Mapping[str, int] = {"num_assistant_tokens": 5, "max_ngram_size": 3}
+"""Of prompt lookup; `generate` wants them named, and these are those of its own samples."""
+
+
 class Answering(Protocol):
     """A loaded peer."""
 
@@ -116,9 +120,60 @@ class LlamaCpp:
         return timed(tokens, request)
 
 
-def _load(settings: Mapping[str, Any]) -> Answering:
-    return {"llama-cpp": LlamaCpp, "llama-cpp-q4": LlamaCpp}[settings["peer"]](settings)
+class OpenVino:
+    """OpenVINO GenAI's LLMPipeline, with its own settings for all that is not asked for."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        import openvino_genai
+
+        self.software = f"openvino-genai {version('openvino-genai')}"
+        self._drafting = _OPENVINO_LOOKUP if settings["peer"] == "openvino-prompt-lookup" else {}
+        precision = {"bfloat16": "bf16", "float32": "f32"}[settings["dtype"]]
+        scheduling = openvino_genai.SchedulerConfig()
+        scheduling.max_num_batched_tokens = 2**31  # a prompt is one pass, as without this config
+        scheduling.enable_prefix_caching = False  # no key of an earlier prompt is used again
+        self._pipeline = openvino_genai.LLMPipeline(
+            settings["model"],
+            "CPU",
+            scheduler_config=scheduling,
+            INFERENCE_NUM_THREADS=settings["threads"],
+            INFERENCE_PRECISION_HINT=precision,
+            KV_CACHE_PRECISION=precision,  # 8 bits otherwise
+            **({"prompt_lookup": True} if self._drafting else {}),
+        )
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The reply to a request."""
+        import numpy
+        import openvino
+        import openvino_genai
+
+        config = openvino_genai.GenerationConfig()
+        how = {"max_new_tokens": request["max_new_tokens"], "do_sample": request["temperature"] > 0, **self._drafting}
+        if how["do_sample"]:
+            how |= {"temperature": request["temperature"], "top_p": request["top_p"], "rng_seed": request["seed"]}
+        config.update_generation_config(stop_token_ids=set(request["eos_token_ids"]), **how)
+        ids = numpy.array([request["prompt_ids"]], dtype=numpy.int64)  # [1, prompt]
+        prompt = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(numpy.ones_like(ids)))
+        began = time.perf_counter()
+        found = self._pipeline.generate(prompt, config)
+        seconds = time.perf_counter() - began
+        lengths = list(found.perf_metrics.raw_metrics.m_batch_sizes)  # tokens of each pass
+        return {
+            "token_ids": list(found.tokens[0]),
+            "seconds": seconds,
+            "prefill_s": found.perf_metrics.get_ttft().mean / 1000,
+            "accept_lengths": [lengths.count(length) for length in range(max(lengths) + 1)],
+        }
+
+
+_PEERS: Mapping[str, Callable[[Mapping[str, Any]], Answering]] = {
+    "llama-cpp": LlamaCpp,
+    "llama-cpp-q4": LlamaCpp,
+    "openvino": OpenVino,
+    "openvino-prompt-lookup": OpenVino,
+}
 
 
 if __name__ == "__main__":
-    serve(_load)
+    serve(lambda settings: _PEERS[settings["peer"]](settings))

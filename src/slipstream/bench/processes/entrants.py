@@ -1,11 +1,8 @@
-"""`bench run --peer`: which peers run in a process of their own, what each must be able to do, and their answers."""
+"""`bench run --peer`: peers that run in processes of their own, and their answers."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +10,11 @@ import torch
 
 from slipstream.bench.entrants import Reply
 from slipstream.bench.memory import peak_memory
-from slipstream.bench.peers import PEERS
 from slipstream.bench.processes.process import PeerProcess, environment_of_others
-from slipstream.bench.processes.weights import smollm2_gguf
+from slipstream.bench.processes.software import OTHERS, Interpreters, check_other, is_another_model
+from slipstream.bench.processes.weights import openvino_folder, smollm2_gguf
 from slipstream.bench.settings import BenchSettings, EntrantSpec
-from slipstream.core.logits.resolution import resolve
-from slipstream.core.logits.settings import ProcessingSettings
-from slipstream.errors import InputError, UnsupportedSettingError, UnsupportedTargetError, unknown_choice
+from slipstream.errors import InputError
 from slipstream.files.packaged import SMOLLM2
 from slipstream.output import Stats
 from slipstream.records.schema import PeerSoftware
@@ -28,88 +23,6 @@ from slipstream.target.target import Target
 
 _CHILD = Path(__file__).with_name("child.py")
 _HF_CHILD = "slipstream.bench.processes.hf_child"
-
-
-@dataclass(frozen=True, slots=True)
-class OtherSpec:
-    """Software that is not transformers."""
-
-    summary: str
-    package: str
-    """What pip installs."""
-    module: str
-    options: Sequence[str] = ()
-    is_another_model: bool = False
-    """Whether its weights are rounded otherwise than the target's: its answers are not compared."""
-
-
-OTHERS: Mapping[str, OtherSpec] = {
-    "llama-cpp": OtherSpec("llama.cpp on the target's own values", "llama-cpp-python", "llama_cpp", ("gguf",)),
-    "llama-cpp-q4": OtherSpec(
-        "llama.cpp on SmolLM2's file of 4-bit blocks: another model", "llama-cpp-python", "llama_cpp", (), True
-    ),
-}
-PROCESS_PEERS = (*PEERS, *OTHERS)
-"""All that `--peer` takes."""
-
-
-def parse_peer(text: str) -> EntrantSpec:
-    """Read what `--peer` takes: `[NAME=]PEER[:OPTION=VALUE,...]`. Raises InputError for what it does not."""
-    name = text.partition(":")[0].rpartition("=")[2]
-    if name not in PROCESS_PEERS:
-        raise unknown_choice("peer", name, PROCESS_PEERS)
-    spec = replace(EntrantSpec.parse(text, PROCESS_PEERS), process=True)
-    known = OTHERS[name].options if name in OTHERS else [one for one in (PEERS[name].option,) if one]
-    for option in spec.options:
-        if option not in known:
-            takes = f"; it takes {', '.join(known)}" if known else ", nor any other"
-            raise InputError(f"the peer {name} takes no option {option!r}{takes}")
-    return spec
-
-
-@dataclass(frozen=True, slots=True)
-class Interpreters:
-    """Which Python runs which peer."""
-
-    default: str = sys.executable
-    by_peer: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, texts: Sequence[str], specs: Sequence[EntrantSpec]) -> Interpreters:
-        """Read what `--peer-python` takes: `[PEER=]PATH`, of `specs`. Raises InputError for anything else."""
-        default, by_peer = sys.executable, dict[str, str]()
-        for text in texts:
-            name, equals, path = text.partition("=")
-            if not equals:
-                default = text
-            elif name in {spec.method for spec in specs}:
-                by_peer[name] = path
-            else:
-                raise InputError(f"--peer-python names {name!r}, which is none of --peer; add it or leave it out")
-        return cls(default, by_peer)
-
-    def of(self, peer: str) -> str:
-        """The path of a peer's."""
-        return self.by_peer.get(peer, self.default)
-
-    def check(self, specs: Sequence[EntrantSpec]) -> None:
-        """Raises InputError where one is missing or lacks the software of its peer."""
-        for spec in specs:
-            if spec.method in OTHERS:
-                self._check(spec.method, OTHERS[spec.method])
-
-    def _check(self, name: str, other: OtherSpec) -> None:
-        python = self.of(name)
-        look = f"from importlib.util import find_spec; import sys; sys.exit(find_spec({other.module!r}) is None)"
-        try:
-            found = subprocess.run([python, "-c", look], stdin=subprocess.DEVNULL, capture_output=True, check=False)
-        except OSError as error:
-            raise InputError(f"{name}: cannot run {python}: {error.strerror}; --peer-python names a Python") from error
-        if found.returncode != 0:
-            pip = "pip" if python == sys.executable else f"{python} -m pip"
-            raise InputError(
-                f"{name} needs {other.package}: {pip} install {other.package}, here or where --peer-python says"
-            )
 
 
 class ProcessEntrant:
@@ -156,16 +69,6 @@ class ProcessEntrant:
     def close(self) -> None:
         """End the process."""
         self._process.close()
-
-
-def is_another_model(spec: EntrantSpec) -> bool:
-    """Whether an entrant's weights are not the target's."""
-    return spec.method in OTHERS and OTHERS[spec.method].is_another_model
-
-
-def has_float64(spec: EntrantSpec) -> bool:
-    """Whether an answer of an entrant can be judged: whether it runs in float64 too."""
-    return spec.method not in OTHERS
 
 
 class Processes:
@@ -216,7 +119,11 @@ class Processes:
 
     def _other(self, spec: EntrantSpec, target: Target, settings: BenchSettings) -> ProcessEntrant:
         check_other(spec.method, target, settings)
-        file, weights = self._file(spec, target)
+        if OTHERS[spec.method].files == "openvino":
+            python = self._interpreters.of(spec.method)
+            file, weights = openvino_folder(self._model, target, python, self._tell), "the target's own, exported"
+        else:
+            file, weights = self._gguf(spec, target)
         told = {
             "peer": spec.method,
             "model": str(file),
@@ -229,7 +136,7 @@ class Processes:
         process = PeerProcess(spec.name, command, told, environment_of_others())
         return ProcessEntrant(spec, settings, target, process, weights)
 
-    def _file(self, spec: EntrantSpec, target: Target) -> tuple[Path, str]:
+    def _gguf(self, spec: EntrantSpec, target: Target) -> tuple[Path, str]:
         """Its GGUF file, and what that holds."""
         dtype = str(target.dtype).removeprefix("torch.")
         if (given := spec.options.get("gguf")) is not None:
@@ -240,38 +147,5 @@ class Processes:
             mend = f"give it: --peer {spec.method}:gguf=FILE" if OTHERS[spec.method].options else f"use -m {SMOLLM2}"
             raise InputError(f"{spec.name} has no GGUF file of {self._model}; {mend}")
         if is_another_model(spec):
-            return smollm2.source_file(), "4-bit blocks (Q4_1), from which the target was unpacked"
+            return smollm2.source_file(), "4-bit blocks, the file that the target was unpacked from"
         return smollm2_gguf(dtype, self._tell), f"the target's own, a GGUF file in {dtype}"
-
-
-def check_other(name: str, target: Target, settings: BenchSettings) -> None:
-    """Raises InputError where software that is not transformers would run another device, dtype or distribution."""
-    dtype = str(target.dtype).removeprefix("torch.")
-    if target.device.type != "cpu":
-        raise UnsupportedTargetError(f"{name} runs on the CPU here, the target on {target.device}; use --device cpu")
-    if dtype not in ("bfloat16", "float32"):
-        raise UnsupportedTargetError(f"{name} runs bfloat16 or float32, the target is {dtype}; use another --dtype")
-    top_p = 1.0 if settings.top_p is None else settings.top_p
-    for temperature in settings.temperatures:
-        if top_p < 1 and temperature not in (0, 1):
-            raise UnsupportedSettingError(
-                f"{name} cuts the nucleus before the temperature, we after it: with --top-p use temperatures 0 and 1"
-            )
-        _check_processing(name, target, temperature, top_p)
-
-
-def _check_processing(name: str, target: Target, temperature: float, top_p: float) -> None:
-    """Raises UnsupportedSettingError for a model that asks for more than a temperature and a nucleus."""
-    found = resolve(
-        target.model.generation_config,
-        {"temperature": temperature, "top_k": 0, "top_p": top_p},
-        prompt_length=1,
-        max_new_tokens=1,
-        eos_token_ids=target.eos_token_ids,
-    )
-    known = ("prompt_length", "max_length", "eos_token_ids", "temperature", "top_k", "top_p")
-    for one in fields(ProcessingSettings):
-        if one.name not in known and getattr(found, one.name) != one.default:
-            raise UnsupportedSettingError(
-                f"the model's generation_config sets {one.name}, which the peer {name} is not given; leave it out"
-            )
