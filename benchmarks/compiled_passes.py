@@ -1,4 +1,4 @@
-"""Eager against compiled passes, in turns in one process, and how long compiling takes.
+"""Eager against packed and compiled passes, in turns in one process, and how long compiling takes.
 
 python benchmarks/compiled_passes.py -m smollm2 --dtype bf16 --threads 2 --out benchmarks/records/compiled-passes.json
 """
@@ -21,8 +21,8 @@ from slipstream.runtime.executor import make_executor
 from slipstream.runtime.timing import Passes, timed
 from slipstream.target.target import Target
 
-ROWS = (1, 4, 8, 16, 32)
-RUNTIMES = ("eager", "compiled")
+ROWS = (1, 4, 8, 12, 16, 32)
+RUNTIMES = ("eager", "packed", "compiled")
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = slipstream.load(options.model, "plain", dtype=options.dtype).target.model
+    model = slipstream.load(options.model, "plain", dtype=options.dtype, runtime="eager").target.model
     targets = {name: Target(model, make_executor("exact", name)) for name in RUNTIMES}
     record = provenance(targets["eager"], model=options.model, context=options.context, rounds=options.rounds)
     passes = {name: Passes(target, max(ROWS), options.context) for name, target in targets.items()}
@@ -51,24 +51,29 @@ def main() -> None:
         "passes": [size(rows, {name: one.call(rows) for name, one in passes.items()}, options.rounds) for rows in ROWS],
     }
     for one in record["passes"]:
-        times = f"{one['eager_ms']:.1f} ms eager, {one['compiled_ms']:.1f} compiled"
-        print(f"{one['rows']:3} rows: {times}, {one['ratio']:.2f}")
+        times = ", ".join(f"{one[f'{name}_ms']:.1f} {name}" for name in RUNTIMES)
+        print(f"{one['rows']:3} rows, ms: {times}; eager over these {one['ratio_packed']}, {one['ratio_compiled']}")
     print(f"compiled in {record['compile_s']} s, {record['packed_mib']} MiB of packed weights")
     if options.out is not None:
         write_record(record, options.out)
 
 
 def size(rows: int, calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
-    """Milliseconds of passes over so many rows, and eager over compiled as the median of neighbours."""
+    """Milliseconds of passes over so many rows, and eager over the others as medians of neighbours."""
     device = torch.device("cpu")
     seconds: dict[str, list[float]] = {name: [] for name in RUNTIMES}
     for _ in range(rounds):
         for name in RUNTIMES:
             calls[name]()
             seconds[name].append(min(timed(calls[name], device) for _ in range(2)))
-    ratios = [one / other for one, other in zip(*seconds.values(), strict=True)]
     found = {f"{name}_ms": round(1000 * statistics.median(times), 2) for name, times in seconds.items()}
-    return {"rows": rows, **found, "ratio": round(statistics.median(ratios), 3)}
+    ratios = {f"ratio_{name}": ratio(seconds["eager"], seconds[name]) for name in RUNTIMES[1:]}
+    return {"rows": rows, **found, **ratios}
+
+
+def ratio(ones: list[float], others: list[float]) -> float:
+    """Of times that were taken one after the other."""
+    return round(statistics.median(one / other for one, other in zip(ones, others, strict=True)), 3)
 
 
 def peak_mib() -> float:
