@@ -33,7 +33,7 @@ from slipstream.runtime.executor import make_executor
 from slipstream.target.target import Target
 
 METHODS = ("plain", "prompt-lookup", "eagle2", "layer-skip", "auto")
-RUNTIMES = ("eager", "compiled")
+RUNTIMES = ("packed", "compiled")
 PARTS = {
     "draft_passes": "passes of the draft",
     "target_passes": "passes of the target",
@@ -72,7 +72,7 @@ def main() -> int:
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """The record: a row for each runtime and method."""
     models = load_all(options.model, options.dtype)
-    plain = models["eager", "plain"]
+    plain = models[RUNTIMES[0], "plain"]
     settings = {"prompts": options.prompts, "max_new_tokens": options.max_new_tokens, "temperature": 0}
     record = provenance(plain.target, model=options.model, **settings)
     prompts = [plain.encode(one.turns[0]) for one in load_prompts()[: options.prompts]]

@@ -40,6 +40,15 @@ def test_both_had_the_same_processor_time(ends: dict[str, dict[str, Any]]) -> No
     assert all(1800 <= one < 1830 for one in spent)
 
 
+@pytest.mark.parametrize(("label", "name"), [("one step ahead", "eagle, 1 step ahead"), ("three", "eagle, 3 steps ahead")])
+def test_steps_ahead_are_compared_as_the_page_says(label: str, name: str, ends: dict[str, dict[str, Any]]) -> None:
+    end = ends[name]
+    right = " ".join(f"{100 * share:.1f}" for share in end["held_out_top1"])
+    row = f"| {label} | {round(end['tokens'] / 1000)} thousand | {right} | {end['tau']['top 10 to depth 5']:.2f} |"
+    assert row in PAGE.read_text(encoding="utf-8")
+    assert 1800 <= end["processor_s"] < 1830
+
+
 def test_own_answers_are_compared_as_the_page_says(ends: dict[str, dict[str, Any]]) -> None:
     own, given = (f"{100 * ends[name]['held_out_top1'][0]:.1f} %" for name in ("own answers", "given text"))
     said = " ".join(PAGE.read_text(encoding="utf-8").split())

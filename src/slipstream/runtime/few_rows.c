@@ -11,7 +11,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-#ifndef __AVX512BW__
+#if !defined(__AVX512BW__) || !defined(__AVX512VL__)
 #error "this processor has no AVX-512"
 #endif
 
