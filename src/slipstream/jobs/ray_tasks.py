@@ -42,8 +42,8 @@ class Prompts(Datasource):
         self._file, self._hash = file.absolute(), hash_of_all
         self._left = ray.put(frozenset(left))  # a reading task that holds much makes Ray warn
 
-    def estimate_inmemory_data_size(self) -> int:
-        return self._file.stat().st_size
+    def estimate_inmemory_data_size(self) -> None:
+        """Unknown: Ray would cut fewer pieces of a large file, of which few rows may be left."""
 
     @property
     def supports_distributed_reads(self) -> bool:
