@@ -76,7 +76,7 @@ def test_options_are_these_and_adding_one_is_deliberate():
         | {"model", "threads", "as_json"} | always,
         "methods": {"as_json"} | always,
         "certify": (sampling - {"repetition_penalty", "seed"}) | loading | drafting | always
-        | {"data", "num_prompts", "num_seeds", "first_seed", "num_samples", "judge", "out", "as_json"},
+        | {"data", "num_prompts", "num_seeds", "first_seed", "num_samples", "judge", "out", "tp_size", "as_json"},
         "bench run": {"model", "method", "drafts", "peers", "data", "datasets", "tasks", "prompts_per_task"}
         | {"processes", "interpreters"}
         | {"max_new_tokens", "max_prompt_tokens", "temperatures", "top_p", "seed", "samples", "repeats", "verification"}
