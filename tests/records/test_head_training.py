@@ -40,7 +40,9 @@ def test_both_had_the_same_processor_time(ends: dict[str, dict[str, Any]]) -> No
     assert all(1800 <= one < 1830 for one in spent)
 
 
-@pytest.mark.parametrize(("label", "name"), [("one step ahead", "eagle, 1 step ahead"), ("three", "eagle, 3 steps ahead")])
+@pytest.mark.parametrize(
+    ("label", "name"), [("one step ahead", "eagle, 1 step ahead"), ("three", "eagle, 3 steps ahead")]
+)
 def test_steps_ahead_are_compared_as_the_page_says(label: str, name: str, ends: dict[str, dict[str, Any]]) -> None:
     end = ends[name]
     right = " ".join(f"{100 * share:.1f}" for share in end["held_out_top1"])

@@ -118,13 +118,20 @@ def test_attention_is_right_and_hangs_on_nothing_that_the_mask_hides(
     assert torch.equal(library.attention(query, key, value, mask, width**-0.5), found)
 
 
-def test_a_window_hides_whole_blocks_before_and_behind(library: FewRows) -> None:
-    query, key, value = normal(0, 1, 4, 3, 64), normal(1, 1, 2, 400, 64), normal(2, 1, 2, 400, 64)
-    mask = torch.full((1, 1, 3, 400), LOWEST, dtype=torch.bfloat16)
-    mask[..., 200:230] = 0
-    found = library.attention(query, key, value, mask, 0.125)
-    cut = library.attention(query, key[:, :, 200:230], value[:, :, 200:230], mask[..., 200:230].contiguous(), 0.125)
-    assert torch.allclose(found.float(), cut.float(), atol=2**-8)
+@settings(max_examples=60, deadline=None)
+@given(count=st.integers(1, 300), share=st.sampled_from([0.03, 0.5, 0.97]), seed=st.integers(0, 99))
+def test_where_the_keys_lie_that_a_row_sees_changes_nothing_to_the_last_bit(
+    library: FewRows, count: int, share: float, seed: int
+) -> None:
+    """An accepted path lies scattered among the nodes of its tree; in plain decoding its tokens lie together."""
+    seen = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < share
+    seen[count // 2] = True
+    query, key, value = normal(seed, 1, 4, 1, 64), normal(seed + 1, 1, 2, count, 64), normal(seed + 2, 1, 2, count, 48)
+    mask = torch.zeros(1, 1, 1, count, dtype=torch.bfloat16).masked_fill(~seen, LOWEST)
+    together = [one[:, :, seen].contiguous() for one in (key, value)]
+    bare = torch.zeros(1, 1, 1, int(seen.sum()), dtype=torch.bfloat16)
+    found = library.attention(query * 3, key, value, mask, 0.125)
+    assert torch.equal(found, library.attention(query * 3, *together, bare, 0.125))
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "gpt2"])

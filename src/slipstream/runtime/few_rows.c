@@ -11,7 +11,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-#if !defined(__AVX512BW__) || !defined(__AVX512VL__)
+#if !defined(__AVX512BW__) || !defined(__AVX512VL__) || !defined(__AVX512DQ__)
 #error "this processor has no AVX-512"
 #endif
 
@@ -192,10 +192,13 @@ int slipstream_linear(const bf16 *x, const bf16 *weight, const bf16 *bias, bf16 
 /* Attention of few rows over a cache: softmax(scale q k^T + mask) v, in float32 throughout.
  *
  * The queries that share a key head are rows like any others. Keys come in blocks of KEYS; a block that the mask hides
- * from all rows at hand is left out, which changes nothing: its weights are zero. So does a row's result not depend on
- * others, nor on how much of the cache is there beyond what the row may see.
+ * from all rows at hand is left out. All scores of a row are there before the first is weighed, so their highest is known,
+ * weights are added up as whole numbers, and values one after the other. So what is hidden changes nothing, wherever it
+ * stands between what is seen: a row's result hangs on the keys that it sees and their order alone, not on other rows, nor
+ * on where the nodes of a tree lie.
  */
 enum { KEYS = 64, MOST_WIDTH = 256, TOGETHER = 6, CHUNK = 24 };
+static const double UNIT = 70368744177664.0; /* 2^46: weights are at most 1, and there are fewer than 2^17 */
 
 typedef struct {
     const bf16 *q, *k, *v, *mask;
@@ -276,10 +279,24 @@ static void multiply(const float *a, long a_row, long rows, const float *b, long
 }
 
 /* Rows first .. first + count - 1 of those of one key head: row i is row i % rows of its (i / rows)-th query head. */
-static void attend(const Attention *it, long head, long first, long count) {
+static int attend(const Attention *it, long head, long first, long count) {
+    static _Thread_local float *scratch;
+    static _Thread_local long room;
     float q[CHUNK * MOST_WIDTH] __attribute__((aligned(64))), sum[CHUNK * MOST_WIDTH] __attribute__((aligned(64)));
-    float scores[CHUNK * KEYS] __attribute__((aligned(64))), block[KEYS * MOST_WIDTH] __attribute__((aligned(64)));
-    float highest[CHUNK], total[CHUNK];
+    float block[KEYS * MOST_WIDTH] __attribute__((aligned(64))), highest[CHUNK];
+    int64_t total[CHUNK];
+    const long blocks = (it->keys + KEYS - 1) / KEYS, width = blocks * KEYS;
+    if (room < (CHUNK + 1) * width) {
+        free(scratch);
+        room = (CHUNK + 1) * width;
+        scratch = aligned_alloc(64, (size_t)room * sizeof(float));
+        if (!scratch) {
+            room = 0;
+            return 1;
+        }
+    }
+    float *scores = scratch;                             /* [count][width] */
+    unsigned char *seen = (unsigned char *)(scratch + CHUNK * width); /* by blocks */
     const long group = it->heads / it->key_heads;
     const bf16 *masks[CHUNK];
     for (long r = 0; r < count; r++) {
@@ -292,79 +309,88 @@ static void attend(const Attention *it, long head, long first, long count) {
             _mm512_store_ps(sum + r * it->dv + c, _mm512_setzero_ps());
         masks[r] = it->mask + row * it->mask_row;
         highest[r] = -3.4e38f;
-        total[r] = 0.0f;
+        total[r] = 0;
     }
-    for (long key = 0; key < it->keys; key += KEYS) {
-        const long some = it->keys - key < KEYS ? it->keys - key : KEYS;
-        int seen = 0;
-        for (long r = 0; r < count && !seen; r++)
+    for (long number = 0; number < blocks; number++) {
+        const long key = number * KEYS, some = it->keys - key < KEYS ? it->keys - key : KEYS;
+        seen[number] = 0;
+        for (long r = 0; r < count && !seen[number]; r++)
             for (long c = 0; c < some; c += LANES) {
                 const __mmask16 there = some - c >= LANES ? 0xffff : (__mmask16)((1u << (some - c)) - 1);
                 const __m512 hidden = widen(_mm256_maskz_loadu_epi16(there, masks[r] + key + c));
-                seen |= _mm512_mask_cmp_ps_mask(there, hidden, _mm512_set1_ps(-1e38f), _CMP_GT_OQ);
+                seen[number] |= 0 != _mm512_mask_cmp_ps_mask(there, hidden, _mm512_set1_ps(-1e38f), _CMP_GT_OQ);
             }
-        if (!seen)
+        if (!seen[number])
             continue;
         transpose(it->k + head * it->k_head + key * it->k_row, it->k_row, some, it->d, block);
-        for (long i = 0; i < count * KEYS; i += LANES)
-            _mm512_store_ps(scores + i, _mm512_setzero_ps());
-        multiply(q, it->d, count, block, KEYS, it->d, scores, KEYS);
+        for (long r = 0; r < count; r++)
+            for (long c = 0; c < KEYS; c += LANES)
+                _mm512_store_ps(scores + r * width + key + c, _mm512_setzero_ps());
+        multiply(q, it->d, count, block, KEYS, it->d, scores + key, width);
         for (long r = 0; r < count; r++) {
-            __m512 s[KEYS / LANES], most = _mm512_set1_ps(highest[r]), sums = _mm512_setzero_ps();
-            for (int v = 0; v < KEYS / LANES; v++) {
-                const long left = some - v * LANES;
+            __m512 most = _mm512_set1_ps(highest[r]);
+            for (long c = 0; c < KEYS; c += LANES) {
+                const long left = some - c;
                 const __mmask16 there = left >= LANES ? 0xffff : left <= 0 ? 0 : (__mmask16)((1u << left) - 1);
-                const __m512 hidden = widen(_mm256_maskz_loadu_epi16(there, masks[r] + key + v * LANES));
-                s[v] = _mm512_add_ps(_mm512_load_ps(scores + r * KEYS + v * LANES), hidden);
-                s[v] = _mm512_mask_mov_ps(_mm512_set1_ps(-3.4e38f), there, s[v]);
-                most = _mm512_max_ps(most, s[v]);
+                const __m512 hidden = widen(_mm256_maskz_loadu_epi16(there, masks[r] + key + c));
+                const __m512 score = _mm512_add_ps(_mm512_load_ps(scores + r * width + key + c), hidden);
+                const __m512 kept = _mm512_mask_mov_ps(_mm512_set1_ps(-3.4e38f), there, score);
+                _mm512_store_ps(scores + r * width + key + c, kept);
+                most = _mm512_max_ps(most, kept);
             }
-            const float peak = _mm512_reduce_max_ps(most);
-            const __m512 top = _mm512_set1_ps(peak);
-            for (int v = 0; v < KEYS / LANES; v++) {
-                s[v] = exponential(_mm512_sub_ps(s[v], top));
-                sums = _mm512_add_ps(sums, s[v]);
-                _mm512_store_ps(scores + r * KEYS + v * LANES, s[v]);
+            highest[r] = _mm512_reduce_max_ps(most);
+        }
+    }
+    for (long number = 0; number < blocks; number++) {
+        const long key = number * KEYS, some = it->keys - key < KEYS ? it->keys - key : KEYS;
+        if (!seen[number])
+            continue;
+        for (long r = 0; r < count; r++) {
+            __m512i whole = _mm512_setzero_si512();
+            for (long c = 0; c < KEYS; c += LANES) {
+                float *place = scores + r * width + key + c;
+                const __m512 weight = exponential(_mm512_sub_ps(_mm512_load_ps(place), _mm512_set1_ps(highest[r])));
+                _mm512_store_ps(place, weight);
+                const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(weight));
+                const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(weight, 1));
+                whole = _mm512_add_epi64(whole, _mm512_cvtpd_epi64(_mm512_mul_pd(low, _mm512_set1_pd(UNIT))));
+                whole = _mm512_add_epi64(whole, _mm512_cvtpd_epi64(_mm512_mul_pd(high, _mm512_set1_pd(UNIT))));
             }
-            if (peak != highest[r]) {
-                const __m512 factor = exponential(_mm512_set1_ps(highest[r] - peak));
-                total[r] *= _mm512_cvtss_f32(factor);
-                for (long c = 0; c < it->dv; c += LANES)
-                    _mm512_store_ps(sum + r * it->dv + c, _mm512_mul_ps(factor, _mm512_load_ps(sum + r * it->dv + c)));
-                highest[r] = peak;
-            }
-            total[r] += _mm512_reduce_add_ps(sums);
+            total[r] += _mm512_reduce_add_epi64(whole);
         }
         const bf16 *values = it->v + head * it->v_head + key * it->v_row;
         for (long i = 0; i < some; i++)
             for (long c = 0; c < it->dv; c += LANES)
                 _mm512_store_ps(block + i * it->dv + c,
                                 widen(_mm256_loadu_si256((const void *)(values + i * it->v_row + c))));
-        multiply(scores, KEYS, count, block, it->dv, some, sum, it->dv);
+        multiply(scores + key, width, count, block, it->dv, some, sum, it->dv);
     }
     for (long r = 0; r < count; r++) {
         const long row = (first + r) % it->rows, query = head * group + (first + r) / it->rows;
-        const __m512 share = _mm512_set1_ps(1.0f / total[r]);
+        const __m512 share = _mm512_set1_ps((float)(UNIT / (double)total[r]));
         for (long c = 0; c < it->dv; c += LANES)
             _mm256_storeu_si256((void *)(it->out + (row * it->heads + query) * it->dv + c),
                                 narrow(_mm512_mul_ps(share, _mm512_load_ps(sum + r * it->dv + c))));
     }
+    return 0;
 }
 
-/* q [heads][rows][d], k [key heads][keys][d], v [key heads][keys][dv], mask [rows][keys], out [rows][heads][dv]. */
-void slipstream_attention(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *mask, bf16 *out, const long *sizes,
-                          float scale, int threads) {
+/* q [heads][rows][d], k [key heads][keys][d], v [key heads][keys][dv], mask [rows][keys], out [rows][heads][dv]. Returns 0,
+ * or 1 where there is no memory. */
+int slipstream_attention(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *mask, bf16 *out, const long *sizes,
+                         float scale, int threads) {
     Attention it = {q,        k,        v,        mask,     out,      sizes[0], sizes[1], sizes[2],  sizes[3], sizes[4],
                     sizes[5], sizes[6], sizes[7], sizes[8], sizes[9], sizes[10], sizes[11], sizes[12], scale};
     const long rows = it.rows * (it.heads / it.key_heads);
     const long fit = (rows + CHUNK - 1) / CHUNK, spread = (2 * threads + it.key_heads - 1) / it.key_heads;
-    long parts = fit > spread ? fit : spread;
-    if (parts > (rows + TOGETHER - 1) / TOGETHER)
-        parts = fit > (rows + TOGETHER - 1) / TOGETHER ? fit : (rows + TOGETHER - 1) / TOGETHER;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    const long most = (rows + TOGETHER - 1) / TOGETHER;
+    const long parts = fit > spread || fit > most ? fit : spread < most ? spread : most;
+    int failed = 0;
+#pragma omp parallel for schedule(dynamic) num_threads(threads) reduction(| : failed)
     for (long task = 0; task < it.key_heads * parts; task++) {
         const long part = task % parts, first = rows * part / parts, end = rows * (part + 1) / parts;
         if (end > first)
-            attend(&it, task / parts, first, end - first);
+            failed |= attend(&it, task / parts, first, end - first);
     }
+    return failed;
 }

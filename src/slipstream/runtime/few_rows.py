@@ -60,7 +60,7 @@ class FewRows:
         self._linear.restype = whole
         self._attention = library.slipstream_attention
         self._attention.argtypes = [pointer] * 5 + [number * _SIZES, ctypes.c_float, whole]
-        self._attention.restype = None
+        self._attention.restype = whole
 
     def packed(self, weight: Tensor) -> Tensor:
         """A weight [n, k] in bfloat16, contiguous, in the form that `linear` reads, which has as many bytes."""
@@ -98,7 +98,7 @@ class FewRows:
         output = query.new_empty(1, n, heads, width)
         places = (query.stride(1), query.stride(2), key.stride(1), key.stride(2), value.stride(1), value.stride(2))
         sizes = (heads, key.shape[1], n, key.shape[2], d, width, *places, mask.stride(2))
-        self._attention(
+        failed = self._attention(
             query.data_ptr(),
             key.data_ptr(),
             value.data_ptr(),
@@ -108,6 +108,8 @@ class FewRows:
             scale,
             torch.get_num_threads(),
         )
+        if failed:
+            raise MemoryError("no memory for the scores of attention")
         return output
 
     @staticmethod
