@@ -24,6 +24,7 @@ from transformers import Cache
 
 from slipstream.errors import first_line
 from slipstream.runtime.buckets import Buckets
+from slipstream.runtime.few_rows import with_version
 from slipstream.runtime.few_rows_attention import with_few_rows_attention
 from slipstream.runtime.packed import PackedWeights
 from slipstream.target.attention import with_grouped_attention
@@ -59,6 +60,10 @@ class CompiledPasses(Executor):
         self._buckets, self._weights, self._compiler = buckets, PackedWeights(), _Compiler()
         self._now = threading.local()  # the pass that this thread is in
         self._layers: WeakKeyDictionary[nn.Module, Forward] = WeakKeyDictionary()
+
+    @property
+    def costs_name(self) -> str:
+        return with_version(self.name)
 
     @property
     def packed_bytes(self) -> int:

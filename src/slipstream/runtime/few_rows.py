@@ -52,6 +52,8 @@ class FewRows:
     """The library."""
 
     def __init__(self, path: Path) -> None:
+        self.version = path.parent.name
+        """Another for another source, compiler, processor or PyTorch."""
         library = ctypes.CDLL(str(path))
         pointer, number, whole = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
         self._pack, self._linear = library.slipstream_pack, library.slipstream_linear
@@ -140,6 +142,12 @@ def few_rows() -> FewRows | None:
         return None
     logger.info("linear layers over few rows: %.1f times as fast as oneDNN", faster)
     return library if faster >= _WORTH else None
+
+
+def with_version(name: str) -> str:
+    """A name for what a runtime's passes cost, with the version of the library that they run by, if they do."""
+    library = few_rows()
+    return name if library is None else f"{name}, few rows {library.version}"
 
 
 def _built() -> Path:

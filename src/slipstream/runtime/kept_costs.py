@@ -144,7 +144,7 @@ def described(target: Target) -> dict[str, Any]:
         "devices": sorted({str(weight.device) for weight in target.model.parameters()}),
         "dtype": str(target.dtype).removeprefix("torch."),
         "attention": target.config._attn_implementation,
-        "runtime": target.executor.name,
+        "runtime": target.executor.costs_name,
         "threads": torch.get_num_threads() if target.device.type == "cpu" else None,
         "torch": torch.__version__,
         **({"processes": num_sharing()} if num_sharing() > 1 else {}),

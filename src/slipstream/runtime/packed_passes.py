@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from slipstream.runtime.few_rows import few_rows
+from slipstream.runtime.few_rows import few_rows, with_version
 from slipstream.runtime.few_rows_attention import with_few_rows_attention
 from slipstream.runtime.packed import PackedWeights, is_packed
 from slipstream.target.attention import with_grouped_attention
@@ -25,6 +25,10 @@ class PackedPasses(Executor):
 
     def __init__(self) -> None:
         self._weights = PackedWeights()
+
+    @property
+    def costs_name(self) -> str:
+        return with_version(self.name)
 
     @property
     def packed_bytes(self) -> int:

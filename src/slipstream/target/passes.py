@@ -94,7 +94,13 @@ class Executor:
     """
 
     name = "eager"
-    """Tells what passes cost from what they cost otherwise run."""
+    """What `load` and records call this way to run passes."""
+
+    @property
+    def costs_name(self) -> str:
+        """Tells what passes cost from what they cost otherwise run, or run by another version."""
+        return self.name
+
     varies = False
     """Whether passes of one key may round differently from one time to the next."""
     runs_modules = True
