@@ -15,7 +15,7 @@ import slipstream.model as door
 from families import FAMILIES, build, prompt_ids
 from slipstream.errors import InputError
 from slipstream.runtime.captured import CapturedPasses
-from slipstream.runtime.executor import check_runtime, make_executor
+from slipstream.runtime.executor import check_runtime, make_executor, suited_executor
 from slipstream.runtime.recording import CpuTape
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
@@ -38,14 +38,14 @@ PROMPT = "Write a list of ten animals."
 def executor(monkeypatch: pytest.MonkeyPatch) -> CapturedPasses:
     """What models that are loaded in the test run by."""
     made = CapturedPasses(CpuTape())
-    monkeypatch.setattr(door, "make_executor", lambda *asked: made)
+    monkeypatch.setattr(door, "suited_executor", lambda *asked: made)
     return made
 
 
 def eager(model: Any, method: str, **options: Any) -> slipstream.Model:
     """A model whose passes run eagerly, in the same test."""
     with pytest.MonkeyPatch.context() as undone:
-        undone.setattr(door, "make_executor", make_executor)
+        undone.setattr(door, "suited_executor", suited_executor)
         return slipstream.load(model, method, **options)
 
 

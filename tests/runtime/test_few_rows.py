@@ -213,6 +213,15 @@ def test_without_a_compiler_one_line_says_so_and_onednn_goes_on(
     assert not list(empty_cache.glob("few_rows/*/few_rows.so"))
 
 
+def test_costs_of_another_version_are_others(library: FewRows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of a machine's costs is not taken for those of an older product, or of oneDNN's."""
+    names = []
+    for version in (library, None):
+        monkeypatch.setattr(module, "few_rows", lambda version=version: version)
+        names.append(module.with_version("packed"))
+    assert names == [f"packed, few rows {library.version}", "packed"]
+
+
 def test_it_is_built_once(library: FewRows, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
     right = subprocess.run

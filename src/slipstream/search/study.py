@@ -11,7 +11,7 @@ import logging
 import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,9 +80,14 @@ class Study:
 
     def ask(self) -> tuple[optuna.Trial, Bits]:
         """The next trial, and the set that it is to try."""
+        gone = import_optuna().exceptions.UpdateFinishedTrialError
         with _quietly():
-            trial = self._study.ask()
-            return trial, tuple(trial.suggest_categorical(name, (False, True)) for name in self.space.names)
+            while True:
+                trial = self._study.ask()
+                with suppress(
+                    gone
+                ):  # a process that is starved for long is taken for dead by another, and its trial over
+                    return trial, tuple(trial.suggest_categorical(name, (False, True)) for name in self.space.names)
 
     def tell(self, trial: optuna.Trial, bits: Bits, value: float, figures: Mapping[str, Any]) -> None:
         """The trial's value. bits: the set that was tried in the end."""
