@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import slipstream
+import slipstream.drafting.shape
 import slipstream.model as door
 from families import FAMILIES, build, prompt_ids
 from slipstream.errors import InputError
@@ -194,6 +195,24 @@ def test_what_cannot_be_recorded_runs_eagerly_and_is_said_once(
     assert said == [
         "a pass cannot be captured and goes on to run eagerly: aten.item.default reads a tensor on the host"
     ]
+
+
+def test_cycles_that_record_say_nothing_of_costs(executor: CapturedPasses, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, told = slipstream.load("tiny", "eagle2", width=4, depth=3, total=12), []
+    monkeypatch.setattr(
+        slipstream.drafting.shape.ShapeInUse, "record_times", lambda self, seconds: told.append(seconds)
+    )
+    for _ in range(4):
+        told.clear()
+        answer = model.generate(PROMPT, max_new_tokens=24, temperature=0)
+        counts = sum(not one for one in told), len(told)
+    assert counts == (0, answer.stats.num_cycles), "all is recorded by now"
+    model.forget()
+    told.clear()
+    model.generate(PROMPT, max_new_tokens=24, temperature=0)
+    assert not told[0], "the first cycle ran eagerly, as none will later"
+    assert not told[1], "the second was recorded"
+    assert any(told)
 
 
 def test_costs_are_measured_of_what_is_recorded(executor: CapturedPasses) -> None:

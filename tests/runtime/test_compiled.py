@@ -201,3 +201,39 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(InputError, match=r"for a CPU, and the model is on cuda:1; use 'captured' or 'eager'"):
         check_runtime("compiled", torch.device("cuda", 1))
     check_runtime("compiled", torch.device("cpu"))
+
+
+@needs_compiler
+@torch.inference_mode()
+def test_an_executor_says_whether_passes_will_cost_something_else(executor, held):
+    """Sizes are learnt from cycles, and none that ran before its layers were compiled is like a later one."""
+    with torch.inference_mode(False):
+        target = Target(build("llama"), executor)
+    cache, rows = target.new_cache(8), torch.arange(1)
+
+    def run():
+        target.forward(rows, cache.length + rows, target.causal(1), cache)
+        cache.commit(None, 1)
+
+    assert not executor.was_preparing()
+    run()
+    executor.was_preparing()  # the first pass made the cache
+    run()
+    assert executor.was_preparing()
+    assert not executor.was_preparing(), "asked and told"
+    held.set()
+    executor.settle([run])
+    executor.was_preparing()
+    run()
+    assert not executor.was_preparing()
+
+
+def test_a_layer_that_stays_eager_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(compiled, "has_compiler", lambda: False)
+    executor = CompiledPasses(SMALL)
+    model = slipstream.load(build("llama"), "plain")
+    model.target.executor = executor
+    model.generate(PROMPT, max_new_tokens=6)
+    executor.was_preparing()
+    model.generate(PROMPT, max_new_tokens=6)
+    assert not executor.was_preparing()

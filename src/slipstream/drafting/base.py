@@ -112,7 +112,10 @@ class Drafting(ABC):
         """Take note of newly committed tokens."""
 
     def end_cycle(self, seconds: Mapping[Part, float]) -> None:  # noqa: B027 (few drafters size their drafts by it)
-        """What the cycle just over took, by part. Called once a cycle, after `observe`."""
+        """What the cycle just over took, by part; {} where that says nothing, since passes were still made ready.
+
+        Called once a cycle, after `observe`.
+        """
 
 
 class ForwardingDrafting(Drafting):

@@ -164,15 +164,16 @@ class SizeChooser:
         self._gains.record_accepted(tree, num_accepted, looking=self._kind == "look")
 
     def record_times(self, seconds: Mapping[Part, float], before: CycleTimes | None) -> CycleTimes | None:
-        """What the cycle took, by part. After a look, copies its estimate to the host.
+        """What the cycle took, by part, or {}. After a look, copies its estimate to the host.
 
         before: the same of the cycle before it, if that is one to compare with. Returns this one's, unless it is not:
         after plain cycles a look's drafter has their tokens to catch up on.
         """
-        draft_s = seconds["draft"]
-        times = CycleTimes(*self._tree, draft_s, sum(seconds.values()) - draft_s)
+        times = None
+        if seconds:
+            times = CycleTimes(*self._tree, seconds["draft"], sum(seconds.values()) - seconds["draft"])
         looked, self._kind = self._kind == "look", "best"
-        if before is not None and not looked:
+        if before is not None and times is not None and not looked:
             self._corrections.compare(self._costs, before, times)
         if self._gains.fresh:
             self._gains.copy_to_host()

@@ -181,7 +181,7 @@ class Decoding:
         logprobs = self._logprobs(pass_, emitted)
         self._commit(pass_, emitted)
         seconds = agree(self.clock.seconds_by_part())
-        self.drafting.end_cycle(seconds)
+        self.drafting.end_cycle({} if self.target.executor.was_preparing() else seconds)
         num_scouts = 0 if scouts is None else scouts.tokens.shape[0]
         counts = tree.num_nodes, min(len(pass_.outcome.path), len(emitted)), num_scouts
         step = Step.timed(seconds, self._prefill_s, emitted, *counts, self.sequence.finish_reason, logprobs)

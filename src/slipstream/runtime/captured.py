@@ -132,10 +132,14 @@ class CapturedPasses(Executor):
     ) -> Output:
         graphs = self._graphs_of(cache)
         graph = graphs.get(key)
-        if graph is None or graph == _NEVER:
-            graphs.put(key, _NEVER if graph == _NEVER else _ONCE)
+        if graph == _NEVER:
+            return work(*tensors)
+        if graph is None:
+            graphs.put(key, _ONCE)
+            self._now.prepared = True
             return work(*tensors)
         if graph == _ONCE:
+            self._now.prepared = True
             graph = self._recorded(work, tensors, cache, context)
             graphs.put(key, graph)
             if graph == _NEVER:
@@ -179,6 +183,10 @@ class CapturedPasses(Executor):
             logger.warning("a pass cannot be captured and goes on to run eagerly: %s", reason)
 
     # -- waiting -----------------------------------------------------------------------------------------------------
+
+    def was_preparing(self) -> bool:
+        was, self._now.prepared = getattr(self._now, "prepared", False), False
+        return was
 
     def settle(self, calls: Iterable[Callable[[], Any]]) -> None:
         for call in calls:

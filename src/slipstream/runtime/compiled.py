@@ -115,6 +115,10 @@ class CompiledPasses(Executor):
                 break
         return result
 
+    def was_preparing(self) -> bool:
+        was, self._now.prepared = getattr(self._now, "prepared", False), False
+        return was
+
     def forget(self) -> None:
         self._weights.forget()
         self._layers.clear()
@@ -130,6 +134,8 @@ class CompiledPasses(Executor):
             sizes, cache = now
             if sizes not in plans:
                 plans[sizes] = _Plan(own, place, self._compiler)
+            if plans[sizes].is_waiting:
+                self._now.prepared = True
             return plans[sizes](args, kwargs, cache)
 
         return forward
@@ -151,6 +157,12 @@ class _Plan:
         self._layer, self._place, self._compiler = layer, place, compiler
         self._passes = 0
         self.compiled: _Compiled | None = None
+        self.is_given_up = False
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it runs eagerly for the time being."""
+        return self.compiled is None and not self.is_given_up
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], cache: KVCache) -> Any:
         if self.compiled is not None:
@@ -320,6 +332,7 @@ class _Compiler:
             if self._can_work is None:
                 self._can_work = has_compiler()
             if not self._can_work:
+                job.plan.is_given_up = True
                 return
             self._jobs.append(job)
             self._was_asked = True
@@ -351,6 +364,7 @@ class _Compiler:
             with torch.no_grad():
                 job.plan.compiled = self._compile(job)
         except Exception as error:  # of a tracer, a compiler or a model's code: whatever it is, the layer runs eagerly
+            job.plan.is_given_up = True
             self._say(first_line(error) or type(error).__name__)
 
     def _say(self, reason: str) -> None:

@@ -148,6 +148,10 @@ class Executor:
         """What a call yields whose passes are all run as they will be from now on. It may be made several times."""
         return call()
 
+    def was_preparing(self) -> bool:
+        """Whether this thread, since it last asked, made a pass that costs something else than it will from now on."""
+        return False
+
     def forget(self) -> None:
         """Let go of what was made of the weights: they are others, in a way that torch does not count."""
 
