@@ -193,7 +193,7 @@ def test_costs_belong_to_a_runtime():
     assert eager["runtime"] == "eager"
     assert compiling["runtime"] == with_version("compiled")
     assert compiling["runtime"].startswith("compiled")
-    assert {**eager, "runtime": "compiled"} == compiling
+    assert {**eager, "runtime": compiling["runtime"]} == compiling
 
 
 def test_what_cannot_be_is_refused():
