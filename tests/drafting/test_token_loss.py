@@ -64,6 +64,18 @@ def test_a_vocabulary_of_all_tokens_changes_nothing(target):
     assert torch.equal(part.hits, whole.hits)
 
 
+@pytest.mark.parametrize("faster", [True, False])
+def test_a_part_is_in_float32_where_bfloat16_is_no_faster(faster, monkeypatch):
+    monkeypatch.setattr("slipstream.drafting.token_loss.multiplies_faster_in_bfloat16", lambda device: faster)
+    half = Target(build("llama", weight_std=0.25).to(torch.bfloat16))
+    states = hidden(3).float()
+    found = LossVocabulary(half, [], 4 * VOCAB_SIZE).drawn(ANSWER, 0)(states)
+    weight = half.model.get_output_embeddings().weight.detach()
+    exact = states @ weight.float().T
+    assert torch.equal(found, exact) != faster
+    assert torch.allclose(found, exact, atol=0.1)
+
+
 def test_rows_that_do_not_count_neither_cost_nor_teach(target):
     fed = hidden(4)[None].requires_grad_()
     counted = torch.tensor([[True, False, True, False]])

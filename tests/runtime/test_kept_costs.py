@@ -105,6 +105,17 @@ def test_what_a_busy_machine_shows_is_used_and_not_kept(target: Target, meter: M
     assert "not kept, for the machine was too busy to tell" in caplog.text
 
 
+def test_levels_are_not_kept_where_a_plain_pass_beside_them_takes_longer_than_is_known(
+    target: Target, meter: Meter
+) -> None:
+    level = LevelCosts(4, 0.1, 0.2)
+    meter.costs = PassCosts(((64, ((1, 1e-9), (8, 1.0))),))  # as on a machine that was quick once
+    kept = KeptCosts(target)
+    kept.passes()
+    assert kept.levels("a head", lambda: Measured(level, 0.1, 0.0)) == level
+    assert kept.levels("a head", lambda: Measured(LevelCosts(4, 0.3, 0.4), 0.1, 0.0)) == LevelCosts(4, 0.3, 0.4)
+
+
 def test_a_cache_that_cannot_be_written_is_no_obstacle(target: Target, meter: Meter, tmp_path, monkeypatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path / "file"))

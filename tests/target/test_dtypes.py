@@ -8,7 +8,7 @@ from torch import nn
 
 from slipstream.errors import InputError
 from slipstream.target import dtypes
-from slipstream.target.dtypes import Faster, cpu_multiplies_bfloat16, faster_dtype, resolve_dtype
+from slipstream.target.dtypes import Faster, cpu_multiplies_bfloat16, faster_dtype, multiplies_faster_in_bfloat16, resolve_dtype
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,12 @@ def test_an_unknown_name_suggests_the_nearest():
 def test_instructions_are_those_of_the_processor(monkeypatch, found, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
     assert cpu_multiplies_bfloat16() == expected
+
+
+@pytest.mark.parametrize(("found", "expected"), [({"avx512_bf16": True}, False), ({"amx_bf16": True}, True)])
+def test_dot_products_alone_make_bfloat16_no_faster(monkeypatch, found, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    assert multiplies_faster_in_bfloat16(torch.device("cpu")) == expected
 
 
 @pytest.fixture

@@ -419,10 +419,10 @@ def test_the_peak_rate_follows_the_width():
     assert learning_rate_for(100_000) == 3e-5
 
 
-def test_bf16_is_chosen_for_bfloat16_targets_where_the_processor_has_it(monkeypatch):
+def test_bf16_is_chosen_for_bfloat16_targets_where_it_is_faster(monkeypatch):
     single, half = (Target(build("llama").to(dtype)) for dtype in (torch.float32, torch.bfloat16))
     for able in (True, False):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able})
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": True, "amx_bf16": able})
         assert suited_precision(half, "auto") == ("bf16" if able else "fp32")
         assert suited_precision(single, "auto") == "fp32"
         assert suited_precision(single, "bf16") == "bf16"

@@ -43,8 +43,8 @@ class RunSettings:
     warmup_steps: int = 2000
     """Steps in which the rate rises; at most a tenth of the run."""
     precision: str = "fp32"
-    """fp32, or bf16: arithmetic in bfloat16 where it is safe, weights in float32. auto: bf16 for a bfloat16 target on
-    a device that computes in it."""
+    """fp32, or bf16: arithmetic in bfloat16 where it is safe, weights in float32. auto: bf16 for a bfloat16
+    target on a GPU or a processor with AMX, where it is faster."""
     held_out: int = 16
     """Dialogues kept back to measure accuracy by depth; at most a tenth of them."""
     report_every: int = 100

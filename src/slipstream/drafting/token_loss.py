@@ -2,7 +2,8 @@
 
 The LM head is most of the work of training on a large vocabulary. So logits are made for a few rows at a time, while
 they stay in the processor's cache, the gradient is made from them at once, and none are kept or made twice; the
-target's are made once for all steps ahead. Logits are computed in the target's dtype, everything after in float32.
+target's are made once for all steps ahead. Logits of the whole vocabulary are computed in the target's dtype, those of
+a part in float32 where that is as fast, and everything after in float32.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from slipstream.drafting.recipe import Dialogue
 from slipstream.errors import InputError
+from slipstream.target.dtypes import multiplies_faster_in_bfloat16
 from slipstream.target.target import Target
 
 _LOGITS_AT_ONCE = 1 << 22
@@ -142,6 +144,8 @@ class LossVocabulary:
                 "leave it away to take the loss over all tokens"
             )
         self._target, self._layer = target, layer
+        faster = multiplies_faster_in_bfloat16(target.device)
+        self._dtype = weight.dtype if faster else torch.promote_types(weight.dtype, torch.float32)
         self._num_drawn = size // 4
         self._frequent = _most_frequent(dialogues, target.vocab_size, size - self._num_drawn).to(target.device)
 
@@ -158,8 +162,8 @@ class LossVocabulary:
         raised = torch.zeros(tokens.shape[0], device=answers.device)
         if len(picks):
             raised[kept.shape[0] :] = torch.tensor(others.shape[0] / len(picks)).log()
-        weight, bias = self._layer.weight.detach()[tokens], getattr(self._layer, "bias", None)
-        own_bias = None if bias is None else bias.detach()[tokens]
+        weight, bias = self._layer.weight.detach()[tokens].to(self._dtype), getattr(self._layer, "bias", None)
+        own_bias = None if bias is None else bias.detach()[tokens].to(self._dtype)
 
         def logits(hidden: Tensor) -> Tensor:
             found = torch.nn.functional.linear(hidden.to(weight.dtype), weight, own_bias)

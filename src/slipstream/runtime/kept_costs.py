@@ -2,7 +2,8 @@
 
 One file for each target, device, dtype, kind of attention, way to run passes, number of threads and version of PyTorch:
 another of these is another machine as far as costs go. A file that is damaged or of an older format is measured anew.
-What was measured while the machine was so unquiet that it says little is used, but not kept.
+What was measured while the machine was so unquiet that it says little is used, but not kept; that goes for a drafter's
+levels, too, if a plain pass beside them takes longer than it is known to.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import torch
 
 from slipstream.files.cache_folder import cache_folder
 from slipstream.records.machine import hardware
-from slipstream.runtime.costs import LevelCosts, Measured, PassCosts, measure_passes
+from slipstream.runtime.costs import LevelCosts, Measured, PassCosts, measure_passes, on_line
 from slipstream.runtime.decisions import agree
+from slipstream.runtime.timing import Passes, timed
 from slipstream.target.sharding import num_sharing
 from slipstream.target.target import Target
 
@@ -74,7 +76,20 @@ class KeptCosts:
 
     def levels(self, name: str, measure: Callable[[], Measured]) -> LevelCosts:
         """What a drafter's levels cost. name: tells it from others for this target, by what its costs hang on."""
-        return self.get(f"levels of {name}", LevelCosts, measure)
+        return self.get(f"levels of {name}", LevelCosts, lambda: self._beside_a_pass(measure))
+
+    def _beside_a_pass(self, measure: Callable[[], Measured]) -> Measured:
+        """What is measured, with the spread of a machine on which a plain pass takes longer now than is known.
+
+        A machine that is slow throughout shows no spread of its own.
+        """
+        found, known = measure(), self.known_passes()
+        if known is None:
+            return found
+        context, _ = known.by_context[0]
+        passes = Passes(self.target, 1, context)
+        now_s = min(timed(passes.call(1), self.target.device) for _ in range(2))
+        return agree(found._replace(spread=max(found.spread, now_s / on_line(known.at(context), 1) - 1)))
 
     def get(self, name: str, kind: type[Costs], measure: Callable[[], Measured]) -> Costs:
         """The costs of this name: read, or measured and kept."""

@@ -30,6 +30,7 @@ from slipstream.drafting.recipe import Batch, Paths, Recipe, Report, Score, Step
 from slipstream.drafting.run_settings import AUTO, PRECISIONS, RunSettings
 from slipstream.errors import ArtifactError, InputError, SlipstreamError
 from slipstream.runtime.heartbeat import together
+from slipstream.target.dtypes import multiplies_faster_in_bfloat16
 from slipstream.target.target import Target
 from slipstream.training.data.batches import Plan, laid_out, share, split
 from slipstream.training.data.dialogues import Dialogue
@@ -354,11 +355,7 @@ def suited_precision(target: Target, asked: str) -> str:
     """`asked`, or where that is auto what suits the target: a float32 target asks for float32 throughout."""
     if asked != AUTO:
         return asked
-    if target.device.type == "cuda":
-        able = torch.cuda.is_bf16_supported()
-    else:
-        able = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-    return "bf16" if able and target.dtype == torch.bfloat16 else "fp32"
+    return "bf16" if target.dtype == torch.bfloat16 and multiplies_faster_in_bfloat16(target.device) else "fp32"
 
 
 def _accelerator(target: Target, precision: str) -> Any:

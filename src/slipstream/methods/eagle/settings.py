@@ -26,8 +26,8 @@ class EagleSettings(RunSettings):
     learning_rate: float | None = None
     """Peak; None: 1e-3 * 576 / hidden size of the target, from 3e-5 (the paper's, for 4096 and more) to 1e-3."""
     precision: str = "auto"
-    """fp32, or bf16: arithmetic in bfloat16 where it is safe, weights in float32. auto: bf16 for a bfloat16 target on
-    a device that computes in it."""
+    """fp32, or bf16: arithmetic in bfloat16 where it is safe, weights in float32. auto: bf16 for a bfloat16
+    target on a GPU or a processor with AMX, where it is faster."""
     clip_value: float = 0.5
     """Gradients are clipped to this absolute value, element by element."""
     noise: float = 0.1

@@ -26,8 +26,8 @@ class Eagle3Settings(RunSettings):
     learning_rate: float | None = None
     """Peak; None: 1e-3 * 576 / hidden size of the target, from 3e-5 to 1e-3; that is 1.4e-4 for 4096."""
     precision: str = "auto"
-    """fp32, or bf16: arithmetic in bfloat16 where it is safe, weights in float32. auto: bf16 for a bfloat16 target on
-    a device that computes in it."""
+    """fp32, or bf16: arithmetic in bfloat16 where it is safe, weights in float32. auto: bf16 for a bfloat16
+    target on a GPU or a processor with AMX, where it is faster."""
     steps_ahead: int = 7
     """Steps of the training-time test: how deep the head is trained on its own output."""
     ahead_decay: float = 0.8
