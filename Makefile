@@ -38,7 +38,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/slipstream demo -m smollm2 --dtype float32 --time-limit 150
+	$(BIN)/slipstream demo -m smollm2 --time-limit 150
 	$(BIN)/slipstream demo --prompts 12
 
 test: $(READY)

@@ -1,4 +1,4 @@
-"""Where the time of a cycle goes, by method, in eager and in compiled passes.
+"""Where the time of a cycle goes, by method and runtime, greedy and sampled.
 
     python benchmarks/profile_cycle.py -m smollm2 --dtype bf16 --threads 2 \
         --out benchmarks/records/profile-smollm2-bf16.json --figure docs/figures/profile-smollm2-bf16.svg
@@ -33,7 +33,8 @@ from slipstream.runtime.executor import make_executor
 from slipstream.target.target import Target
 
 METHODS = ("plain", "prompt-lookup", "eagle2", "layer-skip", "auto")
-RUNTIMES = ("packed", "compiled")
+RUNTIMES = ("eager", "packed", "compiled")
+TEMPERATURES = (0, 1)
 PARTS = {
     "draft_passes": "passes of the draft",
     "target_passes": "passes of the target",
@@ -73,16 +74,16 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     """The record: a row for each runtime and method."""
     models = load_all(options.model, options.dtype)
     plain = models[RUNTIMES[0], "plain"]
-    settings = {"prompts": options.prompts, "max_new_tokens": options.max_new_tokens, "temperature": 0}
+    settings = {"prompts": options.prompts, "max_new_tokens": options.max_new_tokens, "temperatures": TEMPERATURES}
     record = provenance(plain.target, model=options.model, **settings)
     prompts = [plain.encode(one.turns[0]) for one in load_prompts()[: options.prompts]]
     for place, model in models.items():
         print(f"warming up {' '.join(place)}", file=sys.stderr)
-        settled(model, prompts[0], WARM_UP_TOKENS)
-    sums = {place: Counter[str]() for place in models}
+        settled(model, prompts[0], WARM_UP_TOKENS, 0)
+    sums = {(temperature, *place): Counter[str]() for temperature in TEMPERATURES for place in models}
     for number, prompt in enumerate(prompts, 1):
-        for place, model in models.items():
-            sums[place].update(settled(model, prompt, options.max_new_tokens))
+        for (temperature, *place), found in sums.items():
+            found.update(settled(models[tuple(place)], prompt, options.max_new_tokens, temperature))
         print(f"{number} of {len(prompts)} prompts", file=sys.stderr)
     return record | {"rows": [row_of(*place, found) for place, found in sums.items()]}
 
@@ -95,16 +96,16 @@ def load_all(name: str, dtype: str | None) -> dict[tuple[str, str], Model]:
     return {(runtime, method): plain[runtime].with_method(method) for method in METHODS for runtime in RUNTIMES}
 
 
-def settled(model: Model, prompt: list[int], max_new_tokens: int) -> Counter[str]:
+def settled(model: Model, prompt: list[int], max_new_tokens: int, temperature: float) -> Counter[str]:
     """Seconds by part of one answer, and how many tokens and cycles it has, once all its passes are compiled."""
-    return model.target.executor.settled(partial(profiled, model, prompt, max_new_tokens))
+    return model.target.executor.settled(partial(profiled, model, prompt, max_new_tokens, temperature))
 
 
-def profiled(model: Model, prompt: list[int], max_new_tokens: int) -> Counter[str]:
+def profiled(model: Model, prompt: list[int], max_new_tokens: int, temperature: float) -> Counter[str]:
     """The same of an answer as it comes."""
     seams = Seams()
     with seams.watching(model):
-        stats = model.generate(prompt, max_new_tokens=max_new_tokens, temperature=0).stats
+        stats = model.generate(prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=1).stats
     seconds = {
         **seams.seconds,
         "drafting": stats.draft_s - seams.seconds["draft_passes"],
@@ -167,11 +168,12 @@ class Seams:
         return proposed
 
 
-def row_of(runtime: str, method: str, found: Counter[str]) -> dict[str, Any]:
+def row_of(temperature: float, runtime: str, method: str, found: Counter[str]) -> dict[str, Any]:
     """Milliseconds of a mean cycle by part, and the share of what is outside passes."""
     total = sum(found[part] for part in PARTS)
     outside = total - sum(found[part] for part in PASSES)
     return {
+        "temperature": temperature,
         "runtime": runtime,
         "method": method,
         "cycles": found["cycles"],
@@ -186,12 +188,13 @@ def line(row: dict[str, Any]) -> str:
     """A row for the eye."""
     parts = ", ".join(f"{name} {row['parts_ms'][part]:.2f}" for part, name in PARTS.items())
     return (
-        f"{row['runtime']:8} {row['method']:13} {row['cycle_ms']:6.2f} ms: {parts}; {row['outside_passes']:.1%} outside"
+        f"T={row['temperature']} {row['runtime']:8} {row['method']:13} {row['cycle_ms']:6.2f} ms: {parts}; "
+        f"{row['outside_passes']:.1%} outside"
     )
 
 
 def draw(record: dict[str, Any], file: Path) -> None:
-    """Stacked bars: a cycle of each method, eager above compiled."""
+    """Stacked bars: a cycle of each method by runtime, greedy on the left and sampled on the right."""
     import matplotlib as mpl
     from matplotlib import pyplot as plt
     from plotting import STYLE
@@ -199,21 +202,24 @@ def draw(record: dict[str, Any], file: Path) -> None:
     from slipstream.report.style import BLUE, GREEN, GREY, ORANGE, SKY
 
     colours = dict(zip(PARTS, (SKY, BLUE, ORANGE, GREEN, GREY), strict=True))
-    places = {(runtime, method): -3 * i - j for i, method in enumerate(METHODS) for j, runtime in enumerate(RUNTIMES)}
+    places = {(runtime, method): -4 * i - j for i, method in enumerate(METHODS) for j, runtime in enumerate(RUNTIMES)}
     with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+        figure, panels = plt.subplots(1, 2, figsize=(9.6, 5.4), layout="constrained", sharey=True, sharex=True)
+        sides = dict(zip(TEMPERATURES, panels, strict=True))
         for row in record["rows"]:
-            left, place = 0.0, places[row["runtime"], row["method"]]
+            left, place, axes = 0.0, places[row["runtime"], row["method"]], sides[row["temperature"]]
             for part, name in PARTS.items():
                 width = row["parts_ms"][part]
                 axes.barh(place, width, left=left, color=colours[part], label=name)
                 left += width
-            axes.text(left + 1, place, f"{row['outside_passes']:.0%} outside passes", va="center", fontsize=8)
-        axes.set_yticks(list(places.values()), [f"{method}, {runtime}" for runtime, method in places])
-        axes.set_xlabel("milliseconds of a cycle")
-        axes.set_xlim(right=1.25 * max(row["cycle_ms"] for row in record["rows"]))
-        axes.grid(visible=False, axis="y")
-        handles, names = axes.get_legend_handles_labels()
+            axes.text(left + 1, place, f"{row['outside_passes']:.0%} outside", va="center", fontsize=7)
+        for temperature, axes in sides.items():
+            axes.set_title(f"temperature {temperature}")
+            axes.set_yticks(list(places.values()), [f"{method}, {runtime}" for runtime, method in places])
+            axes.set_xlabel("milliseconds of a cycle")
+            axes.set_xlim(right=1.25 * max(row["cycle_ms"] for row in record["rows"]))
+            axes.grid(visible=False, axis="y")
+        handles, names = panels[0].get_legend_handles_labels()
         figure.legend(handles[: len(PARTS)], names[: len(PARTS)], loc="outside upper center", ncols=3)
         figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
         plt.close(figure)

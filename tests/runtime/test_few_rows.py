@@ -56,6 +56,15 @@ def test_a_linear_layer_is_right_and_its_rows_know_nothing_of_each_other(
     assert torch.equal(found[-1:], library.linear(x[rows - 1 : rows], packed, offset, n))
 
 
+@pytest.mark.parametrize("rows", [MOST_ROWS + 1, 2 * MOST_ROWS, 200])
+def test_many_rows_are_what_they_are_in_parts(library: FewRows, rows: int) -> None:
+    x, weight, offset = normal(0, rows, 40), normal(1, 50, 40), normal(2, 50)
+    packed = library.packed(weight)
+    found = library.linear(x.reshape(rows, 1, 40), packed, offset, 50)
+    assert found.shape == (rows, 1, 50)
+    assert torch.equal(found[:, 0], torch.cat([library.linear(one[None], packed, offset, 50) for one in x]))
+
+
 def test_what_is_no_number_stays_so_and_infinite_sums_are_infinite(library: FewRows) -> None:
     weight = torch.ones(20, 8, dtype=torch.bfloat16)
     x = torch.ones(3, 8, dtype=torch.bfloat16)

@@ -8,7 +8,13 @@ from torch import nn
 
 from slipstream.errors import InputError
 from slipstream.target import dtypes
-from slipstream.target.dtypes import Faster, cpu_multiplies_bfloat16, faster_dtype, multiplies_faster_in_bfloat16, resolve_dtype
+from slipstream.target.dtypes import (
+    Faster,
+    cpu_multiplies_bfloat16,
+    faster_dtype,
+    multiplies_faster_in_bfloat16,
+    resolve_dtype,
+)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def load_target(model: str, dtype: str | None, device: str | None) -> tuple[Targ
 
     from slipstream.cli.loading import hide_progress_bars
     from slipstream.errors import InputError
+    from slipstream.runtime.executor import suited_executor
     from slipstream.target.loading import load_model, load_tokenizer
     from slipstream.target.target import Target
 
@@ -64,7 +65,7 @@ def load_target(model: str, dtype: str | None, device: str | None) -> tuple[Targ
         )
     place = device if device in ("cuda", "auto") else state.device
     loaded = load_model(model, dtype=dtype, device=place, attention=None)
-    return Target(loaded), load_tokenizer(model)
+    return Target(loaded, suited_executor("exact", "auto", loaded)), load_tokenizer(model)
 
 
 def read_dialogues(

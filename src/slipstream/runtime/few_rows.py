@@ -1,9 +1,10 @@
 """Linear layers and attention over few rows, in C: built once on a machine that has a compiler and gains by it.
 
-A verification or a level of a draft has 2 to 60 rows. oneDNN multiplies so few rows by dot products of bfloat16, which
-processors with AVX-512 but without matrix units (AMX) do at half the rate of float32. `few_rows.c` multiplies as
-float32 and reads each weight once. It attends in the same way, in float32 throughout, and leaves out what the mask
-hides. What it gives for a row is the same whatever other rows there are.
+A verification or a level of a draft has 2 to 60 rows. oneDNN multiplies by dot products of bfloat16, which processors
+with AVX-512 but without matrix units (AMX) do at half the rate of float32. `few_rows.c` multiplies as float32 and
+reads each weight once. It attends in the same way, in float32 throughout, and leaves out what the mask hides. What it
+gives for a row is the same whatever other rows there are. Linear layers over the many rows of a prompt are made of
+such products, too, where that is faster.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,12 +36,13 @@ from slipstream.files.kept_folder import KeptFolder
 logger = logging.getLogger(__name__)
 
 MOST_ROWS = 64
-"""Rows beyond these are no few."""
+"""Rows of one product, and of queries in attention."""
 _SOURCE = Path(__file__).with_name("few_rows.c")
 _LIBRARY, _MEASURED = "few_rows.so", "measured.json"
 _OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC")
 _SIZES, _MOST_WIDTH = 13, 256  # of attention
-_TIMED = (16, 768, 2048)  # rows, inputs and outputs by which it is compared with oneDNN
+_FORMAT = 2  # of what is kept
+_FEW, _MANY, _INPUTS, _OUTPUTS = 16, 256, 768, 2048  # rows, inputs and outputs by which it is compared with oneDNN
 _ROUNDS = 9
 _WORTH = 1.1  # times as fast
 
@@ -51,9 +54,11 @@ class FewRowsError(SlipstreamError):
 class FewRows:
     """The library."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, takes_many: bool = True) -> None:
         self.version = path.parent.name
         """Another for another source, compiler, processor or PyTorch."""
+        self.takes_many = takes_many
+        """Whether more than `MOST_ROWS` rows are multiplied faster by it, too."""
         library = ctypes.CDLL(str(path))
         pointer, number, whole = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
         self._pack, self._linear = library.slipstream_pack, library.slipstream_linear
@@ -72,22 +77,29 @@ class FewRows:
         return packed
 
     def linear(self, rows: Tensor, packed: Tensor, bias: Tensor | None, n: int) -> Tensor:
-        """Outputs [..., n] of at most `MOST_ROWS` rows [..., k]. bias: [n], contiguous; all in bfloat16."""
+        """Outputs [..., n] of rows [..., k], which are worked on in equal parts of at most `MOST_ROWS`.
+
+        bias: [n], contiguous; all in bfloat16.
+        """
         rows = rows.contiguous()
         k = rows.shape[-1]
         output = rows.new_empty(*rows.shape[:-1], n)
-        failed = self._linear(
-            rows.data_ptr(),
-            packed.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            output.data_ptr(),
-            rows.numel() // k,
-            n,
-            k,
-            torch.get_num_threads(),
-        )
-        if failed:
-            raise MemoryError("no memory for the rows of a linear layer")
+        count, width = rows.numel() // k, rows.element_size()
+        parts = -(-count // MOST_ROWS)
+        ends = [count * part // parts for part in range(1, parts + 1)]
+        for first, end in zip([0, *ends], ends, strict=False):
+            failed = self._linear(
+                rows.data_ptr() + first * k * width,
+                packed.data_ptr(),
+                None if bias is None else bias.data_ptr(),
+                output.data_ptr() + first * n * width,
+                end - first,
+                n,
+                k,
+                torch.get_num_threads(),
+            )
+            if failed:
+                raise MemoryError("no memory for the rows of a linear layer")
         return output
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
@@ -135,13 +147,13 @@ def few_rows() -> FewRows | None:
     """
     try:
         folder = _built()
-        faster = float(json.loads((folder / _MEASURED).read_text(encoding="utf-8"))["times_as_fast"])
-        library = FewRows(folder / _LIBRARY)
+        few, many = map(float, json.loads((folder / _MEASURED).read_text(encoding="utf-8"))["times_as_fast"])
+        library = FewRows(folder / _LIBRARY, takes_many=many >= _WORTH)
     except (SlipstreamError, OSError) as error:
         logger.info("linear layers over few rows are left to oneDNN: %s", first_line(error))
         return None
-    logger.info("linear layers over few rows: %.1f times as fast as oneDNN", faster)
-    return library if faster >= _WORTH else None
+    logger.info("linear layers: %.1f times as fast as oneDNN over few rows, %.1f times over many", few, many)
+    return library if few >= _WORTH else None
 
 
 def with_version(name: str) -> str:
@@ -156,7 +168,13 @@ def _built() -> Path:
         raise FewRowsError(f"it is written for Linux on x86-64, not {platform.system()} on {platform.machine()}")
     compiler = _compiler()
     source = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()
-    origin = {"source": source, "compiler": compiler, "processor": _processor(), "torch": torch.__version__}
+    origin = {
+        "format": str(_FORMAT),
+        "source": source,
+        "compiler": compiler,
+        "processor": _processor(),
+        "torch": torch.__version__,
+    }
     name = hashlib.sha256(repr(sorted(origin.items())).encode()).hexdigest()[:16]
     kept = KeptFolder(cache_folder() / "few_rows" / name, origin)
     if kept.flaw() is not None:
@@ -189,7 +207,8 @@ def _build(compiler: str, folder: Path) -> None:
     unit.unlink()
     library = FewRows(folder / _LIBRARY)
     _check(library)
-    (folder / _MEASURED).write_text(json.dumps({"times_as_fast": _times_as_fast(library)}), encoding="utf-8")
+    faster = [_times_as_fast(library, rows) for rows in (_FEW, _MANY)]
+    (folder / _MEASURED).write_text(json.dumps({"times_as_fast": faster}), encoding="utf-8")
 
 
 def _processor() -> str:
@@ -220,14 +239,15 @@ def _check(library: FewRows) -> None:
         raise FewRowsError("its attention is wrong here")
 
 
-def _times_as_fast(library: FewRows) -> float:
-    """How many times it is as fast as oneDNN, over 16 rows."""
-    count, k, n = _TIMED
-    rows, weight = (torch.ones(size, k, dtype=torch.bfloat16) for size in (count, n))
+def _times_as_fast(library: FewRows, count: int) -> float:
+    """How many times it is as fast as oneDNN over so many rows, which gets few of them with packed weights."""
+    rows, weight = (torch.ones(size, _INPUTS, dtype=torch.bfloat16) for size in (count, _OUTPUTS))
     ours, theirs = library.packed(weight), torch.ops.mkldnn._reorder_linear_weight(weight, 1)
     calls: list[Callable[[], object]] = [
-        lambda: torch.ops.mkldnn._linear_pointwise(rows, theirs, None, "none", [], ""),
-        lambda: library.linear(rows, ours, None, n),
+        partial(torch.ops.mkldnn._linear_pointwise, rows, theirs, None, "none", [], "")
+        if count <= MOST_ROWS
+        else partial(torch.nn.functional.linear, rows, weight),
+        partial(library.linear, rows, ours, None, _OUTPUTS),
     ]
     times: list[list[float]] = [[], []]
     for _ in range(_ROUNDS):

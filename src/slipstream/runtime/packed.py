@@ -132,7 +132,8 @@ def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if library is None:
         output: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
         return output
-    if rows.numel() > MOST_ROWS * rows.shape[-1] or rows.numel() == 0:
+    is_many = rows.numel() > MOST_ROWS * rows.shape[-1]
+    if (is_many and not library.takes_many) or rows.numel() == 0:
         return nn.functional.linear(rows, weight, bias)
     return library.linear(rows, packed, bias, weight.shape[0])
 

@@ -67,7 +67,7 @@ def multiplies_faster_in_bfloat16(device: torch.device) -> bool:
     Processors with AVX-512 BF16 alone take dot products at half the rate of float32.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return device.type == "cpu" and "amx_bf16" in _instructions()
 
 
