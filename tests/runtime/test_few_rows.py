@@ -75,6 +75,34 @@ def test_what_is_no_number_stays_so_and_infinite_sums_are_infinite(library: FewR
     assert (found[2] == 8).all()
 
 
+def test_packed_weights_lie_apart_from_each_other_at_lines_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PIECE", 5000)
+    room = module._Room()
+    sizes = [(16, 6), (16, 40), (48, 7), (160, 64), (16, 2)]  # the fourth is larger than a piece
+    found = [room.tensor(*size) for size in sizes]
+    for number, one in enumerate(found):
+        one.fill_(number)
+    assert [tuple(one.shape) for one in found] == sizes
+    assert all(bool((one == number).all()) for number, one in enumerate(found))
+    assert all(one.is_contiguous() and one.data_ptr() % 64 == 0 for one in found)
+
+
+def test_packed_weights_have_large_pages_where_the_system_gives_them() -> None:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.is_file() or "[never]" in setting.read_text(encoding="utf-8"):
+        pytest.skip("there are no large pages here")
+    before = large_kilobytes()
+    found = module._Room().tensor(2048, 4096)
+    found.fill_(1)
+    assert large_kilobytes() >= before + found.numel() * 2 // 1024
+
+
+def large_kilobytes() -> int:
+    """Of this process's memory, in large pages."""
+    lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages"))
+
+
 def test_rows_that_do_not_lie_together_are_read_right(library: FewRows) -> None:
     x, weight = normal(0, 2, 5, 64), normal(1, 48, 64)
     packed = library.packed(weight)

@@ -57,7 +57,7 @@ class CompiledPasses(Executor):
     name, varies, runs_modules = "compiled", True, False
 
     def __init__(self, buckets: Buckets = BUCKETS) -> None:
-        self._buckets, self._weights, self._compiler = buckets, PackedWeights(), _Compiler()
+        self._buckets, self._weights, self._compiler = buckets, PackedWeights(traced=True), _Compiler()
         self._now = threading.local()  # the pass that this thread is in
         self._layers: WeakKeyDictionary[nn.Module, Forward] = WeakKeyDictionary()
 

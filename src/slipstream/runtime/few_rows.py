@@ -14,11 +14,13 @@ import functools
 import hashlib
 import json
 import logging
+import mmap
 import os
 import platform
 import shlex
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -51,6 +53,47 @@ class FewRowsError(SlipstreamError):
     """The library cannot be built or does not work here."""
 
 
+class _Room:
+    """Memory in large pages, 2 MiB each, from which packed weights are cut one after another.
+
+    A pass reads all of them in order. In small pages the processor stops fetching ahead at the end of each, every
+    4 KiB. A piece of memory is let go of with the last weight in it; where there are no large pages it has small ones.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rest = torch.empty(0, dtype=torch.bfloat16)
+
+    def tensor(self, rows: int, columns: int) -> Tensor:
+        """[rows, columns] in bfloat16, with any numbers in it. It begins at a line of the cache."""
+        count = rows * columns
+        with self._lock:
+            if count > self._rest.numel():
+                self._rest = _in_large_pages(max(count, _PIECE))
+            found = self._rest[:count].view(rows, columns)
+            self._rest = self._rest[-(-count // _LINE) * _LINE :]
+        return found
+
+
+_PAGE, _LINE, _PIECE = 2**20, 32, 2**24
+"""Numbers in bfloat16: of a large page, of a line of the cache, and of a piece of memory, which takes none until it is
+written."""
+
+
+def _in_large_pages(count: int) -> Tensor:
+    """So many numbers in bfloat16, from the beginning of a large page."""
+    size = 2 * (-(-count // _PAGE) + 1) * _PAGE
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # what is shared gets no large pages
+    with suppress(AttributeError, OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    numbers = torch.frombuffer(memory, dtype=torch.bfloat16)
+    first = -numbers.data_ptr() // 2 % _PAGE
+    return numbers[first : first + count]
+
+
+_ROOM = _Room()
+
+
 class FewRows:
     """The library."""
 
@@ -72,7 +115,7 @@ class FewRows:
     def packed(self, weight: Tensor) -> Tensor:
         """A weight [n, k] in bfloat16, contiguous, in the form that `linear` reads, which has as many bytes."""
         n, k = weight.shape
-        packed = torch.empty(-(-n // 16) * 16, -(-k // 2) * 2, dtype=torch.bfloat16)
+        packed = _ROOM.tensor(-(-n // 16) * 16, -(-k // 2) * 2)
         self._pack(weight.data_ptr(), packed.data_ptr(), n, k, torch.get_num_threads())
         return packed
 

@@ -54,8 +54,10 @@ _BY_PLACE: WeakValueDictionary[int, _Packed] = WeakValueDictionary()
 class PackedWeights:
     """The packed weights of one target's linear layers."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, traced: bool = False) -> None:
+        """traced: passes are traced by a compiler, which is to see an operator; it costs a call."""
         self._held: dict[int, _Packed] = {}
+        self._change = _as_operator if traced else _as_function
 
     @property
     def nbytes(self) -> int:
@@ -67,7 +69,7 @@ class PackedWeights:
         found = [module for module in model.modules() if isinstance(module, nn.Linear) and _can_pack(module)]
         for module in found:
             self._pack(module.weight)
-        return dict.fromkeys(found, _run_packed)
+        return dict.fromkeys(found, self._change)
 
     def _pack(self, weight: Tensor) -> None:
         place = weight.data_ptr()
@@ -109,7 +111,12 @@ def _matches_unpacked() -> bool:
     return torch.equal(torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], ""), rows @ weight.T)
 
 
-def _run_packed(own: Forward) -> Forward:
+def _as_function(own: Forward) -> Forward:
+    linear: Any = own.__self__  # type: ignore[attr-defined]
+    return lambda rows: own(rows) if rows.requires_grad else _linear(rows, linear.weight, linear.bias)
+
+
+def _as_operator(own: Forward) -> Forward:
     linear: Any = own.__self__  # type: ignore[attr-defined]
     run = _operator()
     return lambda rows: own(rows) if rows.requires_grad else run(rows, linear.weight, linear.bias)
