@@ -1,4 +1,4 @@
-"""What the docs say of where a cycle's time goes, and of compiling, is what the records say."""
+"""What the docs say of passes, of where a cycle's time goes, and of compiling, is what the records say."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 from shipped_records import RECORDS
 
 PROFILE = json.loads((RECORDS / "profile-smollm2-bf16.json").read_text(encoding="utf-8"))
+PASSES = json.loads((RECORDS / "compiled-passes-bf16.json").read_text(encoding="utf-8"))
+FEW_ROWS = json.loads((RECORDS / "few-rows-bf16.json").read_text(encoding="utf-8"))
 START = json.loads((RECORDS / "compiled-start-bf16.json").read_text(encoding="utf-8"))
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
 PARTS = ("draft_passes", "target_passes", "drafting", "choosing", "rest")
@@ -26,12 +28,25 @@ def test_the_parts_of_a_profiled_cycle_add_up_and_little_is_outside_passes() -> 
 
 
 def test_the_page_shows_the_profile() -> None:
+    greedy, sampled = PAGE[PAGE.index("**Where a cycle's time goes.**") :].split("Sampled at temperature 1", 1)
     for row in PROFILE["rows"]:
         cells = [f"{row['cycle_ms']:.1f}", *(f"{row['parts_ms'][part]:.1f}" for part in PARTS)]
         share = f"{100 * row['outside_passes']:.1f} %"
-        assert f"| {row['method']}, {row['runtime']} | {' | '.join(cells)} | {share} |" in PAGE
+        line = f"| {row['method']}, {row['runtime']} | {' | '.join(cells)} | {share} |"
+        assert row["temperature"] == 0 or row["runtime"] == "eager" or line in sampled
+        assert row["temperature"] == 1 or line in greedy
     shares = sorted(100 * row["outside_passes"] for row in PROFILE["rows"])
     assert f"{shares[0]:.1f} to {shares[-1]:.1f} % of a cycle" in re.sub(r"\s+", " ", PAGE)
+
+
+def test_the_page_shows_what_passes_and_products_take() -> None:
+    for one in PASSES["passes"]:
+        times = " | ".join(f"{one[f'{runtime}_ms']:.1f}" for runtime in ("eager", "packed", "compiled"))
+        assert f"| {one['rows']} | {times} | {one['ratio_packed']:.2f} | {one['ratio_compiled']:.2f} |" in PAGE
+    shown = [one for one in FEW_ROWS["sizes"] if one["rows"] in (1, 4, 8, 16, 32, 64, 256)]
+    assert len(shown) == 7
+    for one in shown:
+        assert f"| {one['rows']} | {one['onednn_ms']:.1f} | {one['own_ms']:.1f} | {one['ratio']:.2f} |" in PAGE
 
 
 def test_the_page_says_how_long_compiling_takes_and_what_memory_it_costs() -> None:
