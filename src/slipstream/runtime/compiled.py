@@ -24,12 +24,9 @@ from transformers import Cache
 
 from slipstream.errors import first_line
 from slipstream.runtime.buckets import Buckets
-from slipstream.runtime.few_rows import with_version
-from slipstream.runtime.few_rows_attention import with_few_rows_attention
-from slipstream.runtime.packed import PackedWeights
-from slipstream.target.attention import with_grouped_attention
+from slipstream.runtime.packed_passes import Packing
 from slipstream.target.cache import KVCache
-from slipstream.target.passes import Executor, Inputs, Output, PassFunction, PassKey, Result
+from slipstream.target.passes import Inputs, Output, PassFunction, PassKey, Result
 from slipstream.target.shadow import Change, Forward, shadow
 
 logger = logging.getLogger(__name__)
@@ -51,28 +48,18 @@ class _Sizes(NamedTuple):
     capacity: int
 
 
-class CompiledPasses(Executor):
+class CompiledPasses(Packing):
     """Runs passes by layers that are compiled in the background. On a CPU only."""
 
     name, varies, runs_modules = "compiled", True, False
 
     def __init__(self, buckets: Buckets = BUCKETS) -> None:
-        self._buckets, self._weights, self._compiler = buckets, PackedWeights(traced=True), _Compiler()
+        super().__init__(traced=True)
+        self._buckets, self._compiler = buckets, _Compiler()
         self._now = threading.local()  # the pass that this thread is in
         self._layers: WeakKeyDictionary[nn.Module, Forward] = WeakKeyDictionary()
 
-    @property
-    def costs_name(self) -> str:
-        return with_version(self.name)
-
-    @property
-    def packed_bytes(self) -> int:
-        """Memory of packed weights, beside that of the weights themselves."""
-        return self._weights.nbytes
-
-    def prepare(self, model: nn.Module) -> nn.Module:
-        if any(parameter.device.type == "meta" for parameter in model.parameters()):
-            return with_grouped_attention(model)  # accelerate moves weights in and out
+    def _with_packed(self, model: nn.Module) -> nn.Module:
         layers = _layers(model)
         inside = {module for layer in layers for module in layer.modules()}
         changes = {one: change for one, change in self._weights.changes(model).items() if one not in inside}
@@ -81,8 +68,7 @@ class CompiledPasses(Executor):
     def _replacing(self, layer: nn.Module) -> Change:
         """Shadows share the layers that they leave alone, and so what is compiled of these."""
         if layer not in self._layers:
-            grouped = with_few_rows_attention(layer)
-            self._layers[layer] = self._compiling(shadow(grouped, self._weights.changes(grouped)))
+            self._layers[layer] = self._compiling(super()._with_packed(layer))
         forward = self._layers[layer]
         return lambda own: forward
 
@@ -120,7 +106,7 @@ class CompiledPasses(Executor):
         return was
 
     def forget(self) -> None:
-        self._weights.forget()
+        super().forget()
         self._layers.clear()
 
     def _compiling(self, layer: nn.Module) -> Forward:

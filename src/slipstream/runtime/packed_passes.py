@@ -18,13 +18,12 @@ _SHARE = 4
 """Packed weights may take one part of so many of the memory that is available, unless they are asked for."""
 
 
-class PackedPasses(Executor):
-    """Runs passes eagerly and in exact sizes, with packed weights. Only those in bfloat16 on a CPU are packed."""
+class Packing(Executor):
+    """What executors have in common that pack weights. Only those in bfloat16 on a CPU are packed."""
 
-    name = "packed"
-
-    def __init__(self) -> None:
-        self._weights = PackedWeights()
+    def __init__(self, *, traced: bool = False) -> None:
+        """traced: see `PackedWeights`."""
+        self._weights = PackedWeights(traced=traced)
 
     @property
     def costs_name(self) -> str:
@@ -38,11 +37,21 @@ class PackedPasses(Executor):
     def prepare(self, model: nn.Module) -> nn.Module:
         if any(parameter.device.type == "meta" for parameter in model.parameters()):
             return with_grouped_attention(model)  # accelerate moves weights in and out
+        return self._with_packed(model)
+
+    def _with_packed(self, model: nn.Module) -> nn.Module:
+        """The model with packed weights and our attention."""
         attending = with_few_rows_attention(model)
         return shadow(attending, self._weights.changes(attending))
 
     def forget(self) -> None:
         self._weights.forget()
+
+
+class PackedPasses(Packing):
+    """Runs passes eagerly and in exact sizes, with packed weights."""
+
+    name = "packed"
 
 
 def gains_by_packing(model: nn.Module) -> bool:
