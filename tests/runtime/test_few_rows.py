@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from families import FAMILIES, prompt_ids
+from slipstream.core.sampling import gumbel_rows
 from slipstream.runtime import few_rows as module
 from slipstream.runtime.few_rows import MOST_ROWS, FewRows, FewRowsError, few_rows
 from slipstream.runtime.few_rows_attention import attention, with_few_rows_attention
@@ -109,6 +110,25 @@ def test_rows_that_do_not_lie_together_are_read_right(library: FewRows) -> None:
     expected = library.linear(x.transpose(0, 1).contiguous(), packed, None, 48)
     assert torch.equal(library.linear(x.transpose(0, 1), packed, None, 48), expected)
     assert expected.shape == (5, 2, 48)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    stream=st.integers(0, 2**32 - 1),
+    positions=st.lists(st.integers(0, 2**40), min_size=1, max_size=3),
+    vocab_size=st.integers(1, 5000),
+)
+def test_noise_is_that_of_pytorch_to_the_last_bit(
+    library: FewRows, seed: int, stream: int, positions: list[int], vocab_size: int
+) -> None:
+    asked = (seed, stream, torch.tensor(positions), vocab_size)
+    assert torch.equal(library.gumbel_rows(*asked), gumbel_rows(*asked))
+
+
+def test_noise_for_a_large_vocabulary_is_the_same(library: FewRows) -> None:
+    asked = (1, 0, torch.tensor([11]), 151_937)
+    assert torch.equal(library.gumbel_rows(*asked), gumbel_rows(*asked))
 
 
 @settings(max_examples=60, deadline=None)
@@ -270,7 +290,7 @@ def test_it_is_built_once(library: FewRows, empty_cache: Path, monkeypatch: pyte
 
 def test_a_library_that_computes_something_else_is_not_used(library: FewRows) -> None:
     class Wrong:
-        packed, attention = library.packed, library.attention
+        packed, attention, gumbel_rows = library.packed, library.attention, library.gumbel_rows
 
         def linear(self, rows: Tensor, packed: Tensor, bias: Tensor | None, n: int) -> Tensor:
             return library.linear(rows, packed, bias, n) * 1.1

@@ -25,7 +25,7 @@ from torch import Tensor
 from slipstream.core.confidence import ConfidenceScale, log_confidence
 from slipstream.core.largest import argmax, topk
 from slipstream.core.logits import ProcessingSettings, warp
-from slipstream.core.sampling import GumbelNoise, SamplingSettings
+from slipstream.core.sampling import GumbelNoise, NoiseRows, SamplingSettings, gumbel_rows
 from slipstream.core.tree import DraftTree
 from slipstream.core.verify import choose_chain, choose_coupled, choose_greedy, choose_one_hot, draw, or_no_token
 
@@ -122,10 +122,11 @@ class CoupledRule(DecodingRule):
         vocab_size: int,
         device: torch.device,
         confidence: ConfidenceScale = _UNCALIBRATED,
+        noise: NoiseRows = gumbel_rows,
     ) -> None:
-        """confidence: how sure the drafter may be under known noise."""
+        """confidence: how sure the drafter may be under known noise. noise: computes it."""
         self._processing, self.temperature = processing, processing.temperature
-        self._noise = GumbelNoise(sampling.seed, sampling.stream, vocab_size, device)
+        self._noise = GumbelNoise(sampling.seed, sampling.stream, vocab_size, device, make=noise)
         self._scale = confidence.at(processing.temperature)
         self.key = ("coupled", self._scale, replace(processing, prompt_length=0, max_length=0))
         self._given: Tensor | None = None  # the noise that is gone by instead
@@ -228,10 +229,11 @@ def make_rule(
     vocab_size: int,
     device: torch.device,
     confidence: ConfidenceScale = _UNCALIBRATED,
+    noise: NoiseRows = gumbel_rows,
 ) -> DecodingRule:
-    """The rule that the settings of a generation ask for. confidence: the drafter's."""
+    """The rule that a generation's settings ask for. confidence: the drafter's. noise: makes a coupled rule's."""
     if processing.is_greedy:
         return GreedyRule(confidence)
     if sampling.verification == "rejection":
         return RejectionRule(processing, sampling, device)
-    return CoupledRule(processing, sampling, vocab_size, device, confidence)
+    return CoupledRule(processing, sampling, vocab_size, device, confidence, noise)

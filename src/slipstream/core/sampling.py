@@ -11,7 +11,7 @@ any row is computed alone, and made of integer operations, so every device draws
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,8 @@ _MASK32 = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+_BLOCK, _BLOCK_ON_CPU = 16, 4
+"""Rows of noise at once. On a CPU each is made alone, and those beyond a text's end for nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +94,26 @@ def gumbel_from_bits(bits: Tensor) -> Tensor:
     return uniform.log_().neg_().log_().neg_()
 
 
+NoiseRows = Callable[[int, int, Tensor, int], Tensor]
+"""`gumbel_rows` for one seed, or what yields the same bits."""
+
+
 class GumbelNoise:
     """The noise rows of one generation, computed in blocks and kept while positions near them are in use."""
 
-    def __init__(self, seed: int, stream: int, vocab_size: int, device: torch.device, block: int = 16) -> None:
+    def __init__(
+        self,
+        seed: int,
+        stream: int,
+        vocab_size: int,
+        device: torch.device,
+        block: int | None = None,
+        make: NoiseRows = gumbel_rows,
+    ) -> None:
+        """block: rows computed at least at once; None: as suits the device. make: computes them."""
         self._seed, self._stream, self._vocab_size = seed, stream, vocab_size
-        self._device, self._block = device, block
+        self._device, self._make = device, make
+        self._block = block or (_BLOCK_ON_CPU if device.type == "cpu" else _BLOCK)
         self._first = 0
         self._rows = torch.empty(0, vocab_size, dtype=torch.float64, device=device)
 
@@ -114,7 +130,7 @@ class GumbelNoise:
             positions = torch.arange(end, new_end, device=self._device)
             # On a CPU row by row, so that what is worked on stays in its cache.
             parts = torch.split(positions, 1) if self._device.type == "cpu" else (positions,)
-            fresh = [gumbel_rows(self._seed, self._stream, part, self._vocab_size) for part in parts]
+            fresh = [self._make(self._seed, self._stream, part, self._vocab_size) for part in parts]
             self._rows = torch.cat((self._rows, *fresh))
         start = first - self._first
         return self._rows[start : start + count]

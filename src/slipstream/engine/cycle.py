@@ -63,7 +63,10 @@ class Decoding:
         request, device = sequence.request, target.device
         self.cache = target.new_cache(extra_slots=drafter.draft_slots + 1) if kept is None else kept.cache
         self.cache.rollback(0)
-        self.rule = make_rule(request.processing, request.sampling, target.vocab_size, device, drafter.confidence)
+        noise = target.executor.gumbel_rows
+        self.rule = make_rule(
+            request.processing, request.sampling, target.vocab_size, device, drafter.confidence, noise
+        )
         self.pipeline = LogitsPipeline(request.processing, vocab_size=target.vocab_size, device=device)
         self.pipeline.start(sequence.tokens)
         self.generation = Generation(target, self.cache, self.rule, sequence.tokens, len(sequence.tokens))

@@ -1,4 +1,4 @@
-/* A linear layer over few rows: y = x W^T + b in bfloat16, summed in float32.
+/* A linear layer over few rows: y = x W^T + b in bfloat16, summed in float32. Attention and random bits follow below.
  *
  * Processors with AVX-512 but without matrix units multiply float32 twice as fast as they take dot products of bfloat16,
  * so weights are widened in registers, which is a shift or a mask, and multiplied as float32. Each weight is read from
@@ -393,4 +393,33 @@ int slipstream_attention(const bf16 *q, const bf16 *k, const bf16 *v, const bf16
             failed |= attend(&it, task / parts, first, end - first);
     }
     return failed;
+}
+
+/* Random bits by Philox4x32-10 (Salmon et al. 2011), as core/sampling.py defines them: of `pairs` neighbouring tokens from 0
+ * on, a whole number of 53 bits for each token, out [2 pairs]. counter: the three words after the number of a pair. Words
+ * stand in lanes of 64 bits, of which a product reads the lower 32. There is room in out for a multiple of 16 numbers. */
+void slipstream_philox(int64_t *out, long pairs, const uint32_t *counter, const uint32_t *key) {
+    const __m512i m0 = _mm512_set1_epi64(0xD2511F53), m1 = _mm512_set1_epi64(0xCD9E8D57);
+    const __m512i first = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0), second = _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4);
+    const __m512i word = _mm512_set1_epi64(0xffffffff);
+    for (long pair = 0; pair < pairs; pair += 8) {
+        __m512i c0 = _mm512_add_epi64(_mm512_set1_epi64(pair), _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
+        __m512i c1 = _mm512_set1_epi64(counter[0]), c2 = _mm512_set1_epi64(counter[1]), c3 = _mm512_set1_epi64(counter[2]);
+        uint32_t k0 = key[0], k1 = key[1];
+        for (int round = 0; round < 10; round++) {
+            const __m512i p0 = _mm512_mul_epu32(c0, m0), p1 = _mm512_mul_epu32(c2, m1);
+            c0 = _mm512_xor_si512(_mm512_xor_si512(_mm512_srli_epi64(p1, 32), c1), _mm512_set1_epi64(k0));
+            c2 = _mm512_xor_si512(_mm512_xor_si512(_mm512_srli_epi64(p0, 32), c3), _mm512_set1_epi64(k1));
+            c1 = p1;
+            c3 = p0;
+            k0 += 0x9E3779B9;
+            k1 += 0xBB67AE85;
+        }
+        c0 = _mm512_slli_epi64(_mm512_and_si512(c0, word), 21);
+        c2 = _mm512_slli_epi64(_mm512_and_si512(c2, word), 21);
+        const __m512i even = _mm512_or_si512(c0, _mm512_srli_epi64(_mm512_and_si512(c1, word), 11));
+        const __m512i odd = _mm512_or_si512(c2, _mm512_srli_epi64(_mm512_and_si512(c3, word), 11));
+        _mm512_storeu_si512(out + 2 * pair, _mm512_permutex2var_epi64(even, first, odd));
+        _mm512_storeu_si512(out + 2 * pair + 8, _mm512_permutex2var_epi64(even, second, odd));
+    }
 }

@@ -1,10 +1,10 @@
-"""Linear layers and attention over few rows, in C: built once on a machine that has a compiler and gains by it.
+"""Linear layers and attention over few rows, and noise, in C: built once on a machine that has a compiler and gains.
 
 A verification or a level of a draft has 2 to 60 rows. oneDNN multiplies by dot products of bfloat16, which processors
 with AVX-512 but without matrix units (AMX) do at half the rate of float32. `few_rows.c` multiplies as float32 and
 reads each weight once. It attends in the same way, in float32 throughout, and leaves out what the mask hides. What it
 gives for a row is the same whatever other rows there are. Linear layers over the many rows of a prompt are made of
-such products, too, where that is faster.
+such products, too, where that is faster. The noise of sampling is that of `core/sampling.py`, to the last bit.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from slipstream.core.sampling import gumbel_from_bits, gumbel_rows
 from slipstream.errors import SlipstreamError, first_line
 from slipstream.files.cache_folder import cache_folder
 from slipstream.files.kept_folder import KeptFolder
@@ -46,6 +47,7 @@ _SIZES, _MOST_WIDTH = 13, 256  # of attention
 _FORMAT = 2  # of what is kept
 _FEW, _MANY, _INPUTS, _OUTPUTS = 16, 256, 768, 2048  # rows, inputs and outputs by which it is compared with oneDNN
 _ROUNDS = 9
+_MASK32 = 0xFFFFFFFF
 _WORTH = 1.1  # times as fast
 
 
@@ -111,6 +113,8 @@ class FewRows:
         self._attention = library.slipstream_attention
         self._attention.argtypes = [pointer] * 5 + [number * _SIZES, ctypes.c_float, whole]
         self._attention.restype = whole
+        self._philox = library.slipstream_philox
+        self._philox.argtypes, self._philox.restype = [pointer, number, pointer, pointer], None
 
     def packed(self, weight: Tensor) -> Tensor:
         """A weight [n, k] in bfloat16, contiguous, in the form that `linear` reads, which has as many bytes."""
@@ -168,6 +172,16 @@ class FewRows:
         if failed:
             raise MemoryError("no memory for the scores of attention")
         return output
+
+    def gumbel_rows(self, seed: int, stream: int, positions: Tensor, vocab_size: int) -> Tensor:
+        """What `core.sampling.gumbel_rows` returns for one seed, to the last bit. positions: [p] int64, on the CPU."""
+        pairs = (vocab_size + 1) // 2
+        bits = torch.empty(len(positions), -(-pairs // 8) * 16, dtype=torch.int64)
+        for row, position in zip(bits, positions.tolist(), strict=True):
+            counter = (ctypes.c_uint32 * 3)(position & _MASK32, position >> 32, stream)
+            key = (ctypes.c_uint32 * 2)(seed & _MASK32, seed >> 32)
+            self._philox(row.data_ptr(), pairs, counter, key)
+        return gumbel_from_bits(bits[:, :vocab_size])
 
     @staticmethod
     def attends(query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -280,6 +294,9 @@ def _check(library: FewRows) -> None:
     expected = scaled_dot_product_attention(query.double(), key, value, attn_mask=mask.double(), scale=0.5)
     if not bool(((found - expected.transpose(1, 2)).abs() <= 0.02).all()):
         raise FewRowsError("its attention is wrong here")
+    asked = (2**40 + 3, 5, torch.tensor([7, 2**33]), 37)
+    if not torch.equal(library.gumbel_rows(*asked), gumbel_rows(*asked)):
+        raise FewRowsError("its noise is wrong here")
 
 
 def _times_as_fast(library: FewRows, count: int) -> float:

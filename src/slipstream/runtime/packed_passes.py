@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from slipstream.runtime.few_rows import few_rows, with_version
 from slipstream.runtime.few_rows_attention import with_few_rows_attention
@@ -43,6 +43,11 @@ class Packing(Executor):
         """The model with packed weights and our attention."""
         attending = with_few_rows_attention(model)
         return shadow(attending, self._weights.changes(attending))
+
+    def gumbel_rows(self, seed: int, stream: int, positions: Tensor, vocab_size: int) -> Tensor:
+        library = few_rows()
+        make = super().gumbel_rows if library is None or positions.device.type != "cpu" else library.gumbel_rows
+        return make(seed, stream, positions, vocab_size)
 
     def forget(self) -> None:
         self._weights.forget()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
+from slipstream.core.sampling import gumbel_rows
 from slipstream.target.attention import with_grouped_attention
 from slipstream.target.cache import KVCache
 from slipstream.target.features import Features
@@ -136,6 +137,10 @@ class Executor:
         passes are made over, None where there are none. slots: those behind the cache's length that it needs at most.
         """
         return work(*tensors)
+
+    def gumbel_rows(self, seed: int, stream: int, positions: Tensor, vocab_size: int) -> Tensor:
+        """The noise of sampling, `core.sampling.gumbel_rows` for one seed: the same bits, however they are made."""
+        return gumbel_rows(seed, stream, positions, vocab_size)
 
     def take_in(self, cache: KVCache, owner: nn.Module) -> KVCache:
         """A cache made for `owner`'s passes, before the first of them; returns it. It may be given used memory."""
