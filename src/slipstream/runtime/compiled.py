@@ -103,7 +103,7 @@ class CompiledPasses(Packing):
 
     def was_preparing(self) -> bool:
         was, self._now.prepared = getattr(self._now, "prepared", False), False
-        return was
+        return was or self._compiler.is_at_work  # which takes a core from the passes beside it
 
     def forget(self) -> None:
         super().forget()
@@ -325,6 +325,11 @@ class _Compiler:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, daemon=True, name="slipstream-compiler")
                 self._thread.start()
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether anything is being compiled now."""
+        return self._thread is not None
 
     def wait(self) -> bool:
         """Until all is compiled that was asked for. Returns whether anything was since the last time."""
