@@ -24,7 +24,8 @@ def test_the_parts_of_a_profiled_cycle_add_up_and_little_is_outside_passes() -> 
         assert sum(parts.values()) == pytest.approx(row["cycle_ms"], abs=0.02)
         outside = 1 - (parts["draft_passes"] + parts["target_passes"]) / row["cycle_ms"]
         assert outside == pytest.approx(row["outside_passes"], abs=1e-3)
-        assert 0 < row["outside_passes"] < 0.1
+        is_quick = row["temperature"] > 0 or row["runtime"] == "compiled"  # so that what is beside passes weighs more
+        assert 0 < row["outside_passes"] < (0.2 if is_quick else 0.1)
 
 
 def test_the_page_shows_the_profile() -> None:
