@@ -35,8 +35,8 @@ LEGEND = (
 MEANING: dict[str, str] = {
     LOSSLESS: "Every answer has the same tokens as plain decoding.",
     ROUNDING: (
-        "Some answers differ from plain decoding in passes of another shape, or from transformers', because those round "
-        "differently in this dtype. None differs by anything else."
+        "Some answers differ from plain decoding in passes of another shape, or from transformers', because those "
+        "round differently in this dtype. None differs by anything else."
     ),
     FAULT: "The method changes the output in a way that rounding does not explain. Please report it.",
     INCONCLUSIVE: "No fault was found, but what was tested does not prove that there is none.",
