@@ -223,7 +223,10 @@ def test_an_executor_says_whether_passes_will_cost_something_else(executor, held
     executor.was_preparing()  # the first pass made the cache
     run()
     assert executor.was_preparing()
-    assert executor.was_preparing(), "a layer is being compiled beside what runs"
+    assert not executor.was_preparing(), "asked and told"
+    run()
+    executor.was_preparing()  # the second pass of a size has it compiled
+    assert executor.was_preparing(), "that goes on beside what runs"
     held.set()
     executor.settle([run])
     executor.was_preparing()
