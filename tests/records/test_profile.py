@@ -18,14 +18,23 @@ PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="u
 PARTS = ("draft_passes", "target_passes", "drafting", "choosing", "rest")
 
 
-def test_the_parts_of_a_profiled_cycle_add_up_and_little_is_outside_passes() -> None:
+def test_the_parts_of_a_profiled_cycle_add_up() -> None:
     for row in PROFILE["rows"]:
         parts = row["parts_ms"]
         assert sum(parts.values()) == pytest.approx(row["cycle_ms"], abs=0.02)
         outside = 1 - (parts["draft_passes"] + parts["target_passes"]) / row["cycle_ms"]
         assert outside == pytest.approx(row["outside_passes"], abs=1e-3)
-        is_quick = row["temperature"] > 0 or row["runtime"] == "compiled"  # so that what is beside passes weighs more
-        assert 0 < row["outside_passes"] < (0.2 if is_quick else 0.1)
+        assert row["outside_passes"] > 0
+
+
+def test_no_cycle_is_to_a_tenth_outside_passes_but_those_that_the_page_names() -> None:
+    over = {
+        (row["method"], row["runtime"], row["temperature"]) for row in PROFILE["rows"] if row["outside_passes"] >= 0.1
+    }
+    where = (("compiled", 0), ("compiled", 1), ("packed", 1))
+    assert over == {(method, *place) for method in ("eagle2", "auto") for place in where}
+    said = "It is more than a tenth of a cycle of these two, and of no other: compiled, and sampled in packed passes."
+    assert said in re.sub(r"\s+", " ", PAGE)
 
 
 def test_the_page_shows_the_profile() -> None:

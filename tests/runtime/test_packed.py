@@ -65,6 +65,21 @@ def test_a_packed_layer_says_what_the_layer_says(layer, bias, count, library):
 
 
 @needs_bfloat16
+@pytest.mark.parametrize("library", ["own"], indirect=True)
+@pytest.mark.parametrize("takes_many", [True, False])
+def test_many_rows_are_multiplied_by_ours_only_where_that_is_faster(layer, takes_many, library, monkeypatch):
+    weights, own, asked = PackedWeights(), few_rows(), []
+    linear = own.linear
+    monkeypatch.setattr(own, "takes_many", takes_many)
+    monkeypatch.setattr(own, "linear", lambda *args: asked.append(args) or linear(*args))
+    twin = shadow(layer, weights.changes(layer))
+    assert same(twin(rows(70)), layer(rows(70)), library)
+    assert len(asked) == takes_many
+    twin(rows(64))
+    assert len(asked) == takes_many + 1
+
+
+@needs_bfloat16
 def test_a_weight_that_changes_in_place_is_packed_anew(layer, library):
     weights = PackedWeights()
     twin = shadow(layer, weights.changes(layer))
