@@ -68,8 +68,10 @@ def same(record: Record) -> dict:
 def test_the_joined_run_has_the_answers_and_counts_of_one_process(shared: Path, alone: Path) -> None:
     expected = same(finish(alone))
     assert same(build_record(shared / "0-of-2", shared / "1-of-2")) == expected
-    record = finish_shared(shared, 2)
+    record = finish_shared(shared, Share(1, 2))
     assert record is not None
+    assert finish_shared(shared, Share(0, 2)) is None, "of two that find all done, one makes the run"
+    assert same(finish_shared(shared, Share(1, 2))) == expected
     assert same(record) == expected
     assert [line.split()[:2] for line in record.run.command.splitlines()] == [
         [f"RANK={rank}", "WORLD_SIZE=2"] for rank in (0, 1)
@@ -99,7 +101,7 @@ def test_nothing_is_joined_before_all_are_done(start, tmp_path: Path) -> None:
     run = start(shard_folder(tmp_path, share), share=share, **QUICK)
     assert not join(tmp_path, 2)
     carry_out(run)
-    assert finish_shared(tmp_path, 2) is None
+    assert finish_shared(tmp_path, share) is None
     assert not (tmp_path / SETTINGS_FILE).exists()
 
 

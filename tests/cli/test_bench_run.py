@@ -181,7 +181,7 @@ def test_two_processes_share_a_run_and_the_last_one_joins_it(model: Path, questi
     words += command(model, questions, tmp_path / "run")[1:]
     done = subprocess.run([*words, "--json"], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"process [01] of 2 is done; others are not", done.stderr)) == 1
+    assert len(re.findall(r"process [01] of 2 is done; the last one writes", done.stderr)) == 1
     record = json.loads(done.stdout)
     assert (record["complete"], record["num_prompts_done"], record["num_prompts"]) == (True, 6, 6)
     assert sorted(line[:19] for line in record["run"]["command"].splitlines()) == [

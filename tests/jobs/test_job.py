@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,21 @@ def test_a_job_goes_on_with_another_number_of_processes_and_drops_a_line_that_wa
     assert rest == Done(3, 0, True), "two of the first process's three answers were whole"
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert run(model, rows, out) == [Done(0, 0, True)], "there is nothing left to do"
+
+
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_of_processes_that_end_together_one_writes_the_file(is_joined, tmp_path):
+    parts = [Parts(tmp_path / "out.jsonl", {"model": "tiny"}) for _ in range(8)]
+    for number, one in enumerate(parts):
+        one.begin()
+        with one.writing(number, 8) as part:
+            part.add({"id": number})
+    if is_joined:
+        assert parts[0].join(range(8))
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(lambda one: one.join(range(8)), parts))
+    assert sum(done) == (not is_joined)
+    assert [json.loads(line)["id"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == list(range(8))
 
 
 def test_another_job_is_not_mixed_in(model, rows, tmp_path):
@@ -168,7 +184,8 @@ def test_two_of_accelerate_launch_write_one_file(model, rows, tmp_path):
     words[words.index("24")] = "8"
     done = subprocess.run([words[0], "-m", *launch, *plain, *words[1:]], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("of 2 is done; others are not") == 1
+    assert done.stderr.count("of 2 is done; the last one writes") == 1
+    assert done.stderr.count(": 5 answers; ") == 1
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 

@@ -22,7 +22,7 @@ from slipstream.bench.record import write_record
 from slipstream.bench.run_folder import LOCK_FILE, check_same, holds_run
 from slipstream.bench.runner import BenchRun
 from slipstream.bench.settings import PLAIN, BenchOptions, BenchSettings, EntrantSpec
-from slipstream.bench.shards import join
+from slipstream.bench.shards import FINISHER_FILE, join
 from slipstream.bench.spec_bench import write_answers
 from slipstream.bench.tasks import load_tasks, questions_hash
 from slipstream.errors import InputError, unknown_choice
@@ -136,10 +136,17 @@ def finish(folder: Path) -> Record:
     return record
 
 
-def finish_shared(folder: Path, world_size: int) -> Record | None:
-    """As `finish`, of a run that several processes share; None if some are not done."""
+def finish_shared(folder: Path, share: Share) -> Record | None:
+    """As `finish`, of a run that several processes share: the first to find all done. None for every other one."""
+    finisher = folder / FINISHER_FILE
     with FileLock(folder / LOCK_FILE):
-        return finish(folder) if join(folder, world_size) else None
+        if finisher.exists() and finisher.read_text() != str(share.rank):
+            return None
+        if not join(folder, share.world_size):
+            return None
+        record = finish(folder)
+        finisher.write_text(str(share.rank))
+        return record
 
 
 def with_plain(specs: Sequence[EntrantSpec]) -> list[EntrantSpec]:

@@ -22,6 +22,8 @@ from slipstream.records.journal import num_finished
 from slipstream.records.run_files import JOURNAL_FILE, SETTINGS_FILE, read_run, write_json
 from slipstream.share import Share
 
+FINISHER_FILE = ".finisher"
+"""Names the process that made the whole run, so that of two that end together, one does."""
 _OF_ONE = ("share", "expected_s")
 """What `run.json` says of a share alone."""
 

@@ -144,7 +144,7 @@ def answer(
     else:
         done, head = _here(begin, describe, rows, out, share)
     if not done.complete:
-        note(f"process {share.rank} of {share.world_size} is done; others are not: the last one writes {out}")
+        note(f"process {share.rank} of {share.world_size} is done; the last one writes {out}")
         return
     note(f"{out}: {len(rows):,} answers; {head['note']}")
     if done.num_failed:

@@ -176,7 +176,7 @@ def run(
     with hold(request.folder):
         record = _carry_out(request, folder)
         if record is None:
-            note(f"process {share.rank} of {share.world_size} is done; others are not: the last one writes {folder}")
+            note(f"process {share.rank} of {share.world_size} is done; the last one writes {folder}")
             return
         if report:
             _write_report(record, folder)
@@ -186,7 +186,7 @@ def run(
 
 
 def _carry_out(request: Request, whole: Path) -> Record | None:
-    """Do the run under a progress bar; returns its record, None where other processes are not done with their shares.
+    """Do the run under a progress bar; returns its record, None where another process makes that of all shares.
 
     whole: the folder of all processes together. An interrupted run leaves a record, too.
     """
@@ -206,8 +206,7 @@ def _carry_out(request: Request, whole: Path) -> Record | None:
         raise
     finally:
         run.processes.close()
-    size = request.share.world_size
-    return finish(whole) if size == 1 else finish_shared(whole, size)
+    return finish(whole) if request.share.world_size == 1 else finish_shared(whole, request.share)
 
 
 def _write_report(record: Record, folder: Path) -> None:

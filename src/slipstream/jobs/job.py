@@ -49,7 +49,7 @@ class Done:
     num_failed: int
     """Of all answers that are there: rows that could not be answered, such as prompts that are too long."""
     complete: bool
-    """Whether the output file is written; otherwise other processes are still at work, or were stopped."""
+    """Whether this process wrote the output file or had nothing to do; otherwise another writes it in the end."""
 
 
 def header(

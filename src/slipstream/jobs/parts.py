@@ -74,19 +74,17 @@ class Parts:
             lock.release()
 
     def join(self, ids: Sequence[str | int]) -> bool:
-        """Write the output file if all answers are there. Returns whether it is written."""
-        if not self.folder.exists():
-            return self.out.exists()
+        """Write the output file if all answers are there and no other process has. Returns whether it did."""
         with FileLock(self.out.with_name(f"{self.out.name}.lock")) as lock:
-            if not self.out.exists():
-                done = self.done()
-                if any(one not in done for one in ids):
-                    return False
+            done = self.done()
+            is_ours = not self.out.exists() and all(one in done for one in ids)
+            if is_ours:
                 _write(self.header_file, _text(self.header))
                 _write(self.out, "".join(done[one] for one in ids))
-            shutil.rmtree(self.folder, ignore_errors=True)
-        Path(lock.lock_file).unlink(missing_ok=True)
-        return True
+                shutil.rmtree(self.folder, ignore_errors=True)
+            if self.out.exists():
+                Path(lock.lock_file).unlink(missing_ok=True)
+        return is_ours
 
     def _check(self, file: Path, otherwise: str) -> None:
         """Raise InputError unless the file holds this job's header; says in what they differ."""

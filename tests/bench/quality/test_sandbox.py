@@ -13,6 +13,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -248,10 +250,15 @@ def test_code_and_tests_that_wait_are_stopped() -> None:
 def test_no_process_file_or_descriptor_is_left(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     descriptors = os.listdir("/proc/self/fd")
-    run_tests(Job(code=f"open('file', 'w').close()\n{code}", tests=TESTS), Limits(wall_s=1))
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(run_tests, Job(code=f"open('file', 'w').close()\n{code}", tests=TESTS), Limits(wall_s=1))
+        begun = set()
+        while not done.done():
+            begun |= inside_processes(os.getpid())
     assert list(tmp_path.iterdir()) == []
     assert os.listdir("/proc/self/fd") == descriptors
-    assert wait_until(lambda: not inside_processes())
+    assert begun
+    assert wait_until(lambda: not any(map(is_there, begun)))
 
 
 @isolated
@@ -261,22 +268,71 @@ def test_the_processes_die_with_a_killed_parent() -> None:
         "run_tests(Job(code='import time\\ntime.sleep(60)', tests='f'), Limits(wall_s=60))"
     )
     with subprocess.Popen([sys.executable, "-c", program]) as parent:
-        assert wait_until(inside_processes)
+        assert wait_until(lambda: inside_processes(parent.pid))
+        begun = inside_processes(parent.pid)
         parent.send_signal(signal.SIGKILL)
-    assert wait_until(lambda: not inside_processes())
+    assert wait_until(lambda: not any(map(is_there, begun)))
 
 
-def inside_processes() -> list[str]:
-    """The command lines of processes in a sandbox."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if line.rstrip().endswith("/inside.py"):
-            found.append(line)
+@isolated
+def test_a_parent_that_is_killed_at_any_moment_leaves_no_process() -> None:
+    """Bubblewrap is told to end with its parent some time after it begins; a parent may die before that."""
+    program = (
+        "from slipstream.bench.quality.sandbox import *\nmissing_part()\nprint('now', flush=True)\n"
+        "run_tests(Job(code='import time\\ntime.sleep(60)', tests='f'), Limits(wall_s=60))"
+    )
+    for delay_ms in range(1, 9):
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+            assert parent.stdout is not None
+            parent.stdout.readline()
+            time.sleep(delay_ms / 1e3)
+            parent.send_signal(signal.SIGKILL)
+    assert wait_until(lambda: not orphans())
+
+
+Process = tuple[int, str]
+"""Its number and when it began: together no other has them."""
+
+
+def inside_processes(parent: int) -> set[Process]:
+    """Processes in a sandbox, and bubblewrap's around them, that a process began."""
+    found, processes = set(), sandbox_processes()
+    for number, (began, above) in processes.items():
+        while above in processes:
+            above = processes[above][1]
+        if above == parent:
+            found.add((number, began))
     return found
+
+
+def orphans() -> set[Process]:
+    """Those whose parent is gone, so that a process which is no Python has adopted them."""
+    processes = sandbox_processes()
+    adopted = {number: one for number, one in processes.items() if one[1] not in processes}
+    return {(n, began) for n, (began, above) in adopted.items() if b"python" not in line_of(above)}
+
+
+def is_there(process: Process) -> bool:
+    """Whether a process still is."""
+    return sandbox_processes().get(process[0], ("", 0))[0] == process[1]
+
+
+def sandbox_processes() -> dict[int, tuple[str, int]]:
+    """By number: when it began, and its parent."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        if line_of(int(path.name)).endswith(b"/inside.py"):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                state = (path / "stat").read_text().rpartition(")")[2].split()
+                found[int(path.name)] = (state[19], int(state[1]))
+    return found
+
+
+def line_of(process: int) -> bytes:
+    """The command line; empty for one that has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{process}/cmdline").read_bytes().rstrip(b"\0")
+    return b""
 
 
 def wait_until(holds) -> bool:

@@ -2,7 +2,8 @@
 
 Inside, `inside.py` runs the code and the tests in one interpreter. It sees Python, the system's libraries and an empty
 folder in memory; no network, no other process, no environment. `Limits` bound what it uses. All of it is gone when
-bubblewrap ends, which it does with its parent. What the sandbox does not do stands in docs/quality.md.
+bubblewrap ends, which it does with its parent from before the code is sent on. What the sandbox does not do stands in
+docs/quality.md.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+from slipstream.bench.quality.inside import READY
 from slipstream.errors import InputError
 
 INSIDE = Path(__file__).with_name("inside.py")
@@ -133,7 +137,8 @@ def _run(job: Job, limits: Limits, *, confined: bool) -> tuple[Outcome, str]:
             start_new_session=True,
         )
         try:
-            said, errors = process.communicate(json.dumps(message).encode(), timeout=limits.wall_s + _SPARE_S)
+            left_s = _wait_until_ready(process, limits.wall_s + _SPARE_S)
+            said, errors = process.communicate(json.dumps(message).encode(), timeout=left_s)
         except subprocess.TimeoutExpired:
             return Outcome(False, f"killed: more than {limits.wall_s:g} s"), ""
         finally:
@@ -142,6 +147,15 @@ def _run(job: Job, limits: Limits, *, confined: bool) -> tuple[Outcome, str]:
     if found == word:
         return Outcome(not reason, reason), ""
     return Outcome(False, _cause(process.returncode, limits)), errors.decode(errors="replace")
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], most_s: float) -> float:
+    """Until `inside.py` runs, or nothing will: whoever is killed before that has sent no code. Returns what is left."""
+    deadline = time.monotonic() + most_s
+    assert process.stdout is not None
+    if select.select([process.stdout], [], [], most_s)[0]:
+        os.read(process.stdout.fileno(), len(READY))
+    return max(0.0, deadline - time.monotonic())
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
