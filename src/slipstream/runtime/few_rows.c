@@ -1,4 +1,5 @@
-/* A linear layer over few rows: y = x W^T + b in bfloat16, summed in float32. Attention and random bits follow below.
+/* A linear layer over few rows: y = x W^T + b in bfloat16, summed in float32. Attention, what lies between products, and
+ * random bits follow below.
  *
  * Processors with AVX-512 but without matrix units multiply float32 twice as fast as they take dot products of bfloat16,
  * so weights are widened in registers, which is a shift or a mask, and multiplied as float32. Each weight is read from
@@ -393,6 +394,66 @@ int slipstream_attention(const bf16 *q, const bf16 *k, const bf16 *v, const bf16
             failed |= attend(&it, task / parts, first, end - first);
     }
     return failed;
+}
+
+/* Of `count` numbers from c on, those that are there. */
+static inline __mmask16 there(long count, long c) {
+    return count - c >= LANES ? 0xffff : (__mmask16)((1u << (count - c)) - 1);
+}
+
+/* out = weight * x / sqrt(mean(x^2) + eps) of rows [rows][n], summed in float32; rounded before the weight is multiplied, and
+ * after. */
+void slipstream_rms_norm(const bf16 *x, const bf16 *weight, bf16 *out, long rows, long n, float eps, int threads) {
+#pragma omp parallel for num_threads(threads) if (rows * n > 65536)
+    for (long row = 0; row < rows; row++) {
+        const bf16 *from = x + row * n;
+        bf16 *to = out + row * n;
+        __m512 squares = _mm512_setzero_ps();
+        for (long c = 0; c < n; c += LANES) {
+            const __m512 part = widen(_mm256_maskz_loadu_epi16(there(n, c), from + c));
+            squares = _mm512_fmadd_ps(part, part, squares);
+        }
+        const float mean = _mm512_reduce_add_ps(squares) / (float)n + eps;
+        const __m512 factor = _mm512_set1_ps(1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(mean))));
+        for (long c = 0; c < n; c += LANES) {
+            const __mmask16 mask = there(n, c);
+            const __m512 even = widen(narrow(_mm512_mul_ps(widen(_mm256_maskz_loadu_epi16(mask, from + c)), factor)));
+            const __m512 scaled = _mm512_mul_ps(even, widen(_mm256_maskz_loadu_epi16(mask, weight + c)));
+            _mm256_mask_storeu_epi16(to + c, mask, narrow(scaled));
+        }
+    }
+}
+
+/* Turns the rows of some heads: out = x cos + turned(x) sin, where turned exchanges the halves of the d numbers and takes the
+ * second one's opposite. x [heads][rows][d] by its steps; cos, sin [rows][d]; out [rows][heads][d]. Each product and the sum
+ * are rounded. d: a multiple of 32. */
+static void turn(const bf16 *x, const bf16 *cos, const bf16 *sin, bf16 *out, long heads, long rows, long d, long head_step,
+                 long row_step) {
+    const __m512 minus = _mm512_set1_ps(-0.0f);
+    for (long row = 0; row < rows; row++)
+        for (long head = 0; head < heads; head++) {
+            const bf16 *from = x + head * head_step + row * row_step;
+            bf16 *to = out + (row * heads + head) * d;
+            for (long c = 0; c < d; c += LANES) {
+                const long other = c < d / 2 ? c + d / 2 : c - d / 2;
+                __m512 turned = widen(_mm256_loadu_si256((const void *)(from + other)));
+                if (c < d / 2)
+                    turned = _mm512_xor_ps(turned, minus);
+                const __m512 here = widen(_mm256_loadu_si256((const void *)(from + c)));
+                const __m512 a = _mm512_mul_ps(here, widen(_mm256_loadu_si256((const void *)(cos + row * d + c))));
+                const __m512 b = _mm512_mul_ps(turned, widen(_mm256_loadu_si256((const void *)(sin + row * d + c))));
+                const __m512 sum = _mm512_add_ps(widen(narrow(a)), widen(narrow(b)));
+                _mm256_storeu_si256((void *)(to + c), narrow(sum));
+            }
+        }
+}
+
+/* Rotary position embedding of queries and keys. sizes: heads, key heads, rows, d, and steps from head to head and from row to
+ * row of q and of k. */
+void slipstream_rotary(const bf16 *q, const bf16 *k, const bf16 *cos, const bf16 *sin, bf16 *q_out, bf16 *k_out,
+                       const long *sizes) {
+    turn(q, cos, sin, q_out, sizes[0], sizes[2], sizes[3], sizes[4], sizes[5]);
+    turn(k, cos, sin, k_out, sizes[1], sizes[2], sizes[3], sizes[6], sizes[7]);
 }
 
 /* Random bits by Philox4x32-10 (Salmon et al. 2011), as core/sampling.py defines them: of `pairs` neighbouring tokens from 0

@@ -1,10 +1,11 @@
-"""Linear layers and attention over few rows, and noise, in C: built once on a machine that has a compiler and gains.
+"""What passes over few rows are made of, and noise, in C: built once on a machine that has a compiler and gains.
 
 A verification or a level of a draft has 2 to 60 rows. oneDNN multiplies by dot products of bfloat16, which processors
 with AVX-512 but without matrix units (AMX) do at half the rate of float32. `few_rows.c` multiplies as float32 and
 reads each weight once. It attends in the same way, in float32 throughout, and leaves out what the mask hides. What it
 gives for a row is the same whatever other rows there are. Linear layers over the many rows of a prompt are made of
-such products, too, where that is faster. The noise of sampling is that of `core/sampling.py`, to the last bit.
+such products, too, where that is faster. Norms and rotary embeddings take one call instead of five to seven, each of
+which costs as much as the work. The noise of sampling is that of `core/sampling.py`, to the last bit.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ MOST_ROWS = 64
 _SOURCE = Path(__file__).with_name("few_rows.c")
 _LIBRARY, _MEASURED = "few_rows.so", "measured.json"
 _OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC")
-_SIZES, _MOST_WIDTH = 13, 256  # of attention
+_MOST_WIDTH = 256  # of attention
+_SizesOfAttention, _SizesOfRotary = ctypes.c_long * 13, ctypes.c_long * 8
 _FORMAT = 2  # of what is kept
 _FEW, _MANY, _INPUTS, _OUTPUTS = 16, 256, 768, 2048  # rows, inputs and outputs by which it is compared with oneDNN
 _ROUNDS = 9
@@ -111,8 +113,11 @@ class FewRows:
         self._linear.argtypes = [pointer, pointer, pointer, pointer, number, number, number, whole]
         self._linear.restype = whole
         self._attention = library.slipstream_attention
-        self._attention.argtypes = [pointer] * 5 + [number * _SIZES, ctypes.c_float, whole]
+        self._attention.argtypes = [pointer] * 5 + [_SizesOfAttention, ctypes.c_float, whole]
         self._attention.restype = whole
+        self._norm, self._rotary = library.slipstream_rms_norm, library.slipstream_rotary
+        self._norm.argtypes, self._norm.restype = [pointer] * 3 + [number, number, ctypes.c_float, whole], None
+        self._rotary.argtypes, self._rotary.restype = [pointer] * 6 + [_SizesOfRotary], None
         self._philox = library.slipstream_philox
         self._philox.argtypes, self._philox.restype = [pointer, number, pointer, pointer], None
 
@@ -129,24 +134,18 @@ class FewRows:
         bias: [n], contiguous; all in bfloat16.
         """
         rows = rows.contiguous()
-        k = rows.shape[-1]
-        output = rows.new_empty(*rows.shape[:-1], n)
-        count, width = rows.numel() // k, rows.element_size()
+        *outer, k = rows.shape
+        output = rows.new_empty(*outer, n)
+        count = rows.numel() // k
         parts = -(-count // MOST_ROWS)
-        ends = [count * part // parts for part in range(1, parts + 1)]
-        for first, end in zip([0, *ends], ends, strict=False):
-            failed = self._linear(
-                rows.data_ptr() + first * k * width,
-                packed.data_ptr(),
-                None if bias is None else bias.data_ptr(),
-                output.data_ptr() + first * n * width,
-                end - first,
-                n,
-                k,
-                torch.get_num_threads(),
-            )
-            if failed:
+        offset = None if bias is None else bias.data_ptr()
+        first = 0
+        for part in range(1, parts + 1):
+            end = count * part // parts
+            places = (rows.data_ptr() + 2 * first * k, packed.data_ptr(), offset, output.data_ptr() + 2 * first * n)
+            if self._linear(*places, end - first, n, k, torch.get_num_threads()):
                 raise MemoryError("no memory for the rows of a linear layer")
+            first = end
         return output
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
@@ -165,13 +164,36 @@ class FewRows:
             value.data_ptr(),
             mask.data_ptr(),
             output.data_ptr(),
-            (ctypes.c_long * _SIZES)(*sizes),
+            _SizesOfAttention(*sizes),
             scale,
             torch.get_num_threads(),
         )
         if failed:
             raise MemoryError("no memory for the scores of attention")
         return output
+
+    def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """An RMS norm, rounded as Llama's: weight * rows / sqrt(mean(rows^2) + eps). rows: [..., n]; weight: [n]."""
+        rows = rows.contiguous()
+        n = rows.shape[-1]
+        output = torch.empty_like(rows)
+        places = (rows.data_ptr(), weight.data_ptr(), output.data_ptr())
+        self._norm(*places, rows.numel() // n, n, eps, torch.get_num_threads())
+        return output
+
+    def rotary(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries [1, heads, n, d] and keys [1, key heads, n, d], turned as by Llama to the last bit.
+
+        cos and sin: [1, n, d], contiguous. d: a multiple of 32, numbers that lie together. The results lie as
+        [n, heads, d].
+        """
+        _, heads, n, d = q.shape
+        key_heads = k.shape[1]
+        queries, keys = q.new_empty(1, n, heads, d), k.new_empty(1, n, key_heads, d)
+        sizes = (heads, key_heads, n, d, q.stride(1), q.stride(2), k.stride(1), k.stride(2))
+        places = (q.data_ptr(), k.data_ptr(), cos.data_ptr(), sin.data_ptr(), queries.data_ptr(), keys.data_ptr())
+        self._rotary(*places, _SizesOfRotary(*sizes))
+        return queries.transpose(1, 2), keys.transpose(1, 2)
 
     def gumbel_rows(self, seed: int, stream: int, positions: Tensor, vocab_size: int) -> Tensor:
         """What `core.sampling.gumbel_rows` returns for one seed, to the last bit. positions: [p] int64, on the CPU."""
@@ -294,6 +316,15 @@ def _check(library: FewRows) -> None:
     expected = scaled_dot_product_attention(query.double(), key, value, attn_mask=mask.double(), scale=0.5)
     if not bool(((found - expected.transpose(1, 2)).abs() <= 0.02).all()):
         raise FewRowsError("its attention is wrong here")
+    rows, weight = (torch.randn(size, generator=generator).to(torch.bfloat16) for size in ((3, 70), (70,)))
+    expected = weight.double() * (rows.double() * (rows.double().square().mean(-1, keepdim=True) + 1e-5).rsqrt())
+    if not bool(((library.rms_norm(rows, weight, 1e-5).double() - expected).abs() <= 2.0**-6 * expected.abs()).all()):
+        raise FewRowsError("its norms are wrong here")
+    sizes = ((1, 4, 3, 32), (1, 2, 3, 32), (1, 3, 32), (1, 3, 32))
+    query, key, cos, sin = (torch.randn(size, generator=generator).to(torch.bfloat16) for size in sizes)
+    for heads, found in zip((query, key), library.rotary(query, key, cos, sin), strict=True):
+        if not torch.equal(found, heads * cos + torch.cat((-heads[..., 16:], heads[..., :16]), dim=-1) * sin):
+            raise FewRowsError("its rotary embedding is wrong here")
     asked = (2**40 + 3, 5, torch.tensor([7, 2**33]), 37)
     if not torch.equal(library.gumbel_rows(*asked), gumbel_rows(*asked)):
         raise FewRowsError("its noise is wrong here")

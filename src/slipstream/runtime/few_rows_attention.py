@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,11 +16,16 @@ NAME = "slipstream_few_rows"
 _OPERATOR = "slipstream::few_rows_attention"
 
 
-def with_few_rows_attention(model: nn.Module) -> nn.Module:
-    """A shadow of `model` whose passes over few rows attend so, where that is possible, and others by groups."""
+def with_few_rows_attention(model: nn.Module, *, traced: bool = False) -> nn.Module:
+    """A shadow of `model` whose passes over few rows attend so, where that is possible, and others by groups.
+
+    traced: passes are traced by a compiler, which is to see an operator; it costs a call.
+    """
     if few_rows() is None or any(one.dtype != torch.bfloat16 for one in model.parameters()):
         return with_grouped_attention(model)
-    return with_attention(model, NAME, attention)
+    return (
+        with_attention(model, f"{NAME}_traced", traced_attention) if traced else with_attention(model, NAME, attention)
+    )
 
 
 def attention(
@@ -32,10 +38,28 @@ def attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """An attention function of transformers: [b, n, heads, d of values], and no weights."""
+    return _attention(_run, module, query, key, value, attention_mask, scaling, **kwargs)
+
+
+def traced_attention(module: nn.Module, *tensors: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    """The same by an operator."""
+    return _attention(_operator(), module, *tensors, **kwargs)
+
+
+def _attention(
+    run: Callable[..., Tensor],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     if attention_mask is None or not is_plain(attention_mask, kwargs) or not _fits(query, key, value, attention_mask):
         return grouped_attention(module, query, key, value, attention_mask, scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _operator()(query, key, value, attention_mask, scale), None
+    return run(query, key, value, attention_mask, scale), None
 
 
 def _fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> bool:

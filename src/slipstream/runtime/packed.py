@@ -112,8 +112,8 @@ def _matches_unpacked() -> bool:
 
 
 def _as_function(own: Forward) -> Forward:
-    linear: Any = own.__self__  # type: ignore[attr-defined]
-    return lambda rows: own(rows) if rows.requires_grad else _linear(rows, linear.weight, linear.bias)
+    found: Any = own.__self__._parameters  # type: ignore[attr-defined]
+    return lambda rows: own(rows) if rows.requires_grad else _linear(rows, found["weight"], found["bias"])
 
 
 def _as_operator(own: Forward) -> Forward:

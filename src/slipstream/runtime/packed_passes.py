@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from slipstream.runtime.few_rows import few_rows, with_version
 from slipstream.runtime.few_rows_attention import with_few_rows_attention
+from slipstream.runtime.few_rows_layers import layer_changes
 from slipstream.runtime.packed import PackedWeights, is_packed
 from slipstream.target.attention import with_grouped_attention
 from slipstream.target.passes import Executor
@@ -23,7 +24,7 @@ class Packing(Executor):
 
     def __init__(self, *, traced: bool = False) -> None:
         """traced: see `PackedWeights`."""
-        self._weights = PackedWeights(traced=traced)
+        self._weights, self._is_traced = PackedWeights(traced=traced), traced
 
     @property
     def costs_name(self) -> str:
@@ -41,7 +42,7 @@ class Packing(Executor):
 
     def _with_packed(self, model: nn.Module) -> nn.Module:
         """The model with packed weights and our attention."""
-        attending = with_few_rows_attention(model)
+        attending = with_few_rows_attention(model, traced=self._is_traced)
         return shadow(attending, self._weights.changes(attending))
 
     def gumbel_rows(self, seed: int, stream: int, positions: Tensor, vocab_size: int) -> Tensor:
@@ -54,9 +55,13 @@ class Packing(Executor):
 
 
 class PackedPasses(Packing):
-    """Runs passes eagerly and in exact sizes, with packed weights."""
+    """Runs passes eagerly and in exact sizes, with packed weights, and norms and rotary embeddings in one call each."""
 
     name = "packed"
+
+    def _with_packed(self, model: nn.Module) -> nn.Module:
+        packed = super()._with_packed(model)
+        return shadow(packed, layer_changes(packed))
 
 
 def gains_by_packing(model: nn.Module) -> bool:

@@ -1,0 +1,149 @@
+"""RMS norms and rotary embeddings by `few_rows.c`, in the forwards of a shadow.
+
+Which modules and functions of transformers compute one is found by trial: on random numbers ours must give the same.
+Norms that add 1 to their weight, or round elsewhere, and embeddings of neighbours instead of halves are left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slipstream.runtime.few_rows import FewRows, few_rows
+from slipstream.target.shadow import Change, Forward
+
+_EPSILON = ("variance_epsilon", "eps")
+"""What transformers' norms call it."""
+_ROTARY = "apply_rotary_pos_emb"
+"""What the modelling files of transformers call it."""
+_OTHERWISE = 0.02
+"""Of a norm's numbers, how many may be rounded otherwise. Where they are rounded elsewhere it is a fifth."""
+_WIDTH = 32
+"""Of heads that are turned: a multiple of it."""
+
+Rotary = Callable[..., tuple[Tensor, Tensor]]
+
+
+def layer_changes(model: nn.Module) -> dict[nn.Module, Change]:
+    """For a shadow: the norms and the attention of a model in bfloat16 on a CPU, where the library is and fits."""
+    library = few_rows()
+    if library is None:
+        return {}
+    norms = {module: _as_norm(library, epsilon) for module in model.modules() if (epsilon := _epsilon(library, module))}
+    functions: dict[FunctionType, FunctionType | None] = {}
+    turning = {module: _turning(library, functions) for module in model.modules() if _turns(module)}
+    return {**norms, **turning}
+
+
+def _epsilon(library: FewRows, module: nn.Module) -> float | None:
+    """That of a norm which ours gives the same as; None for any other module."""
+    weight: Any = getattr(module, "weight", None)
+    epsilon = next((value for name in _EPSILON if isinstance(value := getattr(module, name, None), float)), None)
+    if epsilon is None or not _is_ours(weight) or weight.dim() != 1 or "forward" in module.__dict__:
+        return None
+    if len(list(module.parameters())) > 1 or any(True for _ in module.buffers()):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(3, len(weight), generator=generator) * torch.tensor([[0.01], [1.0], [50.0]])
+    rows = rows.to(weight.dtype)
+    try:
+        with torch.no_grad():
+            expected = module(rows)
+    except (TypeError, RuntimeError, ValueError):
+        return None
+    return epsilon if _is_rounded_alike(library.rms_norm(rows, weight, epsilon), expected) else None
+
+
+def _is_rounded_alike(found: Tensor, expected: Any) -> bool:
+    """Whether norms differ by no more than the order of their sums: in few numbers, by the last places."""
+    if not isinstance(expected, Tensor) or found.shape != expected.shape:
+        return False
+    near = (found.double() - expected.double()).abs() <= 2.0**-6 * expected.double().abs()
+    return bool(near.all()) and int((found != expected).sum()) <= _OTHERWISE * found.numel()
+
+
+def _is_ours(weight: Any) -> bool:
+    plain = type(weight) is nn.Parameter and weight.is_contiguous() and not weight.is_inference()
+    return plain and weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+
+
+def _as_norm(library: FewRows, epsilon: float) -> Change:
+    def change(own: Forward) -> Forward:
+        module: Any = own.__self__  # type: ignore[attr-defined]
+
+        def forward(rows: Tensor, *more: Any, **named: Any) -> Any:
+            if more or named or rows.dtype != torch.bfloat16 or rows.requires_grad or rows.numel() == 0:
+                return own(rows, *more, **named)
+            return library.rms_norm(rows, module.weight, epsilon)
+
+        return forward
+
+    return change
+
+
+def _turns(module: nn.Module) -> bool:
+    """Whether its forward is a function of its class that calls the rotary embedding by its usual name."""
+    function = type(module).forward
+    named = isinstance(function, FunctionType) and _ROTARY in function.__code__.co_names
+    return named and "forward" not in module.__dict__
+
+
+def _turning(library: FewRows, known: dict[FunctionType, FunctionType | None]) -> Change:
+    """known: what was made of a function before; None where it is left as it is."""
+
+    def change(own: Forward) -> Forward:
+        function: FunctionType = own.__func__  # type: ignore[attr-defined]
+        if function not in known:
+            known[function] = _with_rotary(library, function)
+        made = known[function]
+        return own if made is None else MethodType(made, own.__self__)  # type: ignore[attr-defined]
+
+    return change
+
+
+def _with_rotary(library: FewRows, function: FunctionType) -> FunctionType | None:
+    """The function with our rotary embedding in place of the one that it calls; None where that is another."""
+    theirs = function.__globals__.get(_ROTARY)
+    if theirs is None or not _is_same(library, theirs):
+        return None
+    names = {**function.__globals__, _ROTARY: _rotary(library, theirs)}
+    made = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__dict__.update(function.__dict__)
+    return made
+
+
+def _is_same(library: FewRows, theirs: Rotary) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((1, 4, 3, _WIDTH), (1, 2, 3, _WIDTH), (1, 3, _WIDTH), (1, 3, _WIDTH))
+    given = [torch.randn(size, generator=generator).to(torch.bfloat16) for size in sizes]
+    try:
+        expected = theirs(*given)
+    except (TypeError, RuntimeError, ValueError, IndexError):
+        return False
+    return len(expected) == 2 and all(map(torch.equal, expected, library.rotary(*given)))
+
+
+def _rotary(library: FewRows, theirs: Rotary) -> Rotary:
+    def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *more: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        if more or named or not _fits(q, k, cos, sin):
+            return theirs(q, k, cos, sin, *more, **named)
+        return library.rotary(q, k, cos.contiguous(), sin.contiguous())
+
+    return rotary
+
+
+def _fits(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Whether queries and keys can be turned by ours."""
+    if q.dim() != 4 or q.shape[0] != 1 or q.shape[-1] % _WIDTH or any(map(_is_other, (q, k, cos, sin))):
+        return False
+    sized = cos.shape == sin.shape == (1, *q.shape[2:]) and k.shape == (1, k.shape[1], *q.shape[2:])
+    return sized and q.stride(3) == k.stride(3) == 1
+
+
+def _is_other(tensor: Tensor) -> bool:
+    return tensor.dtype is not torch.bfloat16 or tensor.requires_grad
