@@ -178,7 +178,7 @@ class SlotLayer(CacheLayerMixin):
         places, context = self._cache.places.to(key_states.device), self._cache.context
         _write(self.keys, places, key_states)
         _write(self.values, places, value_states)
-        return self.keys[:, :, :context], self.values[:, :, :context]
+        return self.keys.narrow(2, 0, context), self.values.narrow(2, 0, context)
 
     def move(self, slots: Tensor, places: Tensor) -> None:
         """Copy the rows of `slots` [batch, n] to `places` [batch, n]."""
