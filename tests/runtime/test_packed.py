@@ -16,7 +16,7 @@ from families import build, prompt_ids
 from slipstream.errors import InputError
 from slipstream.runtime import packed, packed_passes
 from slipstream.runtime.executor import check_runtime
-from slipstream.runtime.few_rows import few_rows
+from slipstream.runtime.few_rows import DTYPES, MOST_ROWS, few_rows
 from slipstream.runtime.packed import PackedWeights
 from slipstream.target.shadow import shadow
 
@@ -29,7 +29,9 @@ def library(request, monkeypatch):
     own = few_rows()
     if request.param == "own" and own is None:
         pytest.skip("the product for few rows is not built here, or no faster")
-    monkeypatch.setattr(packed, "few_rows", lambda: own if request.param == "own" else None)
+    monkeypatch.setattr(
+        packed, "few_rows", lambda dtype=torch.bfloat16: own if request.param == "own" and dtype in DTYPES else None
+    )
     packed._BY_PLACE.clear()
     yield request.param
     packed._BY_PLACE.clear()
@@ -64,13 +66,25 @@ def test_a_packed_layer_says_what_the_layer_says(layer, bias, count, library):
     assert weights.nbytes == 96 * 64 * 2
 
 
+@pytest.mark.parametrize("library", ["own"], indirect=True)
+@pytest.mark.parametrize("count", [1, 3, 16, 70])
+def test_a_layer_in_float32_is_packed_for_our_product(count, library):
+    layer = nn.Linear(96, 64).requires_grad_(False)
+    weights = PackedWeights()
+    twin = shadow(layer, weights.changes(layer))
+    found, expected = twin(rows(count).float()), layer(rows(count).float())
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(twin(rows(count).float()[:, :1]), found[:, :1]) or count > MOST_ROWS
+    assert weights.nbytes == 96 * 64 * 4
+
+
 @needs_bfloat16
 @pytest.mark.parametrize("library", ["own"], indirect=True)
 @pytest.mark.parametrize("takes_many", [True, False])
 def test_many_rows_are_multiplied_by_ours_only_where_that_is_faster(layer, takes_many, library, monkeypatch):
     weights, own, asked = PackedWeights(), few_rows(), []
     linear = own.linear
-    monkeypatch.setattr(own, "takes_many", takes_many)
+    monkeypatch.setattr(own, "many", [torch.bfloat16] if takes_many else [torch.float32])
     monkeypatch.setattr(own, "linear", lambda *args: asked.append(args) or linear(*args))
     twin = shadow(layer, weights.changes(layer))
     assert same(twin(rows(70)), layer(rows(70)), library)
@@ -120,7 +134,7 @@ def test_other_layers_are_left_alone(layer):
 
     replaced = copy.deepcopy(layer)
     replaced.forward = lambda rows: rows
-    others = nn.ModuleList([layer.float(), nn.Linear(2, 2).double(), Own(2, 2).to(torch.bfloat16), replaced])
+    others = nn.ModuleList([layer.half(), nn.Linear(2, 2).double(), Own(2, 2).to(torch.bfloat16), replaced])
     assert PackedWeights().changes(others) == {}
 
 
@@ -145,18 +159,19 @@ class TestPackedPasses:
     def model(self):
         return build("llama").to(torch.bfloat16)
 
-    def test_answers_are_plain_decodings_whatever_drafts(self, model, library):
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+    def test_answers_are_plain_decodings_whatever_drafts(self, model, dtype, library):
         """Rows know nothing of each other in our product: a tree's numbers are those of one token at a time."""
         plain, drafted = (
-            slipstream.load(model, method, runtime="packed", **options)
+            slipstream.load(model.to(dtype), method, runtime="packed", **options)
             for method, options in (("plain", {}), ("layer-skip", {"width": 3, "depth": 3, "total": 6}))
         )
         assert plain.target.executor.name == "packed"
-        assert plain.target.executor.packed_bytes > 0
+        assert (plain.target.executor.packed_bytes > 0) == (library == "own" or dtype == torch.bfloat16)
         assert plain.target.executor.rows(13) == 13
         answers = [one.generate(prompt_ids(9), max_new_tokens=24).token_ids for one in (plain, drafted)]
         assert len(answers[0]) == 24
-        if library == "own":
+        if library == "own" or dtype == torch.float32:
             assert answers[0] == answers[1]
 
     def test_auto_packs_where_it_is_faster_and_memory_is_plenty(self, model, library, monkeypatch):
@@ -165,9 +180,13 @@ class TestPackedPasses:
         packed._BY_PLACE.clear()
         monkeypatch.setattr(packed_passes, "_available_memory", lambda: 1000)
         names.append(slipstream.load(model, "plain").target.executor.name)
-        names.append(slipstream.load(model.float(), "plain").target.executor.name)
         names.append(slipstream.load(model, "plain", runtime="eager").target.executor.name)
-        assert names == ["packed" if library == "own" else "eager", "eager", "eager", "eager"]
+        assert names == ["packed" if library == "own" else "eager", "eager", "eager"]
+
+    def test_auto_packs_float32_too_and_no_other_numbers(self, model, library, monkeypatch):
+        monkeypatch.setattr(packed_passes, "few_rows", packed.few_rows)
+        names = [slipstream.load(model.to(one), "plain").target.executor.name for one in (torch.float32, torch.float64)]
+        assert names == ["packed" if library == "own" else "eager", "eager"]
 
     def test_other_numbers_are_left_as_they_are(self, model):
         expected = slipstream.load(model.double(), "plain").generate(prompt_ids(9), max_new_tokens=12).token_ids

@@ -102,7 +102,7 @@ Runtime = Annotated[
         "--runtime",
         metavar="KIND",
         rich_help_panel=LOADING,
-        help="eager; packed: on a CPU, bfloat16 weights are packed for few rows, which takes as much memory again; "
+        help="eager; packed: on a CPU, weights are packed for few rows, which takes as much memory again; "
         "compiled: layers are compiled beside the first passes, too; captured: on CUDA, drafts and verifications "
         "become graphs. auto (the default): packed where that is faster and memory is plenty, else eager.",
     ),

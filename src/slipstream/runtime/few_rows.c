@@ -1,12 +1,13 @@
-/* A linear layer over few rows: y = x W^T + b in bfloat16, summed in float32. Attention, what lies between products, and
- * random bits follow below.
+/* A linear layer over few rows: y = x W^T + b in bfloat16 or float32, summed in float32. Attention, what lies between
+ * products, and random bits follow below.
  *
  * Processors with AVX-512 but without matrix units multiply float32 twice as fast as they take dot products of bfloat16,
- * so weights are widened in registers, which is a shift or a mask, and multiplied as float32. Each weight is read from
- * memory once for all rows, and the next ones are on their way meanwhile.
+ * so weights of that are widened in registers, which is a shift or a mask, and multiplied as float32. Each weight is read
+ * from memory once for all rows, and the next ones are on their way meanwhile.
  *
- * A packed weight lies in blocks of 16 outputs: [n / 16][k / 2][16][2], so that a load of 64 bytes holds two inputs of 16
- * outputs. Sums run over the inputs in order, whatever the number of rows: a row's result does not depend on others.
+ * A packed weight lies in blocks of 16 outputs, in each of them the inputs by pairs. A pair in bfloat16 is [16][2], so that a
+ * load of 64 bytes holds two inputs of 16 outputs; in float32 it is [2][16]. Sums run over the inputs in order, whatever the
+ * number of rows, in float32 by equal parts: a row's result does not depend on others.
  */
 #include <immintrin.h>
 #include <stdint.h>
@@ -18,8 +19,8 @@
 
 typedef uint16_t bf16;
 
-enum { LANES = 16, PAIRS = 96, MOST_ROWS = 64, GROUP = 12, MOST_SUMS = 24 };
-/* PAIRS of inputs are worked on at a time by all groups of rows, at most GROUP rows each, with MOST_SUMS registers. */
+enum { LANES = 16, LINE = 64, AT_ONCE = 96 * LINE, MOST_ROWS = 64, GROUP = 12, MOST_SUMS = 24 };
+/* AT_ONCE bytes of each block are worked on by all groups of rows, at most GROUP rows each, with MOST_SUMS registers. */
 
 static inline __m512 widen(__m256i numbers) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16));
@@ -35,42 +36,74 @@ static inline __m256i narrow(__m512 numbers) {
     return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0)));
 }
 
-void slipstream_pack(const bf16 *weight, bf16 *packed, long n, long k, int threads) {
+/* Of `count` numbers from c on, those that are there. */
+static inline __mmask16 there(long count, long c) {
+    return count - c >= LANES ? 0xffff : (__mmask16)((1u << (count - c)) - 1);
+}
+
+/* Sixteen numbers of one of the two kinds, as float32 and back; and a number as it is once it was kept. */
+static inline __m512 load(const void *from, long at, __mmask16 mask, int is_float) {
+    return is_float ? _mm512_maskz_loadu_ps(mask, (const float *)from + at)
+                    : widen(_mm256_maskz_loadu_epi16(mask, (const bf16 *)from + at));
+}
+static inline void keep(void *to, long at, __mmask16 mask, int is_float, __m512 numbers) {
+    if (is_float)
+        _mm512_mask_storeu_ps((float *)to + at, mask, numbers);
+    else
+        _mm256_mask_storeu_epi16((bf16 *)to + at, mask, narrow(numbers));
+}
+static inline __m512 rounded(__m512 numbers, int is_float) { return is_float ? numbers : widen(narrow(numbers)); }
+
+/* weight [n][k] of numbers of `size` bytes: 2, or 4 for float32. */
+void slipstream_pack(const void *weight, void *packed, long n, long k, long size, int threads) {
     const long pairs = (k + 1) / 2, blocks = (n + LANES - 1) / LANES;
 #pragma omp parallel for num_threads(threads)
     for (long block = 0; block < blocks; block++)
         for (long pair = 0; pair < pairs; pair++)
             for (long lane = 0; lane < LANES; lane++)
                 for (long half = 0; half < 2; half++) {
-                    const long row = block * LANES + lane, column = 2 * pair + half;
-                    packed[((block * pairs + pair) * LANES + lane) * 2 + half] =
-                        row < n && column < k ? weight[row * k + column] : 0;
+                    const long row = block * LANES + lane, column = 2 * pair + half, first = (block * pairs + pair) * 2 * LANES;
+                    const int is_there = row < n && column < k;
+                    if (size == 2)
+                        ((bf16 *)packed)[first + lane * 2 + half] = is_there ? ((const bf16 *)weight)[row * k + column] : 0;
+                    else
+                        ((float *)packed)[first + half * LANES + lane] =
+                            is_there ? ((const float *)weight)[row * k + column] : 0;
                 }
 }
 
+/* A pair of inputs of 16 outputs. */
+static inline void load_2(const char *at, __m512 *even, __m512 *odd) {
+    const __m512i both = _mm512_loadu_si512(at);
+    *even = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    *odd = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
+}
+static inline void load_4(const char *at, __m512 *even, __m512 *odd) {
+    *even = _mm512_loadu_ps(at);
+    *odd = _mm512_loadu_ps(at + LINE);
+}
+
 /* Adds the products of some pairs of inputs to the sums of R rows and V blocks, [R][V][16]. x: rows that lie `width`
- * apart. block: numbers from one block of weights to the next. ahead: of every `each`-th pair a line is fetched from
- * there, as far on as the pair is. */
-typedef void (*Tile)(const float *x, long width, const bf16 *w, long block, long pairs, float *sums, int is_first,
+ * apart. block: bytes from one block of weights to the next. ahead: of every `each`-th pair its lines are fetched from
+ * there, as far on as the pair is. Numbers have S bytes, so a pair has S / 2 lines. In float32 what is added up here begins at
+ * 0: sums of sums are closer than one long sum. */
+typedef void (*Tile)(const float *x, long width, const char *w, long block, long pairs, float *sums, int is_first,
                      const char *ahead, long each);
 
-#define TILE(R, V)                                                                                                     \
-    static void tile_##R##_##V(const float *x, long width, const bf16 *w, long block, long pairs, float *sums,         \
-                               int is_first, const char *ahead, long each) {                                           \
-        const __m512i high = _mm512_set1_epi32((int)0xffff0000);                                                       \
+#define TILE(R, V, S)                                                                                                  \
+    static void tile_##R##_##V##_##S(const float *x, long width, const char *w, long block, long pairs, float *sums,   \
+                                     int is_first, const char *ahead, long each) {                                     \
         __m512 sum[R][V], even[V], odd[V];                                                                             \
         for (int r = 0; r < R; r++)                                                                                    \
             for (int v = 0; v < V; v++)                                                                                \
-                sum[r][v] = is_first ? _mm512_setzero_ps() : _mm512_load_ps(sums + (r * V + v) * LANES);               \
+                sum[r][v] = is_first || S == 4 ? _mm512_setzero_ps() : _mm512_load_ps(sums + (r * V + v) * LANES);     \
         for (long p = 0; p < pairs; p++) {                                                                             \
-            for (int v = 0; v < V; v++) {                                                                              \
-                const __m512i both = _mm512_loadu_si512(w + v * block + p * 2 * LANES);                                \
-                even[v] = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));                                            \
-                odd[v] = _mm512_castsi512_ps(_mm512_and_si512(both, high));                                            \
-            }                                                                                                          \
+            for (int v = 0; v < V; v++)                                                                                \
+                load_##S(w + v * block + p * (S / 2 * LINE), even + v, odd + v);                                       \
             if (each == 1 || p % each == 0)                                                                            \
                 for (int v = 0; v < V; v++)                                                                            \
-                    _mm_prefetch(ahead + v * block * 2 + p / each * 64, _MM_HINT_T1);                                  \
+                    for (int line = 0; line < S / 2; line++)                                                           \
+                        _mm_prefetch(ahead + v * block + (p / each * (S / 2) + line) * LINE, _MM_HINT_T1);             \
             for (int r = 0; r < R; r++) {                                                                              \
                 const __m512 input = _mm512_set1_ps(x[r * width + 2 * p]);                                             \
                 for (int v = 0; v < V; v++)                                                                            \
@@ -83,74 +116,87 @@ typedef void (*Tile)(const float *x, long width, const bf16 *w, long block, long
             }                                                                                                          \
         }                                                                                                              \
         for (int r = 0; r < R; r++)                                                                                    \
-            for (int v = 0; v < V; v++)                                                                                \
-                _mm512_store_ps(sums + (r * V + v) * LANES, sum[r][v]);                                                \
+            for (int v = 0; v < V; v++) {                                                                              \
+                float *to = sums + (r * V + v) * LANES;                                                                \
+                _mm512_store_ps(to, S == 4 && !is_first ? _mm512_add_ps(_mm512_load_ps(to), sum[r][v]) : sum[r][v]);   \
+            }                                                                                                          \
     }
 
-#define WIDE(F) F(1, 8) F(2, 8) F(3, 6) F(4, 4) F(5, 4) F(6, 4) F(7, 3) F(8, 3) F(9, 2) F(10, 2) F(11, 2) F(12, 2)
-#define SINGLE(F) F(1, 1) F(2, 1) F(3, 1) F(4, 1) F(5, 1) F(6, 1) F(7, 1) F(8, 1) F(9, 1) F(10, 1) F(11, 1) F(12, 1)
-#define NAME(R, V) tile_##R##_##V,
-#define WIDTH(R, V) V,
+#define WIDE(F, S)                                                                                                     \
+    F(1, 8, S) F(2, 8, S) F(3, 6, S) F(4, 4, S) F(5, 4, S) F(6, 4, S) F(7, 3, S) F(8, 3, S) F(9, 2, S) F(10, 2, S)     \
+    F(11, 2, S) F(12, 2, S)
+#define SINGLE(F, S)                                                                                                   \
+    F(1, 1, S) F(2, 1, S) F(3, 1, S) F(4, 1, S) F(5, 1, S) F(6, 1, S) F(7, 1, S) F(8, 1, S) F(9, 1, S) F(10, 1, S)     \
+    F(11, 1, S) F(12, 1, S)
+#define NAME(R, V, S) tile_##R##_##V##_##S,
+#define WIDTH(R, V, S) V,
 
-WIDE(TILE)
-SINGLE(TILE)
-static const Tile wide[] = {WIDE(NAME)}, single[] = {SINGLE(NAME)}; /* by rows - 1 */
-static const int widths[] = {WIDE(WIDTH)};
+WIDE(TILE, 2)
+SINGLE(TILE, 2)
+WIDE(TILE, 4)
+SINGLE(TILE, 4)
+static const Tile wide[2][GROUP] = {{WIDE(NAME, 2)}, {WIDE(NAME, 4)}}; /* by rows - 1 */
+static const Tile single[2][GROUP] = {{SINGLE(NAME, 2)}, {SINGLE(NAME, 4)}};
+static const int widths[] = {WIDE(WIDTH, 2)};
 
 typedef struct {
-    const bf16 *weight, *bias;
-    bf16 *out;
+    const char *weight;
+    const void *bias;
+    void *out;
     const float *x;
+    int is_float;
     long n, pairs, width, groups, begin[MOST_ROWS / GROUP + 3];
 } Layer;
+
+/* out[column ...] = sum + bias of one block. */
+static void store(const Layer *layer, long row, long column, __m512 sum) {
+    const __mmask16 mask = there(layer->n, column);
+    if (layer->bias)
+        sum = _mm512_add_ps(sum, load(layer->bias, column, mask, layer->is_float));
+    keep(layer->out, row * layer->n + column, mask, layer->is_float, sum);
+}
 
 /* The outputs of `count` blocks from `first` on, for all rows. */
 static void run_blocks(const Layer *layer, long first, int count) {
     float sums[MOST_ROWS / GROUP + 2][MOST_SUMS * LANES] __attribute__((aligned(64)));
-    const long block = layer->pairs * 2 * LANES, groups = layer->groups;
-    const bf16 *w = layer->weight + first * block;
-    const long step = groups == 1 ? layer->pairs : PAIRS;
+    const long size = layer->is_float ? 2 * LINE : LINE; /* of a pair */
+    const long block = layer->pairs * size, groups = layer->groups;
+    const char *w = layer->weight + first * block;
+    const Tile *together = wide[layer->is_float], *alone = single[layer->is_float];
+    const long step = AT_ONCE / size;
     for (long pair = 0; pair < layer->pairs; pair += step) {
         const long rest = layer->pairs - pair, pairs = rest < step ? rest : step;
-        /* One group reads on where it is; several share the lines that come next. */
-        const char *ahead = (const char *)(rest > step ? w + (pair + step) * 2 * LANES : w + count * block);
-        if (groups == 1)
-            ahead = (const char *)w + 2048;
+        /* The lines of what is next, after this part or these blocks, are fetched meanwhile, by all groups together. */
+        const char *ahead = rest > step ? w + (pair + step) * size : w + count * block;
         for (long g = 0; g < groups; g++) {
             const long rows = layer->begin[g + 1] - layer->begin[g];
             const float *x = layer->x + layer->begin[g] * layer->width + 2 * pair;
-            const char *mine = ahead + g * ((pairs + groups - 1) / groups) * 64;
+            const char *mine = ahead + g * ((pairs + groups - 1) / groups) * size;
             if (count > 1 && count == widths[rows - 1])
-                wide[rows - 1](x, layer->width, w + pair * 2 * LANES, block, pairs, sums[g], pair == 0, mine, groups);
+                together[rows - 1](x, layer->width, w + pair * size, block, pairs, sums[g], pair == 0, mine, groups);
             else
                 for (int v = 0; v < count; v++)
-                    single[rows - 1](x, layer->width, w + v * block + pair * 2 * LANES, block, pairs,
-                                     sums[g] + v * rows * LANES, pair == 0, mine + v * block * 2, groups);
+                    alone[rows - 1](x, layer->width, w + v * block + pair * size, block, pairs,
+                                    sums[g] + v * rows * LANES, pair == 0, mine + v * block, groups);
         }
     }
     for (long g = 0; g < groups; g++) {
         const long rows = layer->begin[g + 1] - layer->begin[g];
-        const int together = count > 1 && count == widths[rows - 1];
-        for (int v = 0; v < count; v++) {
-            const long column = (first + v) * LANES, left = layer->n - column;
-            const __mmask16 mask = left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1);
-            for (long r = 0; r < rows; r++) {
-                __m512 sum = _mm512_load_ps(sums[g] + (together ? r * count + v : v * rows + r) * LANES);
-                if (layer->bias)
-                    sum = _mm512_add_ps(sum, widen(_mm256_maskz_loadu_epi16(mask, layer->bias + column)));
-                bf16 *out = layer->out + (layer->begin[g] + r) * layer->n + column;
-                _mm256_mask_storeu_epi16(out, mask, narrow(sum));
-            }
-        }
+        const int is_wide = count > 1 && count == widths[rows - 1];
+        for (int v = 0; v < count; v++)
+            for (long r = 0; r < rows; r++)
+                store(layer, layer->begin[g] + r, (first + v) * LANES,
+                      _mm512_load_ps(sums[g] + (is_wide ? r * count + v : v * rows + r) * LANES));
     }
 }
 
-/* x [rows][k], a packed weight, bias [n] or NULL, out [rows][n]. Returns 0, or 1 where there is no memory. */
-int slipstream_linear(const bf16 *x, const bf16 *weight, const bf16 *bias, bf16 *out, long rows, long n, long k,
+/* x [rows][k], a packed weight, bias [n] or NULL, out [rows][n], all of numbers of `size` bytes. Returns 0, or 1 where there
+ * is no memory. */
+int slipstream_linear(const void *x, const void *weight, const void *bias, void *out, long rows, long n, long k, long size,
                       int threads) {
     static _Thread_local float *scratch;
     static _Thread_local long room;
-    Layer layer = {weight, bias, out, 0, n, (k + 1) / 2, 2 * ((k + 1) / 2), (rows + GROUP - 1) / GROUP, {0}};
+    Layer layer = {weight, bias, out, x, size == 4, n, (k + 1) / 2, 2 * ((k + 1) / 2), (rows + GROUP - 1) / GROUP, {0}};
     if (room < rows * layer.width) {
         free(scratch);
         room = rows * layer.width;
@@ -160,15 +206,12 @@ int slipstream_linear(const bf16 *x, const bf16 *weight, const bf16 *bias, bf16 
             return 1;
         }
     }
-    layer.x = scratch;
-    for (long r = 0; r < rows; r++) {
-        float *to = scratch + r * layer.width;
-        for (long c = 0; c < layer.width; c += LANES) {
-            const long left = k - c, space = layer.width - c;
-            const __mmask16 mask = left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1);
-            const __mmask16 kept = space >= LANES ? 0xffff : (__mmask16)((1u << space) - 1);
-            _mm512_mask_storeu_ps(to + c, kept, widen(_mm256_maskz_loadu_epi16(mask, x + r * k + c)));
-        }
+    if (size == 2 || k < layer.width) {
+        layer.x = scratch;
+        for (long r = 0; r < rows; r++)
+            for (long c = 0; c < layer.width; c += LANES)
+                keep(scratch, r * layer.width + c, there(layer.width, c), 1,
+                     load(x, r * k + c, k > c ? there(k, c) : 0, layer.is_float));
     }
     for (long g = 0; g < layer.groups; g++)
         layer.begin[g + 1] = rows * (g + 1) / layer.groups;
@@ -202,8 +245,8 @@ enum { KEYS = 64, MOST_WIDTH = 256, TOGETHER = 6, CHUNK = 24 };
 static const double UNIT = 70368744177664.0; /* 2^46: weights are at most 1, and there are fewer than 2^17 */
 
 typedef struct {
-    const bf16 *q, *k, *v, *mask;
-    bf16 *out;
+    const void *q, *k, *v, *mask;
+    void *out;
     long heads, key_heads, rows, keys, d, dv;              /* d, dv: multiples of 16, at most MOST_WIDTH */
     long q_head, q_row, k_head, k_row, v_head, v_row, mask_row; /* numbers from one to the next */
     float scale;
@@ -225,13 +268,12 @@ static inline __m512 exponential(__m512 x) {
     return _mm512_mask_mov_ps(_mm512_scalef_ps(y, n), tiny, _mm512_setzero_ps());
 }
 
-/* to[d][KEYS] of `count` keys [count][d]; those that are missing are zeros. */
-static void transpose(const bf16 *from, long row, long count, long d, float *to) {
+/* to[d][KEYS] of `count` keys [count][d], from number `first` on; those that are missing are zeros. */
+static inline void transpose(const void *from, long first, long row, long count, long d, float *to, int is_float) {
     float line[LANES] __attribute__((aligned(64)));
     for (long key = 0; key < KEYS; key++)
         for (long c = 0; c < d; c += LANES) {
-            const __m512 part = key < count ? widen(_mm256_loadu_si256((const void *)(from + key * row + c)))
-                                            : _mm512_setzero_ps();
+            const __m512 part = key < count ? load(from, first + key * row + c, 0xffff, is_float) : _mm512_setzero_ps();
             _mm512_store_ps(line, part);
             for (int i = 0; i < LANES; i++)
                 to[(c + i) * KEYS + key] = line[i];
@@ -280,7 +322,7 @@ static void multiply(const float *a, long a_row, long rows, const float *b, long
 }
 
 /* Rows first .. first + count - 1 of those of one key head: row i is row i % rows of its (i / rows)-th query head. */
-static int attend(const Attention *it, long head, long first, long count) {
+static inline int attend(const Attention *it, long head, long first, long count, int is_float) {
     static _Thread_local float *scratch;
     static _Thread_local long room;
     float q[CHUNK * MOST_WIDTH] __attribute__((aligned(64))), sum[CHUNK * MOST_WIDTH] __attribute__((aligned(64)));
@@ -299,16 +341,16 @@ static int attend(const Attention *it, long head, long first, long count) {
     float *scores = scratch;                             /* [count][width] */
     unsigned char *seen = (unsigned char *)(scratch + CHUNK * width); /* by blocks */
     const long group = it->heads / it->key_heads;
-    const bf16 *masks[CHUNK];
+    long masks[CHUNK];
     for (long r = 0; r < count; r++) {
         const long row = (first + r) % it->rows, query = head * group + (first + r) / it->rows;
-        const bf16 *from = it->q + query * it->q_head + row * it->q_row;
+        const long from = query * it->q_head + row * it->q_row;
         for (long c = 0; c < it->d; c += LANES)
-            _mm512_store_ps(q + r * it->d + c, _mm512_mul_ps(widen(_mm256_loadu_si256((const void *)(from + c))),
-                                                             _mm512_set1_ps(it->scale)));
+            _mm512_store_ps(q + r * it->d + c,
+                            _mm512_mul_ps(load(it->q, from + c, 0xffff, is_float), _mm512_set1_ps(it->scale)));
         for (long c = 0; c < it->dv; c += LANES)
             _mm512_store_ps(sum + r * it->dv + c, _mm512_setzero_ps());
-        masks[r] = it->mask + row * it->mask_row;
+        masks[r] = row * it->mask_row;
         highest[r] = -3.4e38f;
         total[r] = 0;
     }
@@ -317,13 +359,13 @@ static int attend(const Attention *it, long head, long first, long count) {
         seen[number] = 0;
         for (long r = 0; r < count && !seen[number]; r++)
             for (long c = 0; c < some; c += LANES) {
-                const __mmask16 there = some - c >= LANES ? 0xffff : (__mmask16)((1u << (some - c)) - 1);
-                const __m512 hidden = widen(_mm256_maskz_loadu_epi16(there, masks[r] + key + c));
-                seen[number] |= 0 != _mm512_mask_cmp_ps_mask(there, hidden, _mm512_set1_ps(-1e38f), _CMP_GT_OQ);
+                const __mmask16 kept = there(some, c);
+                const __m512 hidden = load(it->mask, masks[r] + key + c, kept, is_float);
+                seen[number] |= 0 != _mm512_mask_cmp_ps_mask(kept, hidden, _mm512_set1_ps(-1e38f), _CMP_GT_OQ);
             }
         if (!seen[number])
             continue;
-        transpose(it->k + head * it->k_head + key * it->k_row, it->k_row, some, it->d, block);
+        transpose(it->k, head * it->k_head + key * it->k_row, it->k_row, some, it->d, block, is_float);
         for (long r = 0; r < count; r++)
             for (long c = 0; c < KEYS; c += LANES)
                 _mm512_store_ps(scores + r * width + key + c, _mm512_setzero_ps());
@@ -331,13 +373,12 @@ static int attend(const Attention *it, long head, long first, long count) {
         for (long r = 0; r < count; r++) {
             __m512 most = _mm512_set1_ps(highest[r]);
             for (long c = 0; c < KEYS; c += LANES) {
-                const long left = some - c;
-                const __mmask16 there = left >= LANES ? 0xffff : left <= 0 ? 0 : (__mmask16)((1u << left) - 1);
-                const __m512 hidden = widen(_mm256_maskz_loadu_epi16(there, masks[r] + key + c));
-                const __m512 score = _mm512_add_ps(_mm512_load_ps(scores + r * width + key + c), hidden);
-                const __m512 kept = _mm512_mask_mov_ps(_mm512_set1_ps(-3.4e38f), there, score);
-                _mm512_store_ps(scores + r * width + key + c, kept);
-                most = _mm512_max_ps(most, kept);
+                const __mmask16 kept = some > c ? there(some, c) : 0;
+                const __m512 hidden = load(it->mask, masks[r] + key + c, kept, is_float);
+                const __m512 sum = _mm512_add_ps(_mm512_load_ps(scores + r * width + key + c), hidden);
+                const __m512 score = _mm512_mask_mov_ps(_mm512_set1_ps(-3.4e38f), kept, sum);
+                _mm512_store_ps(scores + r * width + key + c, score);
+                most = _mm512_max_ps(most, score);
             }
             highest[r] = _mm512_reduce_max_ps(most);
         }
@@ -359,27 +400,26 @@ static int attend(const Attention *it, long head, long first, long count) {
             }
             total[r] += _mm512_reduce_add_epi64(whole);
         }
-        const bf16 *values = it->v + head * it->v_head + key * it->v_row;
+        const long values = head * it->v_head + key * it->v_row;
         for (long i = 0; i < some; i++)
             for (long c = 0; c < it->dv; c += LANES)
-                _mm512_store_ps(block + i * it->dv + c,
-                                widen(_mm256_loadu_si256((const void *)(values + i * it->v_row + c))));
+                _mm512_store_ps(block + i * it->dv + c, load(it->v, values + i * it->v_row + c, 0xffff, is_float));
         multiply(scores + key, width, count, block, it->dv, some, sum, it->dv);
     }
     for (long r = 0; r < count; r++) {
         const long row = (first + r) % it->rows, query = head * group + (first + r) / it->rows;
         const __m512 share = _mm512_set1_ps((float)(UNIT / (double)total[r]));
         for (long c = 0; c < it->dv; c += LANES)
-            _mm256_storeu_si256((void *)(it->out + (row * it->heads + query) * it->dv + c),
-                                narrow(_mm512_mul_ps(share, _mm512_load_ps(sum + r * it->dv + c))));
+            keep(it->out, (row * it->heads + query) * it->dv + c, 0xffff, is_float,
+                 _mm512_mul_ps(share, _mm512_load_ps(sum + r * it->dv + c)));
     }
     return 0;
 }
 
-/* q [heads][rows][d], k [key heads][keys][d], v [key heads][keys][dv], mask [rows][keys], out [rows][heads][dv]. Returns 0,
- * or 1 where there is no memory. */
-int slipstream_attention(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *mask, bf16 *out, const long *sizes,
-                         float scale, int threads) {
+/* q [heads][rows][d], k [key heads][keys][d], v [key heads][keys][dv], mask [rows][keys], out [rows][heads][dv], all of numbers
+ * of `size` bytes. Returns 0, or 1 where there is no memory. */
+int slipstream_attention(const void *q, const void *k, const void *v, const void *mask, void *out, const long *sizes,
+                         float scale, long size, int threads) {
     Attention it = {q,        k,        v,        mask,     out,      sizes[0], sizes[1], sizes[2],  sizes[3], sizes[4],
                     sizes[5], sizes[6], sizes[7], sizes[8], sizes[9], sizes[10], sizes[11], sizes[12], scale};
     const long rows = it.rows * (it.heads / it.key_heads);
@@ -391,69 +431,69 @@ int slipstream_attention(const bf16 *q, const bf16 *k, const bf16 *v, const bf16
     for (long task = 0; task < it.key_heads * parts; task++) {
         const long part = task % parts, first = rows * part / parts, end = rows * (part + 1) / parts;
         if (end > first)
-            failed |= attend(&it, task / parts, first, end - first);
+            failed |= size == 4 ? attend(&it, task / parts, first, end - first, 1)
+                                : attend(&it, task / parts, first, end - first, 0);
     }
     return failed;
 }
 
-/* Of `count` numbers from c on, those that are there. */
-static inline __mmask16 there(long count, long c) {
-    return count - c >= LANES ? 0xffff : (__mmask16)((1u << (count - c)) - 1);
+static inline void norm_row(const void *x, const void *weight, void *out, long first, long n, float eps, int is_float) {
+    __m512 squares = _mm512_setzero_ps();
+    for (long c = 0; c < n; c += LANES) {
+        const __m512 part = load(x, first + c, there(n, c), is_float);
+        squares = _mm512_fmadd_ps(part, part, squares);
+    }
+    const float mean = _mm512_reduce_add_ps(squares) / (float)n + eps;
+    const __m512 factor = _mm512_set1_ps(1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(mean))));
+    for (long c = 0; c < n; c += LANES) {
+        const __mmask16 mask = there(n, c);
+        const __m512 even = rounded(_mm512_mul_ps(load(x, first + c, mask, is_float), factor), is_float);
+        keep(out, first + c, mask, is_float, _mm512_mul_ps(even, load(weight, c, mask, is_float)));
+    }
 }
 
-/* out = weight * x / sqrt(mean(x^2) + eps) of rows [rows][n], summed in float32; rounded before the weight is multiplied, and
- * after. */
-void slipstream_rms_norm(const bf16 *x, const bf16 *weight, bf16 *out, long rows, long n, float eps, int threads) {
+/* out = weight * x / sqrt(mean(x^2) + eps) of rows [rows][n] of numbers of `size` bytes, summed in float32; rounded before the
+ * weight is multiplied, and after. */
+void slipstream_rms_norm(const void *x, const void *weight, void *out, long rows, long n, float eps, long size, int threads) {
 #pragma omp parallel for num_threads(threads) if (rows * n > 65536)
-    for (long row = 0; row < rows; row++) {
-        const bf16 *from = x + row * n;
-        bf16 *to = out + row * n;
-        __m512 squares = _mm512_setzero_ps();
-        for (long c = 0; c < n; c += LANES) {
-            const __m512 part = widen(_mm256_maskz_loadu_epi16(there(n, c), from + c));
-            squares = _mm512_fmadd_ps(part, part, squares);
-        }
-        const float mean = _mm512_reduce_add_ps(squares) / (float)n + eps;
-        const __m512 factor = _mm512_set1_ps(1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(mean))));
-        for (long c = 0; c < n; c += LANES) {
-            const __mmask16 mask = there(n, c);
-            const __m512 even = widen(narrow(_mm512_mul_ps(widen(_mm256_maskz_loadu_epi16(mask, from + c)), factor)));
-            const __m512 scaled = _mm512_mul_ps(even, widen(_mm256_maskz_loadu_epi16(mask, weight + c)));
-            _mm256_mask_storeu_epi16(to + c, mask, narrow(scaled));
-        }
-    }
+    for (long row = 0; row < rows; row++)
+        if (size == 4)
+            norm_row(x, weight, out, row * n, n, eps, 1);
+        else
+            norm_row(x, weight, out, row * n, n, eps, 0);
 }
 
 /* Turns the rows of some heads: out = x cos + turned(x) sin, where turned exchanges the halves of the d numbers and takes the
  * second one's opposite. x [heads][rows][d] by its steps; cos, sin [rows][d]; out [rows][heads][d]. Each product and the sum
  * are rounded. d: a multiple of 32. */
-static void turn(const bf16 *x, const bf16 *cos, const bf16 *sin, bf16 *out, long heads, long rows, long d, long head_step,
-                 long row_step) {
+static inline void turn(const void *x, const void *cos, const void *sin, void *out, long heads, long rows, long d,
+                        long head_step, long row_step, int is_float) {
     const __m512 minus = _mm512_set1_ps(-0.0f);
     for (long row = 0; row < rows; row++)
-        for (long head = 0; head < heads; head++) {
-            const bf16 *from = x + head * head_step + row * row_step;
-            bf16 *to = out + (row * heads + head) * d;
+        for (long head = 0; head < heads; head++)
             for (long c = 0; c < d; c += LANES) {
-                const long other = c < d / 2 ? c + d / 2 : c - d / 2;
-                __m512 turned = widen(_mm256_loadu_si256((const void *)(from + other)));
+                const long from = head * head_step + row * row_step;
+                __m512 turned = load(x, from + (c < d / 2 ? c + d / 2 : c - d / 2), 0xffff, is_float);
                 if (c < d / 2)
                     turned = _mm512_xor_ps(turned, minus);
-                const __m512 here = widen(_mm256_loadu_si256((const void *)(from + c)));
-                const __m512 a = _mm512_mul_ps(here, widen(_mm256_loadu_si256((const void *)(cos + row * d + c))));
-                const __m512 b = _mm512_mul_ps(turned, widen(_mm256_loadu_si256((const void *)(sin + row * d + c))));
-                const __m512 sum = _mm512_add_ps(widen(narrow(a)), widen(narrow(b)));
-                _mm256_storeu_si256((void *)(to + c), narrow(sum));
+                const __m512 here = load(x, from + c, 0xffff, is_float);
+                const __m512 a = rounded(_mm512_mul_ps(here, load(cos, row * d + c, 0xffff, is_float)), is_float);
+                const __m512 b = rounded(_mm512_mul_ps(turned, load(sin, row * d + c, 0xffff, is_float)), is_float);
+                keep(out, (row * heads + head) * d + c, 0xffff, is_float, _mm512_add_ps(a, b));
             }
-        }
 }
 
-/* Rotary position embedding of queries and keys. sizes: heads, key heads, rows, d, and steps from head to head and from row to
- * row of q and of k. */
-void slipstream_rotary(const bf16 *q, const bf16 *k, const bf16 *cos, const bf16 *sin, bf16 *q_out, bf16 *k_out,
-                       const long *sizes) {
-    turn(q, cos, sin, q_out, sizes[0], sizes[2], sizes[3], sizes[4], sizes[5]);
-    turn(k, cos, sin, k_out, sizes[1], sizes[2], sizes[3], sizes[6], sizes[7]);
+/* Rotary position embedding of queries and keys, numbers of `size` bytes. sizes: heads, key heads, rows, d, and steps from head
+ * to head and from row to row of q and of k. */
+void slipstream_rotary(const void *q, const void *k, const void *cos, const void *sin, void *q_out, void *k_out,
+                       const long *sizes, long size) {
+    if (size == 4) {
+        turn(q, cos, sin, q_out, sizes[0], sizes[2], sizes[3], sizes[4], sizes[5], 1);
+        turn(k, cos, sin, k_out, sizes[1], sizes[2], sizes[3], sizes[6], sizes[7], 1);
+    } else {
+        turn(q, cos, sin, q_out, sizes[0], sizes[2], sizes[3], sizes[4], sizes[5], 0);
+        turn(k, cos, sin, k_out, sizes[1], sizes[2], sizes[3], sizes[6], sizes[7], 0);
+    }
 }
 
 /* Random bits by Philox4x32-10 (Salmon et al. 2011), as core/sampling.py defines them: of `pairs` neighbouring tokens from 0

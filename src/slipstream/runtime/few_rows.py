@@ -1,9 +1,10 @@
 """What passes over few rows are made of, and noise, in C: built once on a machine that has a compiler and gains.
 
 A verification or a level of a draft has 2 to 60 rows. oneDNN multiplies by dot products of bfloat16, which processors
-with AVX-512 but without matrix units (AMX) do at half the rate of float32. `few_rows.c` multiplies as float32 and
-reads each weight once. It attends in the same way, in float32 throughout, and leaves out what the mask hides. What it
-gives for a row is the same whatever other rows there are. Linear layers over the many rows of a prompt are made of
+with AVX-512 but without matrix units (AMX) do at half the rate of float32, and products of float32 are made for many
+rows: 8 take twice the time of one. `few_rows.c` multiplies as float32 and reads each weight once. It attends in the
+same way, in float32 throughout, and leaves out what the mask hides. What it gives for a row is the same whatever other
+rows there are. Linear layers over the many rows of a prompt are made of
 such products, too, where that is faster. Norms and rotary embeddings take one call instead of five to seven, each of
 which costs as much as the work. The noise of sampling is that of `core/sampling.py`, to the last bit.
 """
@@ -23,7 +24,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -43,10 +44,12 @@ MOST_ROWS = 64
 """Rows of one product, and of queries in attention."""
 _SOURCE = Path(__file__).with_name("few_rows.c")
 _LIBRARY, _MEASURED = "few_rows.so", "measured.json"
-_OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC")
+_OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-ffp-contract=off")
 _MOST_WIDTH = 256  # of attention
 _SizesOfAttention, _SizesOfRotary = ctypes.c_long * 13, ctypes.c_long * 8
-_FORMAT = 2  # of what is kept
+_FORMAT = 3  # of what is kept
+DTYPES = (torch.bfloat16, torch.float32)
+"""Of numbers that it works on."""
 _FEW, _MANY, _INPUTS, _OUTPUTS = 16, 256, 768, 2048  # rows, inputs and outputs by which it is compared with oneDNN
 _ROUNDS = 9
 _MASK32 = 0xFFFFFFFF
@@ -101,37 +104,38 @@ _ROOM = _Room()
 class FewRows:
     """The library."""
 
-    def __init__(self, path: Path, *, takes_many: bool = True) -> None:
+    def __init__(self, path: Path, many: Collection[torch.dtype] = DTYPES) -> None:
         self.version = path.parent.name
         """Another for another source, compiler, processor or PyTorch."""
-        self.takes_many = takes_many
-        """Whether more than `MOST_ROWS` rows are multiplied faster by it, too."""
+        self.many = many
+        """Dtypes in which more than `MOST_ROWS` rows are multiplied faster by it, too."""
         library = ctypes.CDLL(str(path))
         pointer, number, whole = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
         self._pack, self._linear = library.slipstream_pack, library.slipstream_linear
-        self._pack.argtypes, self._pack.restype = [pointer, pointer, number, number, whole], None
-        self._linear.argtypes = [pointer, pointer, pointer, pointer, number, number, number, whole]
+        self._pack.argtypes, self._pack.restype = [pointer, pointer, number, number, number, whole], None
+        self._linear.argtypes = [pointer] * 4 + [number] * 4 + [whole]
         self._linear.restype = whole
         self._attention = library.slipstream_attention
-        self._attention.argtypes = [pointer] * 5 + [_SizesOfAttention, ctypes.c_float, whole]
+        self._attention.argtypes = [pointer] * 5 + [_SizesOfAttention, ctypes.c_float, number, whole]
         self._attention.restype = whole
         self._norm, self._rotary = library.slipstream_rms_norm, library.slipstream_rotary
-        self._norm.argtypes, self._norm.restype = [pointer] * 3 + [number, number, ctypes.c_float, whole], None
-        self._rotary.argtypes, self._rotary.restype = [pointer] * 6 + [_SizesOfRotary], None
+        self._norm.argtypes, self._norm.restype = [pointer] * 3 + [number, number, ctypes.c_float, number, whole], None
+        self._rotary.argtypes, self._rotary.restype = [pointer] * 6 + [_SizesOfRotary, number], None
         self._philox = library.slipstream_philox
         self._philox.argtypes, self._philox.restype = [pointer, number, pointer, pointer], None
 
     def packed(self, weight: Tensor) -> Tensor:
-        """A weight [n, k] in bfloat16, contiguous, in the form that `linear` reads, which has as many bytes."""
+        """A weight [n, k], contiguous, in the form that `linear` reads, which has as many bytes."""
         n, k = weight.shape
-        packed = _ROOM.tensor(-(-n // 16) * 16, -(-k // 2) * 2)
-        self._pack(weight.data_ptr(), packed.data_ptr(), n, k, torch.get_num_threads())
+        size = weight.element_size()
+        packed = _ROOM.tensor(-(-n // 16) * 16, size * -(-k // 2)).view(weight.dtype)
+        self._pack(weight.data_ptr(), packed.data_ptr(), n, k, size, torch.get_num_threads())
         return packed
 
     def linear(self, rows: Tensor, packed: Tensor, bias: Tensor | None, n: int) -> Tensor:
         """Outputs [..., n] of rows [..., k], which are worked on in equal parts of at most `MOST_ROWS`.
 
-        bias: [n], contiguous; all in bfloat16.
+        bias: [n], contiguous; all of one dtype.
         """
         rows = rows.contiguous()
         *outer, k = rows.shape
@@ -139,18 +143,23 @@ class FewRows:
         count = rows.numel() // k
         parts = -(-count // MOST_ROWS)
         offset = None if bias is None else bias.data_ptr()
-        first = 0
+        first, size = 0, rows.element_size()
         for part in range(1, parts + 1):
             end = count * part // parts
-            places = (rows.data_ptr() + 2 * first * k, packed.data_ptr(), offset, output.data_ptr() + 2 * first * n)
-            if self._linear(*places, end - first, n, k, torch.get_num_threads()):
+            places = (
+                rows.data_ptr() + size * first * k,
+                packed.data_ptr(),
+                offset,
+                output.data_ptr() + size * first * n,
+            )
+            if self._linear(*places, end - first, n, k, size, torch.get_num_threads()):
                 raise MemoryError("no memory for the rows of a linear layer")
             first = end
         return output
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
         """softmax(scale q k^T + mask) v. query: [1, heads, n, d]; key and value: [1, key heads, s, d or dv]; mask:
-        [1, 1, n, s]; all in bfloat16 and of sizes that `attends` says yes to. Returns [1, n, heads, dv], contiguous.
+        [1, 1, n, s]; all of one dtype and of sizes that `attends` says yes to. Returns [1, n, heads, dv], contiguous.
         """
         query, key, value, mask = map(_by_rows, (query, key, value, mask))
         _, heads, n, d = query.shape
@@ -166,6 +175,7 @@ class FewRows:
             output.data_ptr(),
             _SizesOfAttention(*sizes),
             scale,
+            query.element_size(),
             torch.get_num_threads(),
         )
         if failed:
@@ -178,7 +188,7 @@ class FewRows:
         n = rows.shape[-1]
         output = torch.empty_like(rows)
         places = (rows.data_ptr(), weight.data_ptr(), output.data_ptr())
-        self._norm(*places, rows.numel() // n, n, eps, torch.get_num_threads())
+        self._norm(*places, rows.numel() // n, n, eps, rows.element_size(), torch.get_num_threads())
         return output
 
     def rotary(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,7 +202,7 @@ class FewRows:
         queries, keys = q.new_empty(1, n, heads, d), k.new_empty(1, n, key_heads, d)
         sizes = (heads, key_heads, n, d, q.stride(1), q.stride(2), k.stride(1), k.stride(2))
         places = (q.data_ptr(), k.data_ptr(), cos.data_ptr(), sin.data_ptr(), queries.data_ptr(), keys.data_ptr())
-        self._rotary(*places, _SizesOfRotary(*sizes))
+        self._rotary(*places, _SizesOfRotary(*sizes), q.element_size())
         return queries.transpose(1, 2), keys.transpose(1, 2)
 
     def gumbel_rows(self, seed: int, stream: int, positions: Tensor, vocab_size: int) -> Tensor:
@@ -218,27 +228,40 @@ def _by_rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-@functools.cache
-def few_rows() -> FewRows | None:
-    """The library where it works here and is faster than oneDNN; built at the first call on a machine, in seconds.
+def few_rows(dtype: torch.dtype = torch.bfloat16) -> FewRows | None:
+    """The library where it works here and is faster than PyTorch in this dtype; None otherwise, and the log says why.
 
-    None otherwise; the log (INFO) says why.
+    It is built at the first call on a machine, in seconds.
     """
+    library, worth = _tried()
+    return library if dtype in worth else None
+
+
+@functools.cache
+def _tried() -> tuple[FewRows | None, tuple[torch.dtype, ...]]:
+    """The library, and the dtypes in which it is faster over few rows."""
     try:
         folder = _built()
-        few, many = map(float, json.loads((folder / _MEASURED).read_text(encoding="utf-8"))["times_as_fast"])
-        library = FewRows(folder / _LIBRARY, takes_many=many >= _WORTH)
+        measured = json.loads((folder / _MEASURED).read_text(encoding="utf-8"))["times_as_fast"]
+        few, many = ({one: float(measured[_name(one)][at]) for one in DTYPES} for at in (0, 1))
+        library = FewRows(folder / _LIBRARY, [one for one in DTYPES if many[one] >= _WORTH])
     except (SlipstreamError, OSError) as error:
-        logger.info("linear layers over few rows are left to oneDNN: %s", first_line(error))
-        return None
-    logger.info("linear layers: %.1f times as fast as oneDNN over few rows, %.1f times over many", few, many)
-    return library if few >= _WORTH else None
+        logger.info("linear layers over few rows are left to PyTorch: %s", first_line(error))
+        return None, ()
+    for one in DTYPES:
+        text = "linear layers in %s: %.1f times as fast as PyTorch over few rows, %.1f times over many"
+        logger.info(text, _name(one), few[one], many[one])
+    return library, tuple(one for one in DTYPES if few[one] >= _WORTH)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def with_version(name: str) -> str:
     """A name for what a runtime's passes cost, with the version of the library that they run by, if they do."""
-    library = few_rows()
-    return name if library is None else f"{name}, few rows {library.version}"
+    library, worth = _tried()
+    return f"{name}, few rows {library.version}" if library is not None and worth else name
 
 
 def _built() -> Path:
@@ -285,8 +308,9 @@ def _build(compiler: str, folder: Path) -> None:
             raise FewRowsError(f"{compiler} cannot compile it: {next(iter(errors), done.stderr.strip())}")
     unit.unlink()
     library = FewRows(folder / _LIBRARY)
-    _check(library)
-    faster = [_times_as_fast(library, rows) for rows in (_FEW, _MANY)]
+    for dtype in DTYPES:
+        _check(library, dtype)
+    faster = {_name(one): [_times_as_fast(library, rows, one) for rows in (_FEW, _MANY)] for one in DTYPES}
     (folder / _MEASURED).write_text(json.dumps({"times_as_fast": faster}), encoding="utf-8")
 
 
@@ -298,30 +322,31 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _check(library: FewRows) -> None:
-    """Raises FewRowsError where it computes anything else than a linear layer."""
+def _check(library: FewRows, dtype: torch.dtype) -> None:
+    """Raises FewRowsError where it computes anything else than it should."""
     generator = torch.Generator().manual_seed(0)
-    weight, bias = (torch.randn(size, generator=generator).to(torch.bfloat16) for size in ((70, 37), (70,)))
+    unit = torch.finfo(dtype).eps
+    weight, bias = (torch.randn(size, generator=generator).to(dtype) for size in ((70, 37), (70,)))
     packed = library.packed(weight)
     for count in (1, 7, 30, MOST_ROWS):
-        rows = torch.randn(count, 37, generator=generator).to(torch.bfloat16)
+        rows = torch.randn(count, 37, generator=generator).to(dtype)
         expected = rows.double() @ weight.double().T + bias.double()
         found = library.linear(rows, packed, bias, 70).double()
-        if not bool(((found - expected).abs() <= 2.0**-7 * expected.abs() + 1e-4).all()):
+        if not bool(((found - expected).abs() <= unit * expected.abs() + 1e-4).all()):
             raise FewRowsError("its linear layers are wrong here")
-    query, key, value = (torch.randn(1, size, 20, 32, generator=generator).to(torch.bfloat16) for size in (4, 2, 2))
-    mask = torch.zeros(20, 20).masked_fill(~torch.ones(20, 20).tril().bool(), -3e38).to(torch.bfloat16)[None, None]
+    query, key, value = (torch.randn(1, size, 20, 32, generator=generator).to(dtype) for size in (4, 2, 2))
+    mask = torch.zeros(20, 20).masked_fill(~torch.ones(20, 20).tril().bool(), -3e38).to(dtype)[None, None]
     found = library.attention(query, key, value, mask, 0.5).double()
     key, value = (one.double().repeat_interleave(2, dim=1) for one in (key, value))
     expected = scaled_dot_product_attention(query.double(), key, value, attn_mask=mask.double(), scale=0.5)
-    if not bool(((found - expected.transpose(1, 2)).abs() <= 0.02).all()):
+    if not bool(((found - expected.transpose(1, 2)).abs() <= 2 * unit + 1e-4).all()):
         raise FewRowsError("its attention is wrong here")
-    rows, weight = (torch.randn(size, generator=generator).to(torch.bfloat16) for size in ((3, 70), (70,)))
+    rows, weight = (torch.randn(size, generator=generator).to(dtype) for size in ((3, 70), (70,)))
     expected = weight.double() * (rows.double() * (rows.double().square().mean(-1, keepdim=True) + 1e-5).rsqrt())
-    if not bool(((library.rms_norm(rows, weight, 1e-5).double() - expected).abs() <= 2.0**-6 * expected.abs()).all()):
+    if not bool(((library.rms_norm(rows, weight, 1e-5).double() - expected).abs() <= 4 * unit * expected.abs()).all()):
         raise FewRowsError("its norms are wrong here")
     sizes = ((1, 4, 3, 32), (1, 2, 3, 32), (1, 3, 32), (1, 3, 32))
-    query, key, cos, sin = (torch.randn(size, generator=generator).to(torch.bfloat16) for size in sizes)
+    query, key, cos, sin = (torch.randn(size, generator=generator).to(dtype) for size in sizes)
     for heads, found in zip((query, key), library.rotary(query, key, cos, sin), strict=True):
         if not torch.equal(found, heads * cos + torch.cat((-heads[..., 16:], heads[..., :16]), dim=-1) * sin):
             raise FewRowsError("its rotary embedding is wrong here")
@@ -330,16 +355,14 @@ def _check(library: FewRows) -> None:
         raise FewRowsError("its noise is wrong here")
 
 
-def _times_as_fast(library: FewRows, count: int) -> float:
-    """How many times it is as fast as oneDNN over so many rows, which gets few of them with packed weights."""
-    rows, weight = (torch.ones(size, _INPUTS, dtype=torch.bfloat16) for size in (count, _OUTPUTS))
-    ours, theirs = library.packed(weight), torch.ops.mkldnn._reorder_linear_weight(weight, 1)
-    calls: list[Callable[[], object]] = [
-        partial(torch.ops.mkldnn._linear_pointwise, rows, theirs, None, "none", [], "")
-        if count <= MOST_ROWS
-        else partial(torch.nn.functional.linear, rows, weight),
-        partial(library.linear, rows, ours, None, _OUTPUTS),
-    ]
+def _times_as_fast(library: FewRows, count: int, dtype: torch.dtype) -> float:
+    """How many times it is as fast as PyTorch over so many rows, which gets few in bfloat16 with packed weights."""
+    rows, weight = (torch.ones(size, _INPUTS, dtype=dtype) for size in (count, _OUTPUTS))
+    theirs: Callable[[], object] = partial(torch.nn.functional.linear, rows, weight)
+    if count <= MOST_ROWS and dtype == torch.bfloat16:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+        theirs = partial(torch.ops.mkldnn._linear_pointwise, rows, packed, None, "none", [], "")
+    calls: list[Callable[[], object]] = [theirs, partial(library.linear, rows, library.packed(weight), None, _OUTPUTS)]
     times: list[list[float]] = [[], []]
     for _ in range(_ROUNDS):
         for call, found in zip(calls, times, strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slipstream.runtime.few_rows import FewRows, few_rows
+from slipstream.runtime.few_rows import DTYPES, FewRows, few_rows
 from slipstream.target.attention import grouped_attention, is_plain, with_attention, with_grouped_attention
 
 NAME = "slipstream_few_rows"
@@ -21,7 +21,8 @@ def with_few_rows_attention(model: nn.Module, *, traced: bool = False) -> nn.Mod
 
     traced: passes are traced by a compiler, which is to see an operator; it costs a call.
     """
-    if few_rows() is None or any(one.dtype != torch.bfloat16 for one in model.parameters()):
+    dtypes = {one.dtype for one in model.parameters()}
+    if len(dtypes) != 1 or few_rows(*dtypes) is None:
         return with_grouped_attention(model)
     return (
         with_attention(model, f"{NAME}_traced", traced_attention) if traced else with_attention(model, NAME, attention)
@@ -63,8 +64,8 @@ def _attention(
 
 
 def _fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> bool:
-    plain = all(one.dtype == torch.bfloat16 and not one.requires_grad for one in (query, key, value, mask))
-    return plain and FewRows.attends(query, key, value)
+    plain = all(one.dtype is query.dtype and not one.requires_grad for one in (query, key, value, mask))
+    return plain and query.dtype in DTYPES and FewRows.attends(query, key, value)
 
 
 @functools.cache
@@ -77,7 +78,7 @@ def _operator() -> Any:
 
 
 def _run(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-    library = few_rows()
+    library = few_rows(query.dtype)
     assert library is not None
     return library.attention(query, key, value, mask, scale)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slipstream.runtime.few_rows import FewRows, few_rows
+from slipstream.runtime.few_rows import DTYPES, FewRows, few_rows
 from slipstream.target.shadow import Change, Forward
 
 _EPSILON = ("variance_epsilon", "eps")
@@ -29,8 +29,9 @@ Rotary = Callable[..., tuple[Tensor, Tensor]]
 
 
 def layer_changes(model: nn.Module) -> dict[nn.Module, Change]:
-    """For a shadow: the norms and the attention of a model in bfloat16 on a CPU, where the library is and fits."""
-    library = few_rows()
+    """For a shadow: the norms and the attention of a model on a CPU, where the library is and fits."""
+    dtypes = {one.dtype for one in model.parameters()}
+    library = few_rows(*dtypes) if len(dtypes) == 1 else None
     if library is None:
         return {}
     norms = {module: _as_norm(library, epsilon) for module in model.modules() if (epsilon := _epsilon(library, module))}
@@ -59,26 +60,28 @@ def _epsilon(library: FewRows, module: nn.Module) -> float | None:
 
 
 def _is_rounded_alike(found: Tensor, expected: Any) -> bool:
-    """Whether norms differ by no more than the order of their sums: in few numbers, by the last places."""
-    if not isinstance(expected, Tensor) or found.shape != expected.shape:
+    """Whether norms differ by no more than the order of their sums: by the last places, in bfloat16 in few numbers."""
+    if not isinstance(expected, Tensor) or found.shape != expected.shape or found.dtype != expected.dtype:
         return False
-    near = (found.double() - expected.double()).abs() <= 2.0**-6 * expected.double().abs()
-    return bool(near.all()) and int((found != expected).sum()) <= _OTHERWISE * found.numel()
+    apart = (found.double() - expected.double()).abs()
+    near = bool((apart <= 4 * torch.finfo(found.dtype).eps * expected.double().abs()).all())
+    return near and (found.dtype == torch.float32 or int((found != expected).sum()) <= _OTHERWISE * found.numel())
 
 
 def _is_ours(weight: Any) -> bool:
     plain = type(weight) is nn.Parameter and weight.is_contiguous() and not weight.is_inference()
-    return plain and weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+    return plain and weight.device.type == "cpu" and weight.dtype in DTYPES
 
 
 def _as_norm(library: FewRows, epsilon: float) -> Change:
     def change(own: Forward) -> Forward:
-        module: Any = own.__self__  # type: ignore[attr-defined]
+        found: Any = own.__self__._parameters  # type: ignore[attr-defined]
 
         def forward(rows: Tensor, *more: Any, **named: Any) -> Any:
-            if more or named or rows.dtype != torch.bfloat16 or rows.requires_grad or rows.numel() == 0:
+            weight = found["weight"]
+            if more or named or rows.dtype is not weight.dtype or rows.requires_grad or rows.numel() == 0:
                 return own(rows, *more, **named)
-            return library.rms_norm(rows, module.weight, epsilon)
+            return library.rms_norm(rows, weight, epsilon)
 
         return forward
 
@@ -120,12 +123,15 @@ def _with_rotary(library: FewRows, function: FunctionType) -> FunctionType | Non
 def _is_same(library: FewRows, theirs: Rotary) -> bool:
     generator = torch.Generator().manual_seed(0)
     sizes = ((1, 4, 3, _WIDTH), (1, 2, 3, _WIDTH), (1, 3, _WIDTH), (1, 3, _WIDTH))
-    given = [torch.randn(size, generator=generator).to(torch.bfloat16) for size in sizes]
-    try:
-        expected = theirs(*given)
-    except (TypeError, RuntimeError, ValueError, IndexError):
-        return False
-    return len(expected) == 2 and all(map(torch.equal, expected, library.rotary(*given)))
+    for dtype in DTYPES:
+        given = [torch.randn(size, generator=generator).to(dtype) for size in sizes]
+        try:
+            expected = theirs(*given)
+        except (TypeError, RuntimeError, ValueError, IndexError):
+            return False
+        if len(expected) != 2 or not all(map(torch.equal, expected, library.rotary(*given))):
+            return False
+    return True
 
 
 def _rotary(library: FewRows, theirs: Rotary) -> Rotary:
@@ -139,11 +145,9 @@ def _rotary(library: FewRows, theirs: Rotary) -> Rotary:
 
 def _fits(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
     """Whether queries and keys can be turned by ours."""
-    if q.dim() != 4 or q.shape[0] != 1 or q.shape[-1] % _WIDTH or any(map(_is_other, (q, k, cos, sin))):
+    if q.dim() != 4 or q.shape[0] != 1 or q.shape[-1] % _WIDTH or q.dtype not in DTYPES:
+        return False
+    if any(one.dtype is not q.dtype or one.requires_grad for one in (q, k, cos, sin)):
         return False
     sized = cos.shape == sin.shape == (1, *q.shape[2:]) and k.shape == (1, k.shape[1], *q.shape[2:])
     return sized and q.stride(3) == k.stride(3) == 1
-
-
-def _is_other(tensor: Tensor) -> bool:
-    return tensor.dtype is not torch.bfloat16 or tensor.requires_grad

@@ -2,8 +2,8 @@
 
 PyTorch hands a bfloat16 weight to oneDNN as it lies in memory, and oneDNN reads one that was packed before in about
 half the time where rows are few, with the same result to the last bit. Where our own product for few rows is faster
-(`few_rows.py`), weights are packed for that, and its sums are in another order. A packed weight takes as much memory as
-the weight itself, however many passes, sizes and skip sets read it.
+(`few_rows.py`), weights are packed for that, those in float32 too, and its sums are in another order. A packed weight
+takes as much memory as the weight itself, however many passes, sizes and skip sets read it.
 
 An operator of ours finds the packed form by the weight that it is called with. So a compiled graph has weights as
 inputs like any others, and holds none.
@@ -38,7 +38,7 @@ class _Packed:
 
     def _pack(self, weight: Tensor) -> None:
         self._weight, self._version = weight, weight._version
-        library = few_rows()
+        library = few_rows(weight.dtype)
         whole = weight.detach()
         self.packed = torch.ops.mkldnn._reorder_linear_weight(whole, 1) if library is None else library.packed(whole)
 
@@ -65,7 +65,7 @@ class PackedWeights:
         return sum(one.nbytes for one in self._held.values())
 
     def changes(self, model: nn.Module) -> dict[nn.Module, Change]:
-        """For a shadow: its linear layers with packed weights, those that oneDNN packs."""
+        """For a shadow: its linear layers with packed weights, where that is faster."""
         found = [module for module in model.modules() if isinstance(module, nn.Linear) and _can_pack(module)]
         for module in found:
             self._pack(module.weight)
@@ -92,7 +92,11 @@ def _can_pack(module: nn.Linear) -> bool:
     weight = module.weight
     plain = type(weight) is nn.Parameter and not weight.is_inference() and weight.is_contiguous()
     plain = plain and (module.bias is None or (module.bias.dtype == weight.dtype and module.bias.is_contiguous()))
-    return plain and weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and _packs_bfloat16()
+    return plain and weight.device.type == "cpu" and _packs(weight.dtype)
+
+
+def _packs(dtype: torch.dtype) -> bool:
+    return few_rows(dtype) is not None or (dtype == torch.bfloat16 and _packs_bfloat16())
 
 
 @functools.cache
@@ -135,12 +139,12 @@ def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     known = _BY_PLACE.get(weight.data_ptr())
     if known is None:
         return nn.functional.linear(rows, weight, bias)
-    library, packed = few_rows(), known.of(weight)
+    library, packed = few_rows(weight.dtype), known.of(weight)
     if library is None:
         output: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
         return output
     is_many = rows.numel() > MOST_ROWS * rows.shape[-1]
-    if (is_many and not library.takes_many) or rows.numel() == 0:
+    if (is_many and weight.dtype not in library.many) or rows.numel() == 0:
         return nn.functional.linear(rows, weight, bias)
     return library.linear(rows, packed, bias, weight.shape[0])
 

@@ -20,7 +20,7 @@ _SHARE = 4
 
 
 class Packing(Executor):
-    """What executors have in common that pack weights. Only those in bfloat16 on a CPU are packed."""
+    """What executors have in common that pack weights: those on a CPU, in dtypes in which that is faster."""
 
     def __init__(self, *, traced: bool = False) -> None:
         """traced: see `PackedWeights`."""
@@ -46,7 +46,7 @@ class Packing(Executor):
         return shadow(attending, self._weights.changes(attending))
 
     def gumbel_rows(self, seed: int, stream: int, positions: Tensor, vocab_size: int) -> Tensor:
-        library = few_rows()
+        library = few_rows() or few_rows(torch.float32)
         make = super().gumbel_rows if library is None or positions.device.type != "cpu" else library.gumbel_rows
         return make(seed, stream, positions, vocab_size)
 
@@ -67,8 +67,8 @@ class PackedPasses(Packing):
 def gains_by_packing(model: nn.Module) -> bool:
     """Whether a model is faster with packed weights here, and there is plenty of memory for them."""
     weights = [one for one in model.parameters() if one.dim() == 2]
-    fits = all(one.device.type == "cpu" and one.dtype == torch.bfloat16 for one in weights)
-    if not weights or not fits or few_rows() is None:
+    dtypes = {one.dtype for one in weights}
+    if len(dtypes) != 1 or any(one.device.type != "cpu" for one in weights) or few_rows(*dtypes) is None:
         return False
     return (
         any(map(is_packed, weights))
