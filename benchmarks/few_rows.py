@@ -1,10 +1,10 @@
-"""All linear layers of a model: oneDNN against the product of ours for few rows, in turns.
+"""All linear layers of a model: PyTorch against the product of ours for few rows, in turns.
 
-    python benchmarks/few_rows.py -m smollm2 --threads 2 --out benchmarks/records/few-rows-bf16.json
+    python benchmarks/few_rows.py -m smollm2 --dtype bf16 --threads 2 --out benchmarks/records/few-rows-bf16.json
 
-oneDNN gets packed weights up to 64 rows. More are those of a prompt, which it gets as they are, as `transformers` runs
-them; ours takes them in parts. Beside them stands what the processor does at most with numbers in registers (`peak.c`,
-compiled with gcc): dot products of bfloat16, and multiplications of float32.
+In bfloat16 PyTorch gets weights packed for oneDNN up to 64 rows. More are those of a prompt, which it gets as they are,
+as `transformers` runs them; ours takes them in parts. Beside them stands what the processor does at most with numbers
+in registers (`peak.c`, compiled with gcc): dot products of bfloat16, and multiplications of float32.
 """
 
 from __future__ import annotations
@@ -33,27 +33,28 @@ def main() -> None:
     """Time the products, print a line a size, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model", default="smollm2")
+    parser.add_argument("--dtype", default="bf16", choices=("bf16", "fp32"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    library = few_rows()
+    target = slipstream.load(options.model, "plain", dtype=options.dtype, runtime="eager").target
+    library = few_rows(target.dtype)
     if library is None:
         parser.error("the product for few rows is not built here, or no faster")
-    target = slipstream.load(options.model, "plain", dtype="bf16", runtime="eager").target
     record = provenance(target, model=options.model, rounds=options.rounds)
     weights = [one.weight.detach() for one in target.model.modules() if isinstance(one, nn.Linear)]
     dots, products = peaks(options.threads)
     record |= {
-        "weights_mib": round(sum(one.numel() * 2 for one in weights) / 2**20),
+        "weights_mib": round(sum(one.nbytes for one in weights) / 2**20),
         "peak_bfloat16_dot_gflops": dots,
         "peak_float32_gflops": products,
         "sizes": [size(count, weights, library, options.rounds) for count in ROWS],
     }
     print(f"in registers: {dots} GFLOP/s of bfloat16 dot products, {products} of float32")
     for one in record["sizes"]:
-        times = f"{one['onednn_ms']:.1f} ms by oneDNN, {one['own_ms']:.1f} by ours"
+        times = f"{one['pytorch_ms']:.1f} ms by PyTorch, {one['own_ms']:.1f} by ours"
         print(f"{one['rows']:3} rows: {times}, {one['ratio']:.2f}")
     if options.out is not None:
         write_record(record, options.out)
@@ -61,14 +62,15 @@ def main() -> None:
 
 def size(count: int, weights: list[Tensor], library: FewRows, rounds: int) -> dict[str, Any]:
     """Median times of all layers over so many rows."""
-    rows = {width: torch.randn(count, width).to(torch.bfloat16) for width in {one.shape[1] for one in weights}}
+    dtype = weights[0].dtype
+    rows = {width: torch.randn(count, width).to(dtype) for width in {one.shape[1] for one in weights}}
     own = [(library.packed(one), one.shape) for one in weights]
-    packed = [(torch.ops.mkldnn._reorder_linear_weight(one, 1), one.shape) for one in weights]
-    few = count <= MOST_ROWS
+    is_packed = count <= MOST_ROWS and dtype == torch.bfloat16
+    packed = [(torch.ops.mkldnn._reorder_linear_weight(one, 1), one.shape) for one in weights] if is_packed else []
     calls: dict[str, Callable[[], object]] = {
-        "onednn": lambda: (
+        "pytorch": lambda: (
             [torch.ops.mkldnn._linear_pointwise(rows[shape[1]], one, None, "none", [], "") for one, shape in packed]
-            if few
+            if is_packed
             else [nn.functional.linear(rows[one.shape[1]], one) for one in weights]
         ),
         "own": lambda: [library.linear(rows[shape[1]], one, None, shape[0]) for one, shape in own],
@@ -85,7 +87,7 @@ def size(count: int, weights: list[Tensor], library: FewRows, rounds: int) -> di
         "rows": count,
         **{f"{name}_ms": round(one, 2) for name, one in median.items()},
         **{f"{name}_gflops": round(operations / one / 1e6) for name, one in median.items()},
-        "ratio": round(median["onednn"] / median["own"], 3),
+        "ratio": round(median["pytorch"] / median["own"], 3),
     }
 
 

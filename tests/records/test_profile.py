@@ -11,8 +11,12 @@ import pytest
 from shipped_records import RECORDS
 
 PROFILE = json.loads((RECORDS / "profile-smollm2-bf16.json").read_text(encoding="utf-8"))
-PASSES = json.loads((RECORDS / "compiled-passes-bf16.json").read_text(encoding="utf-8"))
-FEW_ROWS = json.loads((RECORDS / "few-rows-bf16.json").read_text(encoding="utf-8"))
+PASSES, PASSES_FLOAT32 = (
+    json.loads((RECORDS / f"compiled-passes-{dtype}.json").read_text(encoding="utf-8")) for dtype in ("bf16", "fp32")
+)
+FEW_ROWS = [
+    json.loads((RECORDS / f"few-rows-{dtype}.json").read_text(encoding="utf-8"))["sizes"] for dtype in ("bf16", "fp32")
+]
 START = json.loads((RECORDS / "compiled-start-bf16.json").read_text(encoding="utf-8"))
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
 PARTS = ("draft_passes", "target_passes", "drafting", "choosing", "rest")
@@ -50,13 +54,14 @@ def test_the_page_shows_the_profile() -> None:
 
 
 def test_the_page_shows_what_passes_and_products_take() -> None:
-    for one in PASSES["passes"]:
+    for one in (*PASSES["passes"], *PASSES_FLOAT32["passes"]):
         times = " | ".join(f"{one[f'{runtime}_ms']:.1f}" for runtime in ("eager", "packed", "compiled"))
         assert f"| {one['rows']} | {times} | {one['ratio_packed']:.2f} | {one['ratio_compiled']:.2f} |" in PAGE
-    shown = [one for one in FEW_ROWS["sizes"] if one["rows"] in (1, 4, 8, 16, 32, 64, 256)]
+    shown = [both for both in zip(*FEW_ROWS, strict=True) if both[0]["rows"] in (1, 4, 8, 16, 32, 64, 256)]
     assert len(shown) == 7
-    for one in shown:
-        assert f"| {one['rows']} | {one['onednn_ms']:.1f} | {one['own_ms']:.1f} | {one['ratio']:.2f} |" in PAGE
+    for both in shown:
+        cells = [f"{one['pytorch_ms']:.1f} | {one['own_ms']:.1f} | {one['ratio']:.2f}" for one in both]
+        assert f"| {both[0]['rows']} | {' | '.join(cells)} |" in PAGE
 
 
 def test_the_page_says_how_long_compiling_takes_and_what_memory_it_costs() -> None:
