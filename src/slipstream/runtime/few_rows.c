@@ -497,9 +497,9 @@ void slipstream_rotary(const void *q, const void *k, const void *cos, const void
 }
 
 /* Random bits by Philox4x32-10 (Salmon et al. 2011), as core/sampling.py defines them: of `pairs` neighbouring tokens from 0
- * on, a whole number of 53 bits for each token, out [2 pairs]. counter: the three words after the number of a pair. Words
- * stand in lanes of 64 bits, of which a product reads the lower 32. There is room in out for a multiple of 16 numbers. */
-void slipstream_philox(int64_t *out, long pairs, const uint32_t *counter, const uint32_t *key) {
+ * on, a whole number of 53 bits for each token, out [count][size] for text positions [count]; size: a multiple of 16, at least
+ * 2 pairs. Words stand in lanes of 64 bits, of which a product reads the lower 32. */
+static void philox(int64_t *out, long pairs, const uint32_t *counter, const uint32_t *key) {
     const __m512i m0 = _mm512_set1_epi64(0xD2511F53), m1 = _mm512_set1_epi64(0xCD9E8D57);
     const __m512i first = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0), second = _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4);
     const __m512i word = _mm512_set1_epi64(0xffffffff);
@@ -522,5 +522,15 @@ void slipstream_philox(int64_t *out, long pairs, const uint32_t *counter, const 
         const __m512i odd = _mm512_or_si512(c2, _mm512_srli_epi64(_mm512_and_si512(c3, word), 11));
         _mm512_storeu_si512(out + 2 * pair, _mm512_permutex2var_epi64(even, first, odd));
         _mm512_storeu_si512(out + 2 * pair + 8, _mm512_permutex2var_epi64(even, second, odd));
+    }
+}
+
+void slipstream_philox(int64_t *out, long size, long pairs, const int64_t *positions, long count, uint32_t stream,
+                       uint64_t seed) {
+    const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+    for (long row = 0; row < count; row++) {
+        const uint64_t position = (uint64_t)positions[row];
+        const uint32_t counter[3] = {(uint32_t)position, (uint32_t)(position >> 32), stream};
+        philox(out + row * size, pairs, counter, key);
     }
 }

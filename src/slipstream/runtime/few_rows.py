@@ -52,7 +52,6 @@ DTYPES = (torch.bfloat16, torch.float32)
 """Of numbers that it works on."""
 _FEW, _MANY, _INPUTS, _OUTPUTS = 16, 256, 768, 2048  # rows, inputs and outputs by which it is compared with oneDNN
 _ROUNDS = 9
-_MASK32 = 0xFFFFFFFF
 _WORTH = 1.1  # times as fast
 
 
@@ -122,7 +121,8 @@ class FewRows:
         self._norm.argtypes, self._norm.restype = [pointer] * 3 + [number, number, ctypes.c_float, number, whole], None
         self._rotary.argtypes, self._rotary.restype = [pointer] * 6 + [_SizesOfRotary, number], None
         self._philox = library.slipstream_philox
-        self._philox.argtypes, self._philox.restype = [pointer, number, pointer, pointer], None
+        self._philox.argtypes = [pointer, number, number, pointer, number, ctypes.c_uint32, ctypes.c_uint64]
+        self._philox.restype = None
 
     def packed(self, weight: Tensor) -> Tensor:
         """A weight [n, k], contiguous, in the form that `linear` reads, which has as many bytes."""
@@ -208,11 +208,10 @@ class FewRows:
     def gumbel_rows(self, seed: int, stream: int, positions: Tensor, vocab_size: int) -> Tensor:
         """What `core.sampling.gumbel_rows` returns for one seed, to the last bit. positions: [p] int64, on the CPU."""
         pairs = (vocab_size + 1) // 2
-        bits = torch.empty(len(positions), -(-pairs // 8) * 16, dtype=torch.int64)
-        for row, position in zip(bits, positions.tolist(), strict=True):
-            counter = (ctypes.c_uint32 * 3)(position & _MASK32, position >> 32, stream)
-            key = (ctypes.c_uint32 * 2)(seed & _MASK32, seed >> 32)
-            self._philox(row.data_ptr(), pairs, counter, key)
+        size = -(-pairs // 8) * 16
+        bits = torch.empty(len(positions), size, dtype=torch.int64)
+        positions = positions.contiguous()
+        self._philox(bits.data_ptr(), size, pairs, positions.data_ptr(), len(positions), stream, seed)
         return gumbel_from_bits(bits[:, :vocab_size])
 
     @staticmethod
