@@ -99,9 +99,9 @@ def load(
     verification: "coupled" (sampled output is plain sampling's, token for token) or "rejection" (the published rules).
     prefill_chunk: prompt tokens run at once. sizes: "exact", or "fixed" for passes padded to a few sizes, which costs
     time and is what compiled passes have. runtime: how passes are run: "eager"; on a CPU "packed", which packs
-    bfloat16 weights for few rows (as much memory again), or "compiled", which compiles layers beside the first passes,
-    too; on CUDA "captured", which records whole drafts and verifications as CUDA graphs. "auto" is packed where that is
-    faster and takes a quarter of the available memory at most, else eager.
+    weights in bfloat16 or float32 for few rows (as much memory again), or "compiled", which compiles layers beside the
+    first passes, too; on CUDA "captured", which records whole drafts and verifications as CUDA graphs. "auto" is packed
+    where that is faster and takes a quarter of the available memory at most, else eager.
     keep: texts whose keys and values are kept in memory, so that of a prompt that begins with the same tokens the rest
     alone is run; 0: none. `Model.forget` lets go of them.
     threads: of PyTorch on a CPU, in the whole process; "auto": what suits the model, as the commands choose; None: as

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -18,11 +19,12 @@ from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3 import modeling_qwen3
 
-from families import FAMILIES, prompt_ids
+from families import FAMILIES, build, prompt_ids
 from slipstream.runtime import few_rows as built
 from slipstream.runtime import few_rows_layers as module
 from slipstream.runtime.few_rows import DTYPES, FewRows, FewRowsError
 from slipstream.runtime.few_rows_layers import layer_changes
+from slipstream.runtime.packed_passes import PackedPasses
 from slipstream.target.shadow import shadow
 
 
@@ -211,3 +213,33 @@ def test_transformers_own_modules_and_functions_stay_as_they_are(used: FewRows) 
     assert modeling_llama.apply_rotary_pos_emb is own
     attention = next(one for one in model.modules() if type(one).__name__ == "LlamaAttention")
     assert attention.forward.__func__ is modeling_llama.LlamaAttention.forward
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral"])
+def test_packed_passes_run_by_all_of_it_and_are_as_close_as_eager_ones(
+    name: str, dtype: torch.dtype, library: FewRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("packed", "few_rows_attention", "few_rows_layers"):
+        monkeypatch.setattr(f"slipstream.runtime.{place}.few_rows", lambda dtype: library if dtype in DTYPES else None)
+    asked: Counter[str] = Counter()
+    for part in ("linear", "attention", "rms_norm", "rotary"):
+        own = getattr(library, part)
+        count = lambda *given, own=own, part=part: (asked.update([part]), own(*given))[1]  # noqa: E731
+        monkeypatch.setattr(library, part, count)
+    model = build(name, head_dim=32, attention="sdpa").to(dtype).requires_grad_(False)
+    executor = PackedPasses()
+    twin = executor.prepare(model)
+    asked.clear()  # of trials
+    ids = torch.tensor([prompt_ids(12)])
+    hidden = ~torch.ones(12, 12).tril().bool()
+    mask = torch.zeros(1, 1, 12, 12, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
+    found, theirs = (one(input_ids=ids, attention_mask=mask).logits.double() for one in (twin, model))
+    exact = copy.deepcopy(model).double()(input_ids=ids, attention_mask=mask.double()).logits
+    errors = [float((one - exact).square().mean().sqrt()) for one in (found, theirs)]
+    assert errors[0] <= 1.5 * errors[1]
+    layers = model.config.num_hidden_layers
+    linears, norms = (
+        sum(type(one).__name__.endswith(kind) for one in model.modules()) for kind in ("Linear", "RMSNorm")
+    )
+    assert asked == {"linear": linears, "attention": layers, "rms_norm": norms, "rotary": layers}

@@ -121,6 +121,30 @@ def test_shadows_share_a_packed_weight_and_the_last_holder_frees_it(layer):
 
 
 @needs_bfloat16
+def test_memory_that_a_packed_weight_was_made_of_is_not_another_weights(layer):
+    """`model.to(dtype)` puts new memory into a parameter; what comes to lie in the old one is no packed weight."""
+    weights = PackedWeights()
+    twin = shadow(layer, weights.changes(layer))
+    place = layer.weight.data_ptr()
+    layer.float()
+    assert all(nn.Linear(96, 64, dtype=torch.bfloat16).weight.data_ptr() != place for _ in range(20))
+    assert torch.equal(twin(rows(2).float()), layer(rows(2).float()))
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("library", ["own"], indirect=True)
+def test_rows_that_do_not_fit_get_pytorchs_error_or_its_autocast(layer, library):
+    weights = PackedWeights()
+    twin = shadow(layer, weights.changes(layer))
+    for wrong in (rows(2).float(), rows(2)[..., :90]):
+        with pytest.raises(RuntimeError):
+            twin(wrong)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(twin(rows(2).float()), layer(rows(2).float()))
+    assert weights.nbytes > 0
+
+
+@needs_bfloat16
 def test_without_its_packed_form_a_layer_runs_as_ever(layer):
     weights = PackedWeights()
     twin = shadow(layer, weights.changes(layer))

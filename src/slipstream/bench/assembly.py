@@ -5,6 +5,7 @@ What the user may have got wrong is found before the model is loaded, as far as 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -31,7 +32,7 @@ from slipstream.model import Model
 from slipstream.prompts import Prompt
 from slipstream.records.journal import read_answers
 from slipstream.records.machine import shown_name
-from slipstream.records.run_files import JOURNAL_FILE, SPEC_BENCH_FOLDER
+from slipstream.records.run_files import JOURNAL_FILE, SPEC_BENCH_FOLDER, write_json
 from slipstream.records.schema import Record
 from slipstream.runtime.executor import make_executor
 from slipstream.runtime.threads import check_threads
@@ -140,12 +141,12 @@ def finish_shared(folder: Path, share: Share) -> Record | None:
     """As `finish`, of a run that several processes share: the first to find all done. None for every other one."""
     finisher = folder / FINISHER_FILE
     with FileLock(folder / LOCK_FILE):
-        if finisher.exists() and finisher.read_text() != str(share.rank):
+        if finisher.exists() and json.loads(finisher.read_text(encoding="utf-8")) != {"rank": share.rank}:
             return None
         if not join(folder, share.world_size):
             return None
         record = finish(folder)
-        finisher.write_text(str(share.rank))
+        write_json(finisher, {"rank": share.rank})
         return record
 
 

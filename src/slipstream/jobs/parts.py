@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,12 @@ class Parts:
             if is_ours:
                 _write(self.header_file, _text(self.header))
                 _write(self.out, "".join(done[one] for one in ids))
+            is_written = self.out.exists()
+            if is_written:
                 shutil.rmtree(self.folder, ignore_errors=True)
-            if self.out.exists():
-                Path(lock.lock_file).unlink(missing_ok=True)
+        if is_written:
+            with suppress(OSError):  # Windows keeps a file that another process has just opened
+                Path(lock.lock_file).unlink()
         return is_ours
 
     def _check(self, file: Path, otherwise: str) -> None:

@@ -7,9 +7,11 @@
  *
  * A packed weight lies in blocks of 16 outputs, in each of them the inputs by pairs. A pair in bfloat16 is [16][2], so that a
  * load of 64 bytes holds two inputs of 16 outputs; in float32 it is [2][16]. Sums run over the inputs in order, whatever the
- * number of rows, in float32 by equal parts: a row's result does not depend on others.
+ * number of rows, in float32 by parts: a row's result does not depend on others.
  */
+#include <float.h>
 #include <immintrin.h>
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 
@@ -84,8 +86,8 @@ static inline void load_4(const char *at, __m512 *even, __m512 *odd) {
 }
 
 /* Adds the products of some pairs of inputs to the sums of R rows and V blocks, [R][V][16]. x: rows that lie `width`
- * apart. block: bytes from one block of weights to the next. ahead: of every `each`-th pair its lines are fetched from
- * there, as far on as the pair is. Numbers have S bytes, so a pair has S / 2 lines. In float32 what is added up here begins at
+ * apart. block: bytes from one block of weights to the next. ahead: weights that come next, of which the lines of a pair are
+ * fetched at every `each`-th pair. Numbers have S bytes, so a pair has S / 2 lines. In float32 what is added up here begins at
  * 0: sums of sums are closer than one long sum. */
 typedef void (*Tile)(const float *x, long width, const char *w, long block, long pairs, float *sums, int is_first,
                      const char *ahead, long each);
@@ -268,15 +270,41 @@ static inline __m512 exponential(__m512 x) {
     return _mm512_mask_mov_ps(_mm512_scalef_ps(y, n), tiny, _mm512_setzero_ps());
 }
 
+/* Rows and columns of 16 x 16 numbers change places. */
+static inline void exchange(__m512 *rows) {
+    __m512 a[LANES], b[LANES];
+    for (int i = 0; i < LANES; i += 2) {
+        a[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+        a[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+    for (int i = 0; i < LANES; i += 4)
+        for (int j = 0; j < 2; j++) {
+            const __m512d upper = _mm512_castps_pd(a[i + j]), lower = _mm512_castps_pd(a[i + j + 2]);
+            b[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(upper, lower));
+            b[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(upper, lower));
+        }
+    /* b[i + j] now holds, of rows i to i + 3, columns j, 4 + j, 8 + j and 12 + j. */
+    for (int j = 0; j < 4; j++) {
+        const __m512 first = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x88), second = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xdd);
+        const __m512 third = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0x88);
+        const __m512 fourth = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0xdd);
+        rows[j] = _mm512_shuffle_f32x4(first, third, 0x88);
+        rows[8 + j] = _mm512_shuffle_f32x4(first, third, 0xdd);
+        rows[4 + j] = _mm512_shuffle_f32x4(second, fourth, 0x88);
+        rows[12 + j] = _mm512_shuffle_f32x4(second, fourth, 0xdd);
+    }
+}
+
 /* to[d][KEYS] of `count` keys [count][d], from number `first` on; those that are missing are zeros. */
 static inline void transpose(const void *from, long first, long row, long count, long d, float *to, int is_float) {
-    float line[LANES] __attribute__((aligned(64)));
-    for (long key = 0; key < KEYS; key++)
+    for (long key = 0; key < KEYS; key += LANES)
         for (long c = 0; c < d; c += LANES) {
-            const __m512 part = key < count ? load(from, first + key * row + c, 0xffff, is_float) : _mm512_setzero_ps();
-            _mm512_store_ps(line, part);
+            __m512 square[LANES];
             for (int i = 0; i < LANES; i++)
-                to[(c + i) * KEYS + key] = line[i];
+                square[i] = key + i < count ? load(from, first + (key + i) * row + c, 0xffff, is_float) : _mm512_setzero_ps();
+            exchange(square);
+            for (int i = 0; i < LANES; i++)
+                _mm512_store_ps(to + (c + i) * KEYS + key, square[i]);
         }
 }
 
@@ -351,7 +379,7 @@ static inline int attend(const Attention *it, long head, long first, long count,
         for (long c = 0; c < it->dv; c += LANES)
             _mm512_store_ps(sum + r * it->dv + c, _mm512_setzero_ps());
         masks[r] = row * it->mask_row;
-        highest[r] = -3.4e38f;
+        highest[r] = -FLT_MAX;
         total[r] = 0;
     }
     for (long number = 0; number < blocks; number++) {
@@ -376,7 +404,7 @@ static inline int attend(const Attention *it, long head, long first, long count,
                 const __mmask16 kept = some > c ? there(some, c) : 0;
                 const __m512 hidden = load(it->mask, masks[r] + key + c, kept, is_float);
                 const __m512 sum = _mm512_add_ps(_mm512_load_ps(scores + r * width + key + c), hidden);
-                const __m512 score = _mm512_mask_mov_ps(_mm512_set1_ps(-3.4e38f), kept, sum);
+                const __m512 score = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), kept, sum);
                 _mm512_store_ps(scores + r * width + key + c, score);
                 most = _mm512_max_ps(most, score);
             }

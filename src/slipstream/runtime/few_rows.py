@@ -1,12 +1,12 @@
 """What passes over few rows are made of, and noise, in C: built once on a machine that has a compiler and gains.
 
-A verification or a level of a draft has 2 to 60 rows. oneDNN multiplies by dot products of bfloat16, which processors
-with AVX-512 but without matrix units (AMX) do at half the rate of float32, and products of float32 are made for many
-rows: 8 take twice the time of one. `few_rows.c` multiplies as float32 and reads each weight once. It attends in the
-same way, in float32 throughout, and leaves out what the mask hides. What it gives for a row is the same whatever other
-rows there are. Linear layers over the many rows of a prompt are made of
-such products, too, where that is faster. Norms and rotary embeddings take one call instead of five to seven, each of
-which costs as much as the work. The noise of sampling is that of `core/sampling.py`, to the last bit.
+A verification or a level of a draft has 2 to 60 rows. PyTorch multiplies bfloat16 by dot products (oneDNN), which
+processors with AVX-512 but without matrix units (AMX) do at half the rate of float32, and its product of float32 takes
+twice as long over 8 rows as over one. `few_rows.c` multiplies both as float32 and reads each weight once. It attends in
+the same way, in float32 throughout, and leaves out what the mask hides. What it gives for a row is the same whatever
+other rows there are. Linear layers over the many rows of a prompt are made of such products, too, where that is faster.
+Norms and rotary embeddings take one call instead of five to seven, each of which costs as much as the work. The noise
+of sampling is that of `core/sampling.py`, to the last bit.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import mmap
@@ -50,7 +51,7 @@ _SizesOfAttention, _SizesOfRotary = ctypes.c_long * 13, ctypes.c_long * 8
 _FORMAT = 3  # of what is kept
 DTYPES = (torch.bfloat16, torch.float32)
 """Of numbers that it works on."""
-_FEW, _MANY, _INPUTS, _OUTPUTS = 16, 256, 768, 2048  # rows, inputs and outputs by which it is compared with oneDNN
+_FEW, _MANY, _INPUTS, _OUTPUTS = 16, 256, 768, 2048  # rows, inputs and outputs of its trial
 _ROUNDS = 9
 _WORTH = 1.1  # times as fast
 
@@ -232,6 +233,8 @@ def few_rows(dtype: torch.dtype = torch.bfloat16) -> FewRows | None:
 
     It is built at the first call on a machine, in seconds.
     """
+    if dtype not in DTYPES:
+        return None
     library, worth = _tried()
     return library if dtype in worth else None
 
@@ -325,12 +328,11 @@ def _check(library: FewRows, dtype: torch.dtype) -> None:
     """Raises FewRowsError where it computes anything else than it should."""
     generator = torch.Generator().manual_seed(0)
     unit = torch.finfo(dtype).eps
-    weight, bias = (torch.randn(size, generator=generator).to(dtype) for size in ((70, 37), (70,)))
-    packed = library.packed(weight)
-    for count in (1, 7, 30, MOST_ROWS):
-        rows = torch.randn(count, 37, generator=generator).to(dtype)
+    for count, k in itertools.product((1, 7, 30, MOST_ROWS), (37, 500)):
+        weight, bias = (torch.randn(size, generator=generator).to(dtype) for size in ((70, k), (70,)))
+        rows = torch.randn(count, k, generator=generator).to(dtype)
         expected = rows.double() @ weight.double().T + bias.double()
-        found = library.linear(rows, packed, bias, 70).double()
+        found = library.linear(rows, library.packed(weight), bias, 70).double()
         if not bool(((found - expected).abs() <= unit * expected.abs() + 1e-4).all()):
             raise FewRowsError("its linear layers are wrong here")
     query, key, value = (torch.randn(1, size, 20, 32, generator=generator).to(dtype) for size in (4, 2, 2))

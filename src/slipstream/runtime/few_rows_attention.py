@@ -64,7 +64,8 @@ def _attention(
 
 
 def _fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> bool:
-    plain = all(one.dtype is query.dtype and not one.requires_grad for one in (query, key, value, mask))
+    tensors = (query, key, value, mask)
+    plain = all(one.dtype is query.dtype and one.is_cpu and not one.requires_grad for one in tensors)
     return plain and query.dtype in DTYPES and FewRows.attends(query, key, value)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.runtime.few_rows import DTYPES, FewRows, few_rows
+from slipstream.target.families import RUNNING_ERRORS
 from slipstream.target.shadow import Change, Forward
 
 _EPSILON = ("variance_epsilon", "eps")
@@ -53,8 +54,8 @@ def _epsilon(library: FewRows, module: nn.Module) -> float | None:
     rows = rows.to(weight.dtype)
     try:
         with torch.no_grad():
-            expected = module(rows)
-    except (TypeError, RuntimeError, ValueError):
+            expected = module.forward(rows)  # without anybody's hooks
+    except RUNNING_ERRORS:
         return None
     return epsilon if _is_rounded_alike(library.rms_norm(rows, weight, epsilon), expected) else None
 
@@ -79,7 +80,7 @@ def _as_norm(library: FewRows, epsilon: float) -> Change:
 
         def forward(rows: Tensor, *more: Any, **named: Any) -> Any:
             weight = found["weight"]
-            if more or named or rows.dtype is not weight.dtype or rows.requires_grad or rows.numel() == 0:
+            if more or named or not _fits_norm(rows, weight):
                 return own(rows, *more, **named)
             return library.rms_norm(rows, weight, epsilon)
 
@@ -88,11 +89,17 @@ def _as_norm(library: FewRows, epsilon: float) -> Change:
     return change
 
 
+def _fits_norm(rows: Tensor, weight: Tensor) -> bool:
+    alike = rows.dtype is weight.dtype and rows.is_cpu and weight.is_cpu and rows.shape[-1] == weight.shape[0]
+    return alike and not rows.requires_grad and rows.numel() > 0
+
+
 def _turns(module: nn.Module) -> bool:
-    """Whether its forward is a function of its class that calls the rotary embedding by its usual name."""
+    """Whether its forward is that of its class and calls the rotary embedding by its usual name."""
     function = type(module).forward
     named = isinstance(function, FunctionType) and _ROTARY in function.__code__.co_names
-    return named and "forward" not in module.__dict__
+    own = module.forward
+    return named and isinstance(own, MethodType) and own.__func__ is function and own.__self__ is module
 
 
 def _turning(library: FewRows, known: dict[FunctionType, FunctionType | None]) -> Change:
@@ -127,7 +134,7 @@ def _is_same(library: FewRows, theirs: Rotary) -> bool:
         given = [torch.randn(size, generator=generator).to(dtype) for size in sizes]
         try:
             expected = theirs(*given)
-        except (TypeError, RuntimeError, ValueError, IndexError):
+        except RUNNING_ERRORS:
             return False
         if len(expected) != 2 or not all(map(torch.equal, expected, library.rotary(*given))):
             return False
@@ -135,9 +142,10 @@ def _is_same(library: FewRows, theirs: Rotary) -> bool:
 
 
 def _rotary(library: FewRows, theirs: Rotary) -> Rotary:
-    def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *more: Any, **named: Any) -> tuple[Tensor, Tensor]:
-        if more or named or not _fits(q, k, cos, sin):
-            return theirs(q, k, cos, sin, *more, **named)
+    def rotary(*given: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        if named or len(given) != 4 or not _fits(*given):
+            return theirs(*given, **named)
+        q, k, cos, sin = given
         return library.rotary(q, k, cos.contiguous(), sin.contiguous())
 
     return rotary
@@ -147,7 +155,7 @@ def _fits(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
     """Whether queries and keys can be turned by ours."""
     if q.dim() != 4 or q.shape[0] != 1 or q.shape[-1] % _WIDTH or q.dtype not in DTYPES:
         return False
-    if any(one.dtype is not q.dtype or one.requires_grad for one in (q, k, cos, sin)):
+    if any(one.dtype is not q.dtype or one.requires_grad or not one.is_cpu for one in (q, k, cos, sin)):
         return False
     sized = cos.shape == sin.shape == (1, *q.shape[2:]) and k.shape == (1, k.shape[1], *q.shape[2:])
     return sized and q.stride(3) == k.stride(3) == 1

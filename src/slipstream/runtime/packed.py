@@ -25,7 +25,7 @@ _NAME = "slipstream::packed_linear"
 
 
 class _Packed:
-    """A weight in both forms. It holds the weight, so that no other tensor can come to lie in its place."""
+    """A weight in both forms. It holds the memory of the weight, so that no other can come to lie in its place."""
 
     def __init__(self, weight: Tensor) -> None:
         self._pack(weight)
@@ -37,9 +37,10 @@ class _Packed:
         return self.packed
 
     def _pack(self, weight: Tensor) -> None:
-        self._weight, self._version = weight, weight._version
+        # Not the parameter itself, whose memory `model.to(dtype)` lets go of.
+        self._weight, self._version = weight.detach(), weight._version
         library = few_rows(weight.dtype)
-        whole = weight.detach()
+        whole = self._weight
         self.packed = torch.ops.mkldnn._reorder_linear_weight(whole, 1) if library is None else library.packed(whole)
 
     @property
@@ -137,7 +138,7 @@ def _operator() -> Any:
 
 def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     known = _BY_PLACE.get(weight.data_ptr())
-    if known is None:
+    if known is None or rows.dtype is not weight.dtype or not rows.is_cpu or rows.shape[-1] != weight.shape[1]:
         return nn.functional.linear(rows, weight, bias)
     library, packed = few_rows(weight.dtype), known.of(weight)
     if library is None:

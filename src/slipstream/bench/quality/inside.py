@@ -16,15 +16,15 @@ import sys
 import types
 from typing import Any
 
-READY = b"."
-"""Said before the job is read: by now all of this ends with the process that sends it."""
+_READY = b"."
+"""Said before the job is read: by now bubblewrap has asked to end with the process that sends it."""
 _FIRST_PROCESSES = 9
 """In a process namespace of its own bubblewrap is the first process, and this the second."""
 
 
 def main() -> None:
     """Read the job, limit this process, run code and tests, say how it ended."""
-    os.write(1, READY)
+    os.write(1, _READY)
     job = json.loads(sys.stdin.buffer.read())
     word, limits, is_confined = job.pop("word"), job.pop("limits"), job.pop("confined")
     verdict = os.dup(1)

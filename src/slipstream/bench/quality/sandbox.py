@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import select
+import selectors
 import shutil
 import signal
 import subprocess
@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-from slipstream.bench.quality.inside import READY
 from slipstream.errors import InputError
 
 INSIDE = Path(__file__).with_name("inside.py")
@@ -153,8 +152,10 @@ def _wait_until_ready(process: subprocess.Popen[bytes], most_s: float) -> float:
     """Until `inside.py` runs, or nothing will: whoever is killed before that has sent no code. Returns what is left."""
     deadline = time.monotonic() + most_s
     assert process.stdout is not None
-    if select.select([process.stdout], [], [], most_s)[0]:
-        os.read(process.stdout.fileno(), len(READY))
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        if selector.select(most_s):
+            os.read(process.stdout.fileno(), 1)
     return max(0.0, deadline - time.monotonic())
 
 
