@@ -35,9 +35,12 @@ def test_no_cycle_is_to_a_tenth_outside_passes_but_those_that_the_page_names() -
     over = {
         (row["method"], row["runtime"], row["temperature"]) for row in PROFILE["rows"] if row["outside_passes"] >= 0.1
     }
-    where = (("compiled", 0), ("compiled", 1), ("packed", 1))
-    assert over == {(method, *place) for method in ("eagle2", "auto") for place in where}
-    said = "It is more than a tenth of a cycle of these two, and of no other: compiled, and sampled in packed passes."
+    where = (("eager", 1), ("packed", 1), ("compiled", 1), ("compiled", 0))
+    assert over == {("auto", "packed", 0), *((method, *place) for method in ("eagle2", "auto") for place in where)}
+    said = (
+        "It is more than a tenth of a cycle of these two, and of no other: sampled, and greedy in compiled passes and, "
+        "of `auto`, in packed ones."
+    )
     assert said in re.sub(r"\s+", " ", PAGE)
 
 
