@@ -100,6 +100,17 @@ def test_of_processes_that_end_together_one_writes_the_file(is_joined, tmp_path)
     assert [json.loads(line)["id"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == list(range(8))
 
 
+def test_a_folder_that_a_kill_left_beside_the_file_is_removed_and_the_file_stays(tmp_path):
+    parts = Parts(tmp_path / "out.jsonl", {"model": "tiny"})
+    parts.begin()
+    with parts.writing(0, 1) as part:
+        part.add({"id": 0})
+    (tmp_path / "out.jsonl").write_text("written before the kill")
+    assert not parts.join([0])
+    assert (tmp_path / "out.jsonl").read_text() == "written before the kill"
+    assert {path.name for path in tmp_path.iterdir()} == {"out.jsonl"}
+
+
 def test_another_job_is_not_mixed_in(model, rows, tmp_path):
     out = tmp_path / "out.jsonl"
     run(model, rows, out, Share(0, 2))

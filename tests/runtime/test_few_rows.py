@@ -21,15 +21,6 @@ from slipstream.runtime.few_rows import DTYPES, MOST_ROWS, FewRows, FewRowsError
 from slipstream.runtime.few_rows_attention import attention, with_few_rows_attention
 
 
-@pytest.fixture(scope="module")
-def library() -> FewRows:
-    """Built, whether it is faster here or not."""
-    try:
-        return FewRows(module._built() / module._LIBRARY)
-    except (FewRowsError, OSError) as error:
-        pytest.skip(f"the library is not built here: {error}")
-
-
 def normal(seed: int, *size: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed)).to(dtype)
 

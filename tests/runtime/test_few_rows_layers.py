@@ -20,21 +20,11 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3 import modeling_qwen3
 
 from families import FAMILIES, build, prompt_ids
-from slipstream.runtime import few_rows as built
 from slipstream.runtime import few_rows_layers as module
-from slipstream.runtime.few_rows import DTYPES, FewRows, FewRowsError
+from slipstream.runtime.few_rows import DTYPES, FewRows
 from slipstream.runtime.few_rows_layers import layer_changes
 from slipstream.runtime.packed_passes import PackedPasses
 from slipstream.target.shadow import shadow
-
-
-@pytest.fixture(scope="module")
-def library() -> FewRows:
-    """Built, whether it is faster here or not."""
-    try:
-        return FewRows(built._built() / built._LIBRARY)
-    except (FewRowsError, OSError) as error:
-        pytest.skip(f"the library is not built here: {error}")
 
 
 @pytest.fixture
